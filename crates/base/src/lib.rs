@@ -1,0 +1,17 @@
+//! The vocabulary of bevel: element types and packed weight layouts, tensor views, file mappings,
+//! aligned buffers and the thread pool. Nothing here knows a file format or a model.
+
+mod aligned;
+mod dtype;
+mod error;
+mod mapping;
+pub mod pack;
+mod pool;
+mod tensor;
+
+pub use aligned::AlignedVec;
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use mapping::Mapping;
+pub use pool::Pool;
+pub use tensor::{Shape, TensorView};

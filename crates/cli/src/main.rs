@@ -1,0 +1,2 @@
+//! The bevel binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! quantization and conversion of models

@@ -1,0 +1,1 @@
+//! perplexity and speed measurements

@@ -1,0 +1,77 @@
+use std::fmt;
+use std::str::FromStr;
+
+/// An instruction set that kernels are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// Portable code: the specification of every kernel.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
+    Avx512,
+}
+
+impl Isa {
+    /// What this processor has, slowest first. `Scalar` is always there.
+    pub fn available() -> Vec<Isa> {
+        #[allow(unused_mut)]
+        let mut list = vec![Isa::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
+                list.push(Isa::Avx2);
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+                {
+                    list.push(Isa::Avx512);
+                }
+            }
+        }
+        list
+    }
+
+    /// The fastest available set, or the one `BEVEL_ISA` names.
+    ///
+    /// # Errors
+    /// A sentence where `BEVEL_ISA` names no set or one this processor lacks.
+    pub fn detect() -> Result<Isa, String> {
+        let available = Isa::available();
+        let Ok(name) = std::env::var("BEVEL_ISA") else {
+            return Ok(available[available.len() - 1]);
+        };
+        let isa: Isa = name.parse()?;
+        if available.contains(&isa) {
+            return Ok(isa);
+        }
+        let has: Vec<String> = available.iter().map(|isa| format!("`{isa}`")).collect();
+        Err(format!("BEVEL_ISA is `{name}`, but this processor has only {}", has.join(", ")))
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        })
+    }
+}
+
+impl FromStr for Isa {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        [Isa::Scalar, Isa::Avx2, Isa::Avx512]
+            .into_iter()
+            .find(|isa| isa.to_string() == name)
+            .ok_or_else(|| format!("BEVEL_ISA is `{name}`; it takes `scalar`, `avx2` or `avx512`"))
+    }
+}

@@ -1,0 +1,1 @@
+//! decoder models: configuration, weights, forward pass, tokenizer, chat template
