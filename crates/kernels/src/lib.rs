@@ -1,8 +1,26 @@
 //! The arithmetic of a decoder, one whole-tensor operation a function. Scalar code is the
 //! specification; faster instruction sets are chosen at run time.
 
+mod activation;
+mod attention;
 mod cpu;
+mod dispatch;
+mod elementwise;
+mod error;
 mod isa;
+mod kv;
+mod math;
+mod norm;
+mod rope;
+mod softmax;
 
+pub use activation::{gelu_erf_mul, gelu_tanh_mul, silu_mul};
+pub use attention::{AttentionScratch, AttentionSpec, SequenceSpan, attention};
 pub use cpu::Cpu;
+pub use elementwise::{add, add_bias, add_scaled, scale, softcap};
+pub use error::{Error, Result};
 pub use isa::Isa;
+pub use kv::{BLOCK_TOKENS, KvPool, KvShape, KvType, Slot};
+pub use norm::{rms_norm, rms_norm_in_place};
+pub use rope::{RopeSpec, RopeStyle, RopeTable, rope};
+pub use softmax::softmax;
