@@ -1,3 +1,16 @@
 //! Readers and writers of model files. Nothing here runs a model.
 
+mod atomic;
+mod error;
 pub mod gguf;
+pub mod hub;
+pub mod safetensors;
+mod shards;
+mod split;
+mod stream;
+mod tensor;
+mod wrong_file;
+
+pub use atomic::AtomicFile;
+pub use error::{Error, Result};
+pub use tensor::{TensorInfo, TensorSpec};
