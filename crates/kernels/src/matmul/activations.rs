@@ -1,0 +1,183 @@
+//! Activations as kernels read them: blocks of up to eight tokens, interleaved.
+//!
+//! A kernel multiplies a tile with `T` tokens at once, `T` being 8, 4, 2 or 1. What it needs of them
+//! for the same columns lies together:
+//! ```text
+//! f32    [column][T]                                     4 * T bytes a column
+//! int8   [group of 32 columns] of                       48 * T bytes a group
+//!            [quad 0..8][T][4 columns]   i8 codes
+//!            [T]                         f32 scale = largest magnitude / 127
+//!            [T]                         i32 -(sum of the 32 codes)
+//!            [T][T]                      i32 -(sum of the first, of the last 16 codes)
+//! ```
+//! A token's value is `code * scale`. The block of tokens `t ..` starts where `t` tokens before it
+//! end, whatever the sizes of the blocks are.
+
+use bevel_base::AlignedVec;
+
+use super::layout::{GROUP, QUADS};
+use crate::Cpu;
+use crate::dispatch::for_each_isa;
+
+/// The most tokens of a block.
+pub(super) const TOKENS: usize = 8;
+/// Bytes of one token's int8 group.
+pub(super) const GROUP_BYTES: usize = GROUP + 4 * 4;
+
+/// Buffers of [`super::matmul`], reused from call to call. Nothing is allocated once they have grown
+/// to the largest input seen.
+#[derive(Default)]
+pub struct Scratch {
+    pub(super) int8: Buffer,
+    pub(super) f32: Buffer,
+    pub(super) outputs: Vec<super::Output>,
+}
+
+impl Scratch {
+    /// Empty buffers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl std::fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let bytes = self.int8.0.as_ref().map_or(0, |b| b.len())
+            + self.f32.0.as_ref().map_or(0, |b| b.len());
+        f.debug_struct("Scratch").field("bytes", &bytes).finish()
+    }
+}
+
+/// An aligned buffer that only grows.
+#[derive(Default)]
+pub(super) struct Buffer(Option<AlignedVec<u8>>);
+
+impl Buffer {
+    /// The first `len` bytes.
+    pub(super) fn get(&self, len: usize) -> &[u8] {
+        self.0.as_ref().map_or(&[], |bytes| &bytes[..len])
+    }
+
+    fn grow(&mut self, len: usize) -> &mut [u8] {
+        if self.0.as_ref().is_none_or(|bytes| bytes.len() < len) {
+            self.0 = Some(AlignedVec::zeroed(len));
+        }
+        self.0.as_mut().map_or(&mut [], |bytes| &mut bytes[..len])
+    }
+}
+
+/// The block that starts at `token` where `n` tokens are cut greedily: its number of tokens.
+pub(super) fn block_tokens(token: usize, n: usize) -> usize {
+    match n - token {
+        8.. => 8,
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
+/// Fills `buffer` with `x` (`[n, cols]`) interleaved, and returns the bytes used.
+pub(super) fn interleave(
+    cpu: &Cpu,
+    x: &[f32],
+    n: usize,
+    cols: usize,
+    buffer: &mut Buffer,
+) -> usize {
+    let len = n * cols * 4;
+    let out = buffer.grow(len);
+    each_block(cpu, x, n, cols, cols * 4, out, |x, tokens, out| {
+        let out: &mut [f32] = bytemuck::cast_slice_mut(out);
+        for (token, row) in x.chunks_exact(cols).enumerate() {
+            for (column, &value) in row.iter().enumerate() {
+                out[column * tokens + token] = value;
+            }
+        }
+    });
+    len
+}
+
+/// Fills `buffer` with `x` (`[n, cols]`, `cols` a multiple of 32) quantized to int8, and returns the
+/// bytes used.
+pub(super) fn quantize(cpu: &Cpu, x: &[f32], n: usize, cols: usize, buffer: &mut Buffer) -> usize {
+    let token_bytes = cols / GROUP * GROUP_BYTES;
+    let out = buffer.grow(n * token_bytes);
+    each_block(cpu, x, n, cols, token_bytes, out, |x, tokens, out| {
+        quantize_block(cpu.isa(), x, tokens, out);
+    });
+    n * token_bytes
+}
+
+/// Calls `fill(tokens' values, tokens, their bytes of out)` for each block, on all threads where
+/// there is more than one block of work.
+fn each_block(
+    cpu: &Cpu,
+    x: &[f32],
+    n: usize,
+    cols: usize,
+    token_bytes: usize,
+    out: &mut [u8],
+    fill: impl Fn(&[f32], usize, &mut [u8]) + Sync,
+) {
+    let full = |index: usize, out: &mut [u8]| {
+        let (mut token, end) = (index * TOKENS, n.min((index + 1) * TOKENS));
+        let mut out = out;
+        while token < end {
+            let tokens = block_tokens(token, n);
+            let (block, rest) = std::mem::take(&mut out).split_at_mut(tokens * token_bytes);
+            fill(&x[token * cols..][..tokens * cols], tokens, block);
+            (token, out) = (token + tokens, rest);
+        }
+    };
+    let chunk = TOKENS * token_bytes;
+    if n <= TOKENS {
+        full(0, out);
+    } else {
+        cpu.pool().run_chunks(out, chunk, full);
+    }
+}
+
+for_each_isa! {
+    /// Quantizes `tokens` rows of `x` into one block.
+    fn quantize_block(x: &[f32], tokens: usize, out: &mut [u8]) {
+        let cols = x.len() / tokens;
+        for (token, row) in x.chunks_exact(cols).enumerate() {
+            for (group, out) in row.as_chunks::<GROUP>().0.iter().zip(out.chunks_exact_mut(tokens * GROUP_BYTES)) {
+                let (codes, scale) = quantize_group(group);
+                let sums = [0, 16].map(|half| {
+                    codes[half..half + 16].iter().fold(0i32, |sum, &code| sum + i32::from(code))
+                });
+                let codes: &[u8; GROUP] = bytemuck::cast_ref(&codes);
+                for quad in 0..QUADS {
+                    let place = (quad * tokens + token) * 4;
+                    out[place..place + 4].copy_from_slice(&codes[quad * 4..quad * 4 + 4]);
+                }
+                let rest = &mut out[GROUP * tokens..];
+                let mut put = |index: usize, bytes: [u8; 4]| {
+                    rest[(index * tokens + token) * 4..][..4].copy_from_slice(&bytes);
+                };
+                put(0, scale.to_ne_bytes());
+                put(1, (-sums[0] - sums[1]).to_ne_bytes());
+                put(2, (-sums[0]).to_ne_bytes());
+                put(3, (-sums[1]).to_ne_bytes());
+            }
+        }
+    }
+}
+
+/// Codes in -127 ..= 127 and their scale. A group whose values are all below 1e-35 becomes zero; a
+/// value that is infinite or no number makes the scale so.
+#[inline(always)]
+fn quantize_group(x: &[f32; GROUP]) -> ([i8; GROUP], f32) {
+    // Magnitudes compare as integers, and what is infinite or no number is the largest of them.
+    let bits = x.iter().fold(0, |most: u32, v| most.max(v.to_bits() & 0x7fff_ffff));
+    let largest = f32::from_bits(bits);
+    if largest < 1e-35 {
+        return ([0; GROUP], 0.0);
+    }
+    if !largest.is_finite() {
+        return ([1; GROUP], f32::NAN);
+    }
+    let factor = 127.0 / largest;
+    (x.map(|v| (v * factor).round_ties_even() as i8), largest / 127.0)
+}

@@ -1,0 +1,152 @@
+//! Matrix products with packed weights.
+//!
+//! A file's blocks are repacked at load into a few tile layouts ([`PackedMatrix`], diagrams in
+//! `layout.rs`); a new file format is a repacker, not a kernel. Products with dense weights use f32
+//! activations. Products with integer weights use activations rounded to int8 in groups of 32
+//! columns, once for all matrices that share an input.
+//!
+//! Each output value is computed by one task in an order of operations that depends neither on the
+//! number of threads nor on the other tokens of the batch.
+
+mod activations;
+mod blocks;
+mod kernels;
+mod layout;
+mod packed;
+mod scalar;
+
+pub use activations::Scratch;
+pub use packed::PackedMatrix;
+
+use activations::{GROUP_BYTES, block_tokens};
+use kernels::Sums;
+use layout::{GROUP, ROWS};
+
+use crate::Cpu;
+
+/// One of the products of a [`matmul`].
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// `[rows, cols]`.
+    pub weight: &'a PackedMatrix,
+    /// `[n, rows]`: what the product is written to.
+    pub out: &'a mut [f32],
+}
+
+/// Where tasks write a product's outputs.
+pub(crate) struct Output(*mut f32);
+
+// SAFETY: tasks write disjoint values, while `matmul` holds the buffer borrowed.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+/// Bytes of weights that a task multiplies with all tokens before it goes on: about what stays in a
+/// core's second-level cache beside the activations.
+const TASK_BYTES: usize = 256 << 10;
+/// Bytes of activations that a task walks through for each tile.
+const PANEL_BYTES: usize = 256 << 10;
+
+/// `out = x · weightᵀ` for matrices that share the input `x` (`[n, cols]`): the queries, keys and
+/// values of a layer, the gate and up projections. One fork-join.
+///
+/// # Panics
+/// Where a length does not fit: `x.len() != n * cols`, a matrix has other columns, or
+/// `out.len() != n * rows`.
+pub fn matmul(cpu: &Cpu, x: &[f32], n: usize, products: &mut [Product<'_>], scratch: &mut Scratch) {
+    let Some(cols) = products.first().map(|product| product.weight.cols()) else { return };
+    assert_eq!(x.len(), n * cols, "length of the input of {n} tokens");
+    for Product { weight, out } in &*products {
+        assert_eq!(weight.cols(), cols, "columns of {weight:?}");
+        assert_eq!(out.len(), n * weight.rows(), "length of the output of {weight:?}");
+    }
+    if n == 0 || cols == 0 {
+        products.iter_mut().for_each(|product| product.out.fill(0.0));
+        return;
+    }
+
+    let int8 = if products.iter().any(|product| product.weight.is_integer()) {
+        activations::quantize(cpu, x, n, cols, &mut scratch.int8)
+    } else {
+        0
+    };
+    // A single token's values already lie as kernels read them.
+    let f32 = if n > 1 && products.iter().any(|product| !product.weight.is_integer()) {
+        activations::interleave(cpu, x, n, cols, &mut scratch.f32)
+    } else {
+        0
+    };
+    scratch.outputs.clear();
+    scratch.outputs.extend(products.iter_mut().map(|product| Output(product.out.as_mut_ptr())));
+
+    let int8 = scratch.int8.get(int8);
+    let f32 = if n > 1 { scratch.f32.get(f32) } else { bytemuck::cast_slice(x) };
+    let (outputs, products) = (&scratch.outputs, &*products);
+
+    let tiles: usize = products.iter().map(|product| product.weight.tiles()).sum();
+    let bytes: usize = products.iter().map(|p| p.weight.tiles() * p.weight.tile_bytes()).sum();
+    let threads = cpu.pool().threads();
+    // Small tasks even out threads of unequal speed; none is smaller than a tile.
+    let task_tiles = (tiles * TASK_BYTES / bytes.max(1)).min(tiles / (threads * 8)).max(1);
+    let task_tiles = if threads == 1 && n == 1 { tiles } else { task_tiles };
+
+    cpu.pool().run(tiles.div_ceil(task_tiles), |task| {
+        let (mut tile, end) = (task * task_tiles, tiles.min((task + 1) * task_tiles));
+        let mut first = 0; // tile of the current product
+        for (product, output) in products.iter().zip(outputs) {
+            let last = first + product.weight.tiles();
+            if tile < end.min(last) {
+                let range = tile - first..end.min(last) - first;
+                let activations = if product.weight.is_integer() { int8 } else { f32 };
+                // SAFETY: the range lies inside the product, whose output holds `n` rows; no other
+                // task has these tiles.
+                unsafe { multiply(cpu, product.weight, range, activations, n, output) };
+                tile = end.min(last);
+            }
+            first = last;
+        }
+    });
+}
+
+/// Multiplies some tiles with all tokens.
+///
+/// # Safety
+/// `output` points to `[n, rows]` values that nobody else accesses in the columns of `tiles`.
+unsafe fn multiply(
+    cpu: &Cpu,
+    weight: &PackedMatrix,
+    tiles: std::ops::Range<usize>,
+    activations: &[u8],
+    n: usize,
+    output: &Output,
+) {
+    let kernel = weight.kernel(cpu.isa());
+    let (cols, rows) = (weight.cols(), weight.rows());
+    let token_bytes = if weight.is_integer() { cols / GROUP * GROUP_BYTES } else { cols * 4 };
+    let panel = (PANEL_BYTES / token_bytes / 8 * 8).max(8);
+    let mut sums: Sums = [[0.0; ROWS]; activations::TOKENS];
+    for start in (0..n).step_by(panel) {
+        for index in tiles.clone() {
+            let tile = weight.tile(index);
+            let (row, width) = (index * ROWS, ROWS.min(rows - index * ROWS));
+            let mut token = start;
+            while token < n.min(start + panel) {
+                let tokens = block_tokens(token, n);
+                let block = &activations[token * token_bytes..][..tokens * token_bytes];
+                kernel.run(&tile, block, tokens, &mut sums);
+                for (i, sums) in sums[..tokens].iter().enumerate() {
+                    // SAFETY: row `row .. row + width` of token `token + i` lies inside the output,
+                    // and no other task writes it.
+                    let out = unsafe {
+                        std::slice::from_raw_parts_mut(
+                            output.0.add((token + i) * rows + row),
+                            width,
+                        )
+                    };
+                    out.copy_from_slice(&sums[..width]);
+                }
+                token += tokens;
+            }
+        }
+    }
+}

@@ -1,0 +1,354 @@
+use bevel_base::{AlignedVec, DType};
+
+use super::blocks::{self, Block};
+use super::kernels::Kernel;
+use super::layout::{self, Coding, Dense, GROUP, Integer, Layout, QUADS, ROWS, SUPER, Scales};
+use super::scalar;
+use crate::{Cpu, Error, Isa, Result};
+
+/// A weight matrix `[rows = out, cols = in]` in the layout that kernels read: tiles of 16 rows,
+/// interleaved. Values are those of the file, exactly (F64 is rounded to single precision).
+pub struct PackedMatrix {
+    dtype: DType,
+    layout: Layout,
+    rows: usize,
+    cols: usize,
+    /// Codes or values, tile by tile.
+    codes: AlignedVec<u8>,
+    /// Scales, tile by tile; none for dense layouts.
+    scales: AlignedVec<u8>,
+    /// Levels of look-up types, plus 128.
+    levels: [u8; 16],
+    /// A power of two that every scale is multiplied by; not 1 only in some look-up types.
+    factor: f32,
+}
+
+/// One tile, as kernels see it.
+#[derive(Clone, Copy)]
+pub(super) struct Tile<'a> {
+    /// `[group][64 * bits]` bytes, or `[column][16]` values.
+    pub(super) codes: &'a [u8],
+    /// In the shape of the coding's [`Scales`].
+    pub(super) scales: &'a [u8],
+    /// Levels of look-up types, plus 128.
+    pub(super) levels: &'a [u8; 16],
+    /// What scales are multiplied by in look-up types.
+    pub(super) factor: f32,
+    /// Columns of the matrix.
+    pub(super) cols: usize,
+}
+
+impl PackedMatrix {
+    /// Repacks `data`: `rows` rows of `cols` values of type `dtype`, as they lie in a file.
+    ///
+    /// # Errors
+    /// [`Error::NotWeights`] for types like [`DType::I32`]; [`Error::Base`] where blocks do not divide
+    /// a row or `data` has another length than `rows * cols` values take.
+    pub fn pack(cpu: &Cpu, dtype: DType, rows: usize, cols: usize, data: &[u8]) -> Result<Self> {
+        let expected = bevel_base::Shape::from([rows, cols]).byte_len(dtype)?;
+        if data.len() != expected {
+            let what = format!("matrix [{rows}, {cols}] of {dtype}");
+            let found = data.len();
+            return Err(bevel_base::Error::ByteLength { what, expected, found }.into());
+        }
+        if cols == 0 {
+            return Self::new(cpu, dtype, rows, cols, &[]);
+        }
+        Self::new(cpu, dtype, rows, cols, &[data])
+    }
+
+    /// Repacks the rows of several pieces, one piece below the other: tensors that are multiplied as
+    /// one, or rows picked from a tensor. Each piece holds whole rows of `cols` values.
+    ///
+    /// # Errors
+    /// Those of [`PackedMatrix::pack`].
+    pub fn pack_rows(cpu: &Cpu, dtype: DType, cols: usize, pieces: &[&[u8]]) -> Result<Self> {
+        let row_bytes = dtype.row_bytes(cols)?;
+        let mut rows = 0;
+        for piece in pieces {
+            if row_bytes == 0 || piece.len() % row_bytes != 0 {
+                let what = format!("rows of {cols} values of {dtype}");
+                let expected = piece.len() / row_bytes.max(1) * row_bytes;
+                let found = piece.len();
+                return Err(bevel_base::Error::ByteLength { what, expected, found }.into());
+            }
+            rows += piece.len() / row_bytes;
+        }
+        Self::new(cpu, dtype, rows, cols, pieces)
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The type the weights had in the file.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(&self) -> usize {
+        self.codes.len() + self.scales.len()
+    }
+
+    /// Writes row `index` into `out` (`[cols]`): an embedding's look-up.
+    ///
+    /// # Panics
+    /// Where `index` is no row or `out` has another length.
+    pub fn row(&self, index: usize, out: &mut [f32]) {
+        assert!(index < self.rows, "row {index} of a matrix of {} rows", self.rows);
+        assert_eq!(out.len(), self.cols, "length of the row");
+        scalar::read_row(self.layout, &self.tile(index / ROWS), index % ROWS, out);
+    }
+
+    pub(super) fn tiles(&self) -> usize {
+        self.rows.div_ceil(ROWS)
+    }
+
+    pub(super) fn tile(&self, index: usize) -> Tile<'_> {
+        let (codes, scales) = self.layout.tile_bytes(self.cols);
+        Tile {
+            codes: &self.codes[index * codes..][..codes],
+            scales: &self.scales[index * scales..][..scales],
+            levels: &self.levels,
+            factor: self.factor,
+            cols: self.cols,
+        }
+    }
+
+    pub(super) fn tile_bytes(&self) -> usize {
+        let (codes, scales) = self.layout.tile_bytes(self.cols);
+        codes + scales
+    }
+
+    pub(super) fn is_integer(&self) -> bool {
+        matches!(self.layout, Layout::Integer(_))
+    }
+
+    pub(super) fn kernel(&self, isa: Isa) -> Kernel {
+        Kernel::select(self.layout, isa)
+    }
+
+    fn new(cpu: &Cpu, dtype: DType, rows: usize, cols: usize, pieces: &[&[u8]]) -> Result<Self> {
+        let layout = Layout::of(dtype).ok_or(Error::NotWeights(dtype))?;
+        let row_bytes = dtype.row_bytes(cols)?;
+        let tiles = rows.div_ceil(ROWS);
+        let (code_bytes, scale_bytes) = layout.tile_bytes(cols);
+        let mut codes = AlignedVec::<u8>::zeroed(tiles * code_bytes);
+        let mut scales = AlignedVec::<u8>::zeroed(tiles * scale_bytes);
+        let row = |index: usize| {
+            let mut start = index * row_bytes;
+            for piece in pieces {
+                if start < piece.len() {
+                    return &piece[start..start + row_bytes];
+                }
+                start -= piece.len();
+            }
+            &[]
+        };
+        let (levels, factor) = layout::levels(dtype);
+        if tiles * code_bytes > 0 {
+            // Both buffers are cut into as many parts, of some megabyte each.
+            let part =
+                (1usize << 20).div_ceil(code_bytes).min(tiles.div_ceil(cpu.pool().threads()));
+            let scales = SharedMut::new(&mut scales);
+            cpu.pool().run_chunks(&mut codes, part * code_bytes, |index, codes| {
+                // SAFETY: parts of different indices do not overlap, as those of `codes`.
+                let scales = unsafe {
+                    scales.part(index * part * scale_bytes, codes.len() / code_bytes * scale_bytes)
+                };
+                let mut packer = Packer::new(dtype, layout);
+                for i in 0..codes.len() / code_bytes {
+                    let codes = &mut codes[i * code_bytes..][..code_bytes];
+                    let scales = &mut scales[i * scale_bytes..][..scale_bytes];
+                    let first = (index * part + i) * ROWS;
+                    for lane in 0..ROWS.min(rows - first) {
+                        packer.row(row(first + lane), lane, codes, scales);
+                    }
+                }
+            });
+        }
+        let levels = levels.map(|level| (level as u8) ^ 0x80);
+        Ok(Self { dtype, layout, rows, cols, codes, scales, levels, factor })
+    }
+}
+
+impl std::fmt::Debug for PackedMatrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PackedMatrix({} [{}, {}])", self.dtype, self.rows, self.cols)
+    }
+}
+
+/// A buffer of which tasks write parts that do not overlap.
+struct SharedMut<'a> {
+    start: *mut u8,
+    len: usize,
+    borrow: std::marker::PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> SharedMut<'a> {
+    fn new(bytes: &'a mut [u8]) -> Self {
+        let borrow = std::marker::PhantomData;
+        Self { start: bytes.as_mut_ptr(), len: bytes.len(), borrow }
+    }
+
+    /// # Safety
+    /// No two parts that live at the same time overlap.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn part(&self, start: usize, len: usize) -> &mut [u8] {
+        assert!(start <= self.len && len <= self.len - start, "a part outside the buffer");
+        // SAFETY: inside the buffer, which is borrowed mutably; the caller keeps parts disjoint.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}
+
+// SAFETY: only disjoint parts are handed out.
+unsafe impl Sync for SharedMut<'_> {}
+
+/// Writes file rows into tiles.
+struct Packer {
+    dtype: DType,
+    layout: Layout,
+    block: Block,
+}
+
+impl Packer {
+    fn new(dtype: DType, layout: Layout) -> Self {
+        Self { dtype, layout, block: Block::new() }
+    }
+
+    /// Writes a row of the file into lane `lane` of a zeroed tile.
+    fn row(&mut self, row: &[u8], lane: usize, codes: &mut [u8], scales: &mut [u8]) {
+        match self.layout {
+            Layout::Dense(dense) => dense_row(self.dtype, dense, row, lane, codes),
+            Layout::Integer(integer) => self.integer_row(integer, row, lane, codes, scales),
+        }
+    }
+
+    fn integer_row(
+        &mut self,
+        integer: Integer,
+        row: &[u8],
+        lane: usize,
+        codes: &mut [u8],
+        scales: &mut [u8],
+    ) {
+        let coding = integer.coding();
+        let groups = self.dtype.block_len() / GROUP;
+        for (index, bytes) in row.chunks_exact(self.dtype.block_bytes()).enumerate() {
+            let block = &mut self.block;
+            blocks::decode(self.dtype, bytes, block);
+            let (group_codes, _) = block.codes.as_chunks::<GROUP>();
+            for (i, group_codes) in group_codes[..groups].iter().enumerate() {
+                let start = (index * groups + i) * coding.group_bytes();
+                let tile = &mut codes[start..][..coding.group_bytes()];
+                put_codes(coding.bits, group_codes, lane, bytemuck::cast_slice_mut(tile));
+            }
+            put_scales(coding, block, index * groups, lane, scales);
+        }
+    }
+}
+
+/// Writes the 32 codes of one row into a group's planes (as 32-bit words, one a row and register).
+fn put_codes(bits: usize, codes: &[u8; GROUP], lane: usize, planes: &mut [u32]) {
+    let (quads, _) = codes.as_chunks::<4>();
+    for (k, &quad) in quads.iter().enumerate() {
+        debug_assert!(k < QUADS);
+        // The plane's bits of four codes, one a byte.
+        let quad = u32::from_le_bytes(quad);
+        let low4 = quad & 0x0f0f_0f0f;
+        let low2 = quad & 0x0303_0303;
+        let (bit2, bit4) = ((quad >> 2) & 0x0101_0101, (quad >> 4) & 0x0101_0101);
+        let high2 = (quad >> 4) & 0x0303_0303;
+        let mut put = |register: usize, bits: u32| {
+            planes[register * ROWS + lane] |= bits.to_le();
+        };
+        match bits {
+            8 => put(k, quad),
+            4..=6 => {
+                put(k % 4, low4 << (k / 4 * 4));
+                if bits == 5 {
+                    put(4, bit4 << k);
+                } else if bits == 6 {
+                    put(4 + k / 4, high2 << (k % 4 * 2));
+                }
+            }
+            _ => {
+                put(k / 4, low2 << (k % 4 * 2));
+                if bits == 3 {
+                    put(2, bit2 << k);
+                }
+            }
+        }
+    }
+}
+
+/// Writes one row's scales of the block whose first group is `group`.
+fn put_scales(coding: Coding, block: &Block, group: usize, lane: usize, scales: &mut [u8]) {
+    let (start, _) = coding.scales.locate(group);
+    let record = &mut scales[start..];
+    let put_half = |record: &mut [u8], index: usize, half: u16| {
+        record[index * 32 + lane * 2..][..2].copy_from_slice(&half.to_le_bytes());
+    };
+    put_half(record, 0, block.scale);
+    match coding.scales {
+        Scales::Group | Scales::GroupBf16 | Scales::Super => {}
+        Scales::GroupMin => put_half(record, 1, block.min),
+        Scales::Sub32 => {
+            for i in 0..SUPER {
+                record[32 + i * 16 + lane] = block.sub_scales[i] as u8;
+            }
+        }
+        Scales::Sub32Min => {
+            put_half(record, 1, block.min);
+            for i in 0..SUPER {
+                record[64 + i * 32 + lane] = block.sub_scales[i] as u8;
+                record[64 + i * 32 + 16 + lane] = block.sub_mins[i];
+            }
+        }
+        Scales::Sub16 => {
+            for i in 0..2 * SUPER {
+                record[32 + i * 16 + lane] = block.sub_scales[i] as u8;
+            }
+        }
+        Scales::Sub16Min => {
+            put_half(record, 1, block.min);
+            for i in 0..2 * SUPER {
+                record[64 + i * 16 + lane] = block.sub_scales[i] as u8 | block.sub_mins[i] << 4;
+            }
+        }
+    }
+}
+
+/// Writes a row of plain numbers into column-major lanes.
+fn dense_row(dtype: DType, dense: Dense, row: &[u8], lane: usize, tile: &mut [u8]) {
+    fn put<const N: usize, const M: usize>(
+        row: &[u8],
+        lane: usize,
+        tile: &mut [u8],
+        convert: impl Fn([u8; N]) -> [u8; M],
+    ) {
+        let (values, _) = row.as_chunks::<N>();
+        for (column, &value) in tile.chunks_exact_mut(ROWS * M).zip(values) {
+            column[lane * M..][..M].copy_from_slice(&convert(value));
+        }
+    }
+    match (dtype, dense) {
+        (DType::F64, _) => {
+            put(row, lane, tile, |v: [u8; 8]| (f64::from_le_bytes(v) as f32).to_le_bytes())
+        }
+        (DType::F8_E4M3 | DType::F8_E5M2, _) => put(row, lane, tile, |byte: [u8; 1]| {
+            let mut value = [0.0];
+            bevel_base::pack::dequantize(dtype, &byte, &mut value).expect("one value");
+            half::bf16::from_f32(value[0]).to_le_bytes()
+        }),
+        (_, Dense::F32) => put(row, lane, tile, |v: [u8; 4]| v),
+        (_, Dense::F16 | Dense::Bf16) => put(row, lane, tile, |v: [u8; 2]| v),
+    }
+}
