@@ -1,1 +1,25 @@
-//! decoder models: configuration, weights, forward pass, tokenizer, chat template
+//! Decoder models: configuration, weights, the forward pass over a paged batch, tokenizer and chat
+//! template. Families are data ([`Family`]); the forward pass exists once.
+
+mod cache;
+pub mod chat;
+mod checkpoint;
+mod config;
+mod error;
+mod family;
+mod forward;
+mod mlp;
+mod sampler;
+mod session;
+pub mod tokenizer;
+mod weights;
+
+pub use cache::{KvCache, Sequence};
+pub use checkpoint::{Checkpoint, Entry, HfTensor, Place, Transform, regroup_rows};
+pub use config::{Experts, ModelConfig, RopeConfig, RopeScaling};
+pub use error::{Error, Result};
+pub use family::{Activation, FAMILIES, Family, NormPlacement, QkNorm, TensorName};
+pub use forward::{Batch, Model, Part, State};
+pub use sampler::{Sampler, SamplerConfig};
+pub use session::{FinishReason, GenerateOptions, Generation, PREFILL_CHUNK, Session, generate};
+pub use weights::Weights;

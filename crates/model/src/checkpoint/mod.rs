@@ -1,0 +1,428 @@
+//! A model's files as one set of named tensors. A Hugging Face directory is presented *as the GGUF
+//! file it would become*: same names, same order of rows, same contents. So loading, converting and
+//! quantizing know one convention, and a converted file runs exactly like its source.
+
+mod naming;
+
+pub(crate) use naming::source_row;
+pub use naming::{HfTensor, Place, Transform};
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use bevel_base::{DType, Shape, TensorView, pack};
+use bevel_formats::{gguf, safetensors};
+use indexmap::IndexMap;
+
+use crate::config::{GgufFacts, RopeScaling};
+use crate::{Error, ModelConfig, Result};
+
+/// An opened model: its configuration and its tensors, by GGUF names. Nothing but headers is read
+/// until a tensor is.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: String,
+    config: ModelConfig,
+    tensors: IndexMap<String, Entry>,
+    unused: Vec<String>,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Gguf(gguf::GgufFile),
+    HuggingFace { dir: PathBuf, files: safetensors::Checkpoint },
+}
+
+/// A tensor of a [`Checkpoint`].
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The type its values are read in.
+    pub dtype: DType,
+    /// Its dimensions, outermost first.
+    pub shape: Shape,
+    origin: Origin,
+}
+
+impl Entry {
+    /// Bytes of the values.
+    pub fn byte_len(&self) -> usize {
+        self.shape.byte_len(self.dtype).unwrap_or(usize::MAX)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Origin {
+    /// Lies in the files under this name.
+    Stored(String),
+    /// Made of these stored tensors.
+    Derived(HfTensor),
+    /// Follows from the configuration.
+    Computed(Vec<f32>),
+}
+
+impl Checkpoint {
+    /// Opens a GGUF file (or the first of its shards) or a Hugging Face directory.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the files, the configuration, or the presence, shape and type of a
+    /// tensor.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() { Self::open_hf(path) } else { Self::open_gguf(path) }
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let file = gguf::GgufFile::open(path)?;
+        let shown = path.display().to_string();
+        let embedding = file.tensors().get("token_embd.weight");
+        let missing =
+            |tensor: &str| Error::MissingTensor { path: shown.clone(), tensor: tensor.into() };
+        let facts = GgufFacts {
+            vocab_size: embedding.ok_or_else(|| missing("token_embd.weight"))?.shape.rows(),
+            tied: !file.tensors().contains_key("output.weight"),
+            tensor: &|name| {
+                let Some(info) = file.tensors().get(name) else { return Ok(None) };
+                if info.shape.len() > 1 << 16 {
+                    return Err(missing(name));
+                }
+                let wrap =
+                    |source| Error::Tensor { path: shown.clone(), tensor: name.into(), source };
+                Ok(Some(file.tensor(name)?.to_f32().map_err(wrap)?))
+            },
+        };
+        let config = ModelConfig::from_gguf(file.metadata(), &facts, &shown)?;
+        let tensors = file
+            .tensors()
+            .iter()
+            .map(|(name, info)| {
+                let origin = Origin::Stored(name.clone());
+                (name.clone(), Entry { dtype: info.dtype, shape: info.shape.clone(), origin })
+            })
+            .collect();
+        Self { path: shown, config, tensors, unused: Vec::new(), source: Source::Gguf(file) }
+            .checked()
+    }
+
+    fn open_hf(dir: &Path) -> Result<Self> {
+        let config_path = dir.join("config.json");
+        if !config_path.is_file() {
+            let ggufs = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            let has_gguf =
+                ggufs.map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "gguf"));
+            let problem = match has_gguf {
+                Some(file) => format!(
+                    "the directory has no `config.json`; name the file itself: `{}`",
+                    file.display()
+                ),
+                None => "the directory has no `config.json`, which a Hugging Face checkpoint needs"
+                    .into(),
+            };
+            return Err(Error::NotAModel { path: dir.display().to_string(), problem });
+        }
+        let config =
+            ModelConfig::from_hf(&read_json(&config_path)?, &config_path.display().to_string())?;
+        let files = safetensors::Checkpoint::open(dir)?;
+        let shown = dir.display().to_string();
+        let stored = files.tensors();
+        let prefix = ["model.", "language_model.model.", "model.language_model.", ""]
+            .into_iter()
+            .find(|p| stored.contains_key(&format!("{p}embed_tokens.weight")))
+            .ok_or_else(|| Error::MissingTensor {
+                path: shown.clone(),
+                tensor: "model.embed_tokens.weight".into(),
+            })?;
+
+        let mut tensors = IndexMap::new();
+        let mut used = std::collections::HashSet::new();
+        let mut add = |name: String| -> Result<bool> {
+            let Some(origin) = config.hf_tensor(&name, prefix) else { return Ok(false) };
+            let Some(first) = stored.get(&origin.names[0]) else { return Ok(false) };
+            let shape = if origin.names.len() == 1 && !name.contains("_exps") {
+                first.shape.clone()
+            } else {
+                let mut dims = vec![origin.names.len()];
+                dims.extend_from_slice(first.shape.dims());
+                dims.into()
+            };
+            for part in &origin.names {
+                let same = stored
+                    .get(part)
+                    .is_some_and(|p| p.shape == first.shape && p.dtype == first.dtype);
+                if !same {
+                    return Err(Error::MissingTensor { path: shown.clone(), tensor: part.clone() });
+                }
+                used.insert(part.clone());
+            }
+            // Norms and biases are kept in f32, as in every GGUF file.
+            let dtype = if shape.dims().len() == 1 && first.dtype.is_weight() {
+                DType::F32
+            } else {
+                first.dtype
+            };
+            let origin = if dtype == first.dtype
+                && origin.names.len() == 1
+                && origin.transform == Transform::None
+            {
+                Origin::Stored(origin.names[0].clone())
+            } else {
+                Origin::Derived(origin)
+            };
+            tensors.insert(name, Entry { dtype, shape, origin });
+            Ok(true)
+        };
+        for name in config.required_tensors() {
+            let bias = name.strip_suffix("weight").map(|stem| format!("{stem}bias"));
+            add(name)?;
+            if let Some(bias) = bias {
+                add(bias)?;
+            }
+        }
+        for (name, divisors) in rope_tensors(&config) {
+            let shape = Shape::from([divisors.len()]);
+            tensors.insert(
+                name.into(),
+                Entry { dtype: DType::F32, shape, origin: Origin::Computed(divisors) },
+            );
+        }
+        let tied_head =
+            format!("{}lm_head.weight", prefix.strip_suffix("model.").unwrap_or(prefix));
+        let unused = stored
+            .keys()
+            .filter(|name| !used.contains(*name) && !name.ends_with("rotary_emb.inv_freq"))
+            .filter(|name| !(config.tied && **name == tied_head))
+            .cloned()
+            .collect();
+        let source = Source::HuggingFace { dir: dir.to_owned(), files };
+        Self { path: shown, config, tensors, unused, source }.checked()
+    }
+
+    /// Checks that every tensor of the architecture is there with its shape and a type that can be
+    /// computed with.
+    fn checked(mut self) -> Result<Self> {
+        for name in self.config.required_tensors() {
+            if !self.tensors.contains_key(&name) {
+                return Err(Error::MissingTensor { path: self.path, tensor: name });
+            }
+        }
+        let mut unknown = Vec::new();
+        for (name, entry) in &self.tensors {
+            let Some(expected) = self.config.tensor_shape(name) else {
+                unknown.push(name.clone());
+                continue;
+            };
+            if entry.shape.dims() != expected {
+                return Err(Error::Shape {
+                    path: self.path,
+                    tensor: name.clone(),
+                    expected: Shape::from(expected).to_string(),
+                    found: entry.shape.to_string(),
+                });
+            }
+            if !entry.dtype.is_weight() {
+                let problem = "expected floating-point or packed weights".to_owned();
+                return Err(Error::TensorType {
+                    path: self.path,
+                    tensor: name.clone(),
+                    dtype: entry.dtype,
+                    problem,
+                });
+            }
+        }
+        // Tensors the forward pass would leave out change what the model computes.
+        if let Some(name) = unknown.iter().find(|n| n.ends_with(".bias") || n.contains("norm")) {
+            return Err(Error::TensorType {
+                path: self.path,
+                dtype: self.tensors[name].dtype,
+                problem: format!(
+                    "a {} model has no such tensor; running without it would give wrong results",
+                    self.config.family.gguf
+                ),
+                tensor: name.clone(),
+            });
+        }
+        self.unused.extend(unknown);
+        Ok(self)
+    }
+
+    /// The file or directory.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The tensors by their GGUF names, in file order.
+    pub fn tensors(&self) -> &IndexMap<String, Entry> {
+        &self.tensors
+    }
+
+    /// Tensors in the files that the forward pass has no use for.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
+    }
+
+    /// GGUF metadata, where the model is a GGUF file.
+    pub fn gguf_metadata(&self) -> Option<&gguf::Metadata> {
+        match &self.source {
+            Source::Gguf(file) => Some(file.metadata()),
+            Source::HuggingFace { .. } => None,
+        }
+    }
+
+    /// The directory, where the model is a Hugging Face checkpoint.
+    pub fn hf_dir(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Gguf(_) => None,
+            Source::HuggingFace { dir, .. } => Some(dir),
+        }
+    }
+
+    /// Bytes of all tensors.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensors.values().map(|t| t.byte_len() as u64).sum()
+    }
+
+    /// Weights in all tensors.
+    pub fn parameters(&self) -> u64 {
+        let computed = |t: &&Entry| !matches!(t.origin, Origin::Computed(_));
+        self.tensors.values().filter(computed).map(|t| t.shape.len() as u64).sum()
+    }
+
+    /// The entry of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn entry(&self, name: &str) -> Result<&Entry> {
+        self.tensors.get(name).ok_or_else(|| Error::MissingTensor {
+            path: self.path.clone(),
+            tensor: name.to_owned(),
+        })
+    }
+
+    /// A tensor's values in its entry's type: borrowed from the mapping where they lie there as they
+    /// are, else put together.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`] and those of reading the file.
+    pub fn read(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+        let entry = self.entry(name)?;
+        match &entry.origin {
+            Origin::Stored(stored) => Ok(Cow::Borrowed(self.stored(stored)?.data())),
+            Origin::Computed(values) => {
+                Ok(Cow::Owned(values.iter().flat_map(|v| v.to_le_bytes()).collect()))
+            }
+            Origin::Derived(hf) => {
+                let mut bytes = Vec::with_capacity(entry.byte_len());
+                for part in &hf.names {
+                    let view = self.stored(part)?;
+                    bytes.extend_from_slice(&self.derive(
+                        name,
+                        &view,
+                        entry.dtype,
+                        hf.transform,
+                    )?);
+                }
+                Ok(Cow::Owned(bytes))
+            }
+        }
+    }
+
+    /// One stored tensor, transformed and in the entry's type.
+    fn derive(
+        &self,
+        name: &str,
+        view: &TensorView<'_>,
+        dtype: DType,
+        transform: Transform,
+    ) -> Result<Vec<u8>> {
+        let wrap =
+            |source| Error::Tensor { path: self.path.clone(), tensor: name.to_owned(), source };
+        let mut bytes = view.data().to_vec();
+        if dtype != view.dtype() || transform == Transform::PlusOne {
+            let mut values = view.to_f32().map_err(wrap)?;
+            if transform == Transform::PlusOne {
+                values.iter_mut().for_each(|v| *v += 1.0);
+            }
+            bytes = vec![0; view.shape().byte_len(dtype).map_err(wrap)?];
+            pack::quantize(dtype, &values, None, &mut bytes).map_err(wrap)?;
+        }
+        if let Transform::InterleaveRows { .. } = transform {
+            bytes = regroup_rows(&bytes, view.shape().dims()[0], self.config.head_dim, true);
+        }
+        Ok(bytes)
+    }
+
+    /// A tensor's values as f32. For norms, biases and other small ones.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::read`].
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let entry = self.entry(name)?;
+        let bytes = self.read(name)?;
+        let wrap =
+            |source| Error::Tensor { path: self.path.clone(), tensor: name.to_owned(), source };
+        TensorView::new(entry.dtype, entry.shape.clone(), &bytes)
+            .and_then(|v| v.to_f32())
+            .map_err(wrap)
+    }
+
+    /// Lets the system take back the memory of a tensor's file pages.
+    pub fn release(&self, name: &str) {
+        let parts: &[String] = match self.tensors.get(name).map(|t| &t.origin) {
+            Some(Origin::Stored(stored)) => std::slice::from_ref(stored),
+            Some(Origin::Derived(hf)) => &hf.names,
+            _ => &[],
+        };
+        for part in parts {
+            match &self.source {
+                Source::Gguf(file) => file.release(part),
+                Source::HuggingFace { files, .. } => files.release(part),
+            }
+        }
+    }
+
+    fn stored(&self, name: &str) -> Result<TensorView<'_>> {
+        Ok(match &self.source {
+            Source::Gguf(file) => file.tensor(name)?,
+            Source::HuggingFace { files, .. } => files.tensor(name)?,
+        })
+    }
+}
+
+/// Regroups the rows of query or key projections between the two orders of rope; `rows` may be a
+/// bias's values. See [`Transform::InterleaveRows`].
+pub fn regroup_rows(bytes: &[u8], rows: usize, head_dim: usize, to_gguf: bool) -> Vec<u8> {
+    let row_bytes = bytes.len() / rows.max(1);
+    let mut out = Vec::with_capacity(bytes.len());
+    for r in 0..rows {
+        let from = source_row(r, head_dim, to_gguf);
+        out.extend_from_slice(&bytes[from * row_bytes..][..row_bytes]);
+    }
+    out
+}
+
+/// Tensors that carry a stretched rope's divisors in GGUF files.
+fn rope_tensors(config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
+    match &config.rope.scaling {
+        RopeScaling::Llama3 { .. } => {
+            config.rope.divisors(0).map(|d| ("rope_freqs.weight", d)).into_iter().collect()
+        }
+        RopeScaling::LongRope { short, long, .. } => {
+            vec![
+                ("rope_factors_long.weight", long.clone()),
+                ("rope_factors_short.weight", short.clone()),
+            ]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Reads and parses a JSON file.
+pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value> {
+    let shown = || path.display().to_string();
+    let text = std::fs::read(path).map_err(|source| Error::Io { path: shown(), source })?;
+    serde_json::from_slice(&text).map_err(|source| Error::Json { path: shown(), source })
+}

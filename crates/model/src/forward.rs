@@ -1,0 +1,346 @@
+//! The forward pass of every family: embedding → blocks of attention and MLP on a residual stream →
+//! norm → logits, over a batch of sequences whose keys and values lie in a paged cache.
+
+use bevel_kernels::{
+    AttentionScratch, AttentionSpec, Cpu, Product, RopeSpec, RopeTable, Scratch, SequenceSpan,
+    Slot, add_bias, add_scaled, attention, matmul, rms_norm, rms_norm_in_place, rope, scale,
+    softcap,
+};
+
+use crate::cache::{KvCache, Sequence};
+use crate::config::RopeConfig;
+use crate::family::QkNorm;
+use crate::mlp::MlpState;
+use crate::weights::{LayerWeights, Linear};
+use crate::{Checkpoint, Error, ModelConfig, Result, Weights};
+
+/// A model that is ready to run: configuration and weights. What changes from step to step lies in
+/// [`State`] and [`KvCache`].
+#[derive(Debug)]
+pub struct Model {
+    checkpoint: Checkpoint,
+    weights: Weights,
+}
+
+/// Tokens to run through the model in one step: some of one or more sequences.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// Token ids, the sequences' parts one after another.
+    pub tokens: &'a [u32],
+    /// The sequences' parts. Their token counts add up to `tokens.len()`.
+    pub parts: &'a [Part<'a>],
+    /// Rows of `tokens` after which logits are wanted.
+    pub outputs: &'a [usize],
+}
+
+/// The newest tokens of one sequence. Room for them was made by [`KvCache::extend`].
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// Tokens of this step.
+    pub tokens: usize,
+    /// The sequence, these tokens counted.
+    pub sequence: &'a Sequence,
+}
+
+/// The buffers of a forward pass. They grow to the largest batch seen and are then reused.
+#[derive(Debug)]
+pub struct State {
+    /// The residual stream, `[n, dim]`.
+    x: Vec<f32>,
+    /// A branch of it: `[n, dim]`.
+    h: Vec<f32>,
+    /// `[n, heads, head_dim]`
+    q: Vec<f32>,
+    /// `[n, kv_heads, head_dim]`
+    k: Vec<f32>,
+    v: Vec<f32>,
+    /// `[n, heads, head_dim]`
+    attended: Vec<f32>,
+    /// `[outputs, vocab]`
+    logits: Vec<f32>,
+    slots: Vec<Slot>,
+    positions: Vec<u32>,
+    mlp: MlpState,
+    rope: RopeTable,
+    local_rope: Option<RopeTable>,
+    matmul: Scratch,
+    attention: AttentionScratch,
+}
+
+impl State {
+    /// Buffers for a model, for runs over at most `context` tokens: LongRoPE chooses its frequencies
+    /// by it.
+    pub fn new(config: &ModelConfig, context: usize) -> Self {
+        let table = |rope: &RopeConfig| {
+            RopeTable::new(&RopeSpec {
+                rotary_dim: rope.rotary_dim,
+                theta: rope.theta as f32,
+                factors: rope.divisors(context),
+                style: config.family.rope,
+                attention_factor: rope.attention_factor(),
+            })
+        };
+        Self {
+            x: Vec::new(),
+            h: Vec::new(),
+            q: Vec::new(),
+            k: Vec::new(),
+            v: Vec::new(),
+            attended: Vec::new(),
+            logits: Vec::new(),
+            slots: Vec::new(),
+            positions: Vec::new(),
+            mlp: MlpState::default(),
+            rope: table(&config.rope),
+            local_rope: config.local_rope.as_ref().map(table),
+            matmul: Scratch::default(),
+            attention: AttentionScratch::default(),
+        }
+    }
+
+    /// Logits of the last step, `[outputs, vocab]`.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Sizes the buffers and lays out where the batch's tokens go.
+    fn prepare(&mut self, cpu: &Cpu, config: &ModelConfig, batch: &Batch<'_>) {
+        let n = batch.tokens.len();
+        self.x.resize(n * config.dim, 0.0);
+        self.h.resize(n * config.dim, 0.0);
+        self.q.resize(n * config.q_dim(), 0.0);
+        self.k.resize(n * config.kv_dim(), 0.0);
+        self.v.resize(n * config.kv_dim(), 0.0);
+        self.attended.resize(n * config.q_dim(), 0.0);
+        self.logits.resize(batch.outputs.len() * config.vocab_size, 0.0);
+        self.positions.clear();
+        self.slots.clear();
+        for part in batch.parts {
+            for position in part.sequence.len() - part.tokens..part.sequence.len() {
+                self.positions.push(u32::try_from(position).expect("positions fit in u32"));
+                self.slots.push(Sequence::slot(part.sequence.blocks(), position));
+            }
+        }
+        assert_eq!(self.positions.len(), n, "the parts of a batch add up to its tokens");
+        self.rope.prepare(cpu, &self.positions);
+        if let Some(rope) = &mut self.local_rope {
+            rope.prepare(cpu, &self.positions);
+        }
+    }
+}
+
+impl Model {
+    /// Loads a checkpoint's weights. `progress` is told the bytes read so far.
+    ///
+    /// # Errors
+    /// Those of [`Weights::load`].
+    pub fn load(checkpoint: Checkpoint, cpu: &Cpu, progress: &mut dyn FnMut(u64)) -> Result<Self> {
+        let weights = Weights::load(&checkpoint, cpu, progress)?;
+        Ok(Self { checkpoint, weights })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        self.checkpoint.config()
+    }
+
+    /// The files the model came from.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Runs a batch, adding its keys and values to `cache`, and returns the logits of the rows asked
+    /// for, `[outputs, vocab]`.
+    ///
+    /// # Errors
+    /// [`Error::Token`] for an id outside the vocabulary, [`Error::NotFinite`] where a logit is
+    /// infinite or no number.
+    pub fn forward<'s>(
+        &self,
+        cpu: &Cpu,
+        batch: &Batch<'_>,
+        cache: &mut KvCache,
+        state: &'s mut State,
+    ) -> Result<&'s [f32]> {
+        let config = self.config();
+        let n = batch.tokens.len();
+        state.prepare(cpu, config, batch);
+        self.weights.embed(&self.checkpoint, batch.tokens, &mut state.x)?;
+        if config.embedding_scale != 1.0 {
+            scale(cpu, &mut state.x, config.embedding_scale);
+        }
+        let spans = spans(batch);
+        for (i, layer) in self.weights.layers.iter().enumerate() {
+            self.attention_block(cpu, i, layer, &spans, cache, state);
+            branch_norm(cpu, config, &layer.ffn_norm, &state.x, &mut state.h);
+            layer.ffn.forward(cpu, config, &mut state.h, n, &mut state.mlp, &mut state.matmul);
+            join(cpu, config, &layer.post_ffn_norm, &mut state.h, &mut state.x);
+        }
+        self.head(cpu, batch, state)?;
+        Ok(&state.logits)
+    }
+
+    /// x += o(attention(rope(q(norm x)), rope(k(norm x)), v(norm x)))
+    fn attention_block(
+        &self,
+        cpu: &Cpu,
+        i: usize,
+        layer: &LayerWeights,
+        spans: &[SequenceSpan<'_>],
+        cache: &mut KvCache,
+        state: &mut State,
+    ) {
+        let config = self.config();
+        let n = state.slots.len();
+        branch_norm(cpu, config, &layer.attn_norm, &state.x, &mut state.h);
+        let [q, k, v] = [&mut state.q, &mut state.k, &mut state.v];
+        project(
+            cpu,
+            &state.h,
+            n,
+            &mut [(&layer.q, q), (&layer.k, k), (&layer.v, v)],
+            &mut state.matmul,
+        );
+        for (x, weight, heads) in [
+            (&mut state.q, &layer.q_norm, config.heads),
+            (&mut state.k, &layer.k_norm, config.kv_heads),
+        ] {
+            let Some(weight) = weight else { continue };
+            match config.family.qk_norm {
+                QkNorm::Full => {
+                    rms_norm_in_place(cpu, x, weight, config.norm_eps, n, heads * config.head_dim);
+                }
+                _ => rms_norm_in_place(cpu, x, weight, config.norm_eps, n * heads, config.head_dim),
+            }
+        }
+        let windowed = config.windowed[i];
+        let table = match &state.local_rope {
+            Some(local) if windowed => local,
+            _ => &state.rope,
+        };
+        rope(cpu, &mut state.q, config.heads, config.head_dim, table);
+        rope(cpu, &mut state.k, config.kv_heads, config.head_dim, table);
+        cache.pool.write(cpu, i, &state.k, &state.v, &state.slots);
+
+        let spec = AttentionSpec {
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            scale: config.attention_scale,
+            softcap: config.attention_softcap,
+            window: config.window.filter(|_| windowed),
+        };
+        attention(
+            cpu,
+            &mut state.attended,
+            &state.q,
+            &cache.pool,
+            i,
+            spans,
+            &spec,
+            &mut state.attention,
+        );
+        project(cpu, &state.attended, n, &mut [(&layer.o, &mut state.h)], &mut state.matmul);
+        join(cpu, config, &layer.post_attn_norm, &mut state.h, &mut state.x);
+    }
+
+    /// Logits of the wanted rows.
+    fn head(&self, cpu: &Cpu, batch: &Batch<'_>, state: &mut State) -> Result<()> {
+        let config = self.config();
+        let (dim, rows) = (config.dim, batch.outputs.len());
+        if rows == 0 {
+            return Ok(());
+        }
+        // Wanted rows gather at the front of `h`, their norm at the front of `x`.
+        for (i, &row) in batch.outputs.iter().enumerate() {
+            state.h[i * dim..][..dim].copy_from_slice(&state.x[row * dim..][..dim]);
+        }
+        let (h, x) = (&state.h[..rows * dim], &mut state.x[..rows * dim]);
+        rms_norm(cpu, x, h, &self.weights.output_norm, config.norm_eps, rows, dim);
+        let mut product = [Product { weight: &self.weights.output, out: &mut state.logits }];
+        matmul(cpu, x, rows, &mut product, &mut state.matmul);
+        if config.logit_divisor != 1.0 {
+            scale(cpu, &mut state.logits, 1.0 / config.logit_divisor);
+        }
+        if let Some(cap) = config.logit_softcap {
+            softcap(cpu, &mut state.logits, cap);
+        }
+        for (logits, &row) in state.logits.chunks_exact(config.vocab_size).zip(batch.outputs) {
+            // A sum is finite only where all its terms are; a chance overflow is looked at closely.
+            if !logits.iter().sum::<f32>().is_finite() && logits.iter().any(|l| !l.is_finite()) {
+                return Err(Error::NotFinite { position: state.positions[row] as usize });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The batch as the attention kernel sees it.
+fn spans<'a>(batch: &Batch<'a>) -> Vec<SequenceSpan<'a>> {
+    let mut first_query = 0;
+    let span = |part: &Part<'a>| {
+        first_query += part.tokens;
+        SequenceSpan {
+            first_query: first_query - part.tokens,
+            queries: part.tokens,
+            context: part.sequence.len(),
+            blocks: part.sequence.blocks(),
+        }
+    };
+    batch.parts.iter().map(span).collect()
+}
+
+/// The input of a branch: normalised where the family does that, else a copy.
+fn branch_norm(cpu: &Cpu, config: &ModelConfig, norm: &Option<Vec<f32>>, x: &[f32], h: &mut [f32]) {
+    match norm {
+        Some(weight) => {
+            rms_norm(cpu, h, x, weight, config.norm_eps, x.len() / config.dim, config.dim);
+        }
+        None => h.copy_from_slice(x),
+    }
+}
+
+/// A branch joins the residual stream, normalised and scaled where the family does that.
+fn join(cpu: &Cpu, config: &ModelConfig, norm: &Option<Vec<f32>>, h: &mut [f32], x: &mut [f32]) {
+    if let Some(weight) = norm {
+        rms_norm_in_place(cpu, h, weight, config.norm_eps, h.len() / config.dim, config.dim);
+    }
+    add_scaled(cpu, x, h, config.residual_scale);
+}
+
+/// Linear layers that share their input `x`, `[n, in]`.
+pub(crate) fn project(
+    cpu: &Cpu,
+    x: &[f32],
+    n: usize,
+    layers: &mut [(&Linear, &mut Vec<f32>)],
+    scratch: &mut Scratch,
+) {
+    match layers {
+        [(a, out_a)] => {
+            matmul(cpu, x, n, &mut [Product { weight: &a.weight, out: out_a }], scratch);
+        }
+        [(a, out_a), (b, out_b)] => {
+            let a = Product { weight: &a.weight, out: out_a };
+            let b = Product { weight: &b.weight, out: out_b };
+            matmul(cpu, x, n, &mut [a, b], scratch);
+        }
+        [(a, out_a), (b, out_b), (c, out_c)] => {
+            let a = Product { weight: &a.weight, out: out_a };
+            let b = Product { weight: &b.weight, out: out_b };
+            let c = Product { weight: &c.weight, out: out_c };
+            matmul(cpu, x, n, &mut [a, b, c], scratch);
+        }
+        _ => unreachable!("at most three layers share an input"),
+    }
+    for (layer, out) in layers {
+        if let Some(bias) = &layer.bias {
+            add_bias(cpu, out, bias, n, bias.len());
+        }
+    }
+}

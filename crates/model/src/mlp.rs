@@ -1,0 +1,141 @@
+//! The MLP of a block: dense, or a mixture of experts of which each token visits a few
+//! (arXiv 1701.06538, 2401.04088).
+
+use bevel_kernels::{Cpu, Product, Scratch, gelu_tanh_mul, matmul, silu_mul, softmax};
+
+use crate::ModelConfig;
+use crate::config::Experts;
+use crate::family::Activation;
+use crate::forward::project;
+use crate::weights::{Ffn, Mlp};
+
+/// Buffers of the MLP.
+#[derive(Debug, Default)]
+pub(crate) struct MlpState {
+    /// `[n, ffn]`
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    hidden: Vec<f32>,
+    /// `[n, experts]`
+    router: Vec<f32>,
+    /// Which tokens go to which expert, by expert.
+    visits: Vec<Visit>,
+    /// One expert's inputs and outputs, `[visits, dim]`.
+    gathered: Vec<f32>,
+    /// `[n, dim]`
+    sum: Vec<f32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Visit {
+    expert: usize,
+    token: usize,
+    weight: f32,
+}
+
+impl Ffn {
+    /// Replaces `h`, `[n, dim]`, by the MLP's output.
+    pub(crate) fn forward(
+        &self,
+        cpu: &Cpu,
+        config: &ModelConfig,
+        h: &mut Vec<f32>,
+        n: usize,
+        state: &mut MlpState,
+        scratch: &mut Scratch,
+    ) {
+        match self {
+            Ffn::Dense(mlp) => mlp.forward(cpu, config, h, n, state, scratch),
+            Ffn::Experts { router, experts } => {
+                let settings = config.experts.expect("a mixture has settings");
+                state.router.resize(n * settings.count, 0.0);
+                let mut product = [Product { weight: router, out: &mut state.router }];
+                matmul(cpu, h, n, &mut product, scratch);
+                route(cpu, &mut state.router, settings, &mut state.visits);
+                run_experts(cpu, config, experts, h, n, state, scratch);
+            }
+        }
+    }
+}
+
+impl Mlp {
+    /// h ← down(act(gate · h) ⊙ (up · h))
+    fn forward(
+        &self,
+        cpu: &Cpu,
+        config: &ModelConfig,
+        h: &mut Vec<f32>,
+        n: usize,
+        state: &mut MlpState,
+        scratch: &mut Scratch,
+    ) {
+        let len = n * config.ffn_dim;
+        for buffer in [&mut state.gate, &mut state.up, &mut state.hidden] {
+            buffer.resize(len, 0.0);
+        }
+        let mut pair = [(&self.gate, &mut state.gate), (&self.up, &mut state.up)];
+        project(cpu, h, n, &mut pair, scratch);
+        let act_mul = match config.family.activation {
+            Activation::Silu => silu_mul,
+            Activation::GeluTanh => gelu_tanh_mul,
+        };
+        act_mul(cpu, &mut state.hidden, &state.gate, &state.up);
+        project(cpu, &state.hidden, n, &mut [(&self.down, h)], scratch);
+    }
+}
+
+/// Chooses each token's experts: the `used` largest of the router's softmax. Leaves the visits sorted
+/// by expert, and by token within one.
+fn route(cpu: &Cpu, router: &mut [f32], experts: Experts, visits: &mut Vec<Visit>) {
+    visits.clear();
+    for (token, weights) in router.chunks_exact_mut(experts.count).enumerate() {
+        softmax(cpu, weights);
+        let first = visits.len();
+        for _ in 0..experts.used {
+            let chosen = &visits[first..];
+            let best = (0..experts.count)
+                .filter(|&e| chosen.iter().all(|v| v.expert != e))
+                .max_by(|&a, &b| weights[a].total_cmp(&weights[b]).then(b.cmp(&a)))
+                .expect("no more experts are used than exist");
+            visits.push(Visit { expert: best, token, weight: weights[best] });
+        }
+        if experts.norm_topk {
+            let sum: f32 = visits[first..].iter().map(|v| v.weight).sum();
+            visits[first..].iter_mut().for_each(|v| v.weight /= sum);
+        }
+    }
+    visits.sort_by_key(|v| (v.expert, v.token));
+}
+
+/// h ← Σ weight · expert(h) over each token's visits.
+fn run_experts(
+    cpu: &Cpu,
+    config: &ModelConfig,
+    experts: &[Mlp],
+    h: &mut [f32],
+    n: usize,
+    state: &mut MlpState,
+    scratch: &mut Scratch,
+) {
+    let dim = config.dim;
+    let visits = std::mem::take(&mut state.visits);
+    let mut gathered = std::mem::take(&mut state.gathered);
+    let mut sum = std::mem::take(&mut state.sum);
+    sum.clear();
+    sum.resize(n * dim, 0.0);
+    for group in visits.chunk_by(|a, b| a.expert == b.expert) {
+        gathered.clear();
+        for visit in group {
+            gathered.extend_from_slice(&h[visit.token * dim..][..dim]);
+        }
+        experts[group[0].expert].forward(cpu, config, &mut gathered, group.len(), state, scratch);
+        for (visit, out) in group.iter().zip(gathered.chunks_exact(dim)) {
+            let sum = &mut sum[visit.token * dim..][..dim];
+            for (sum, out) in sum.iter_mut().zip(out) {
+                *sum += visit.weight * out;
+            }
+        }
+    }
+    h.copy_from_slice(&sum);
+    (state.visits, state.gathered, state.sum) = (visits, gathered, sum);
+}

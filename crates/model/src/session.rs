@@ -1,0 +1,318 @@
+//! One conversation with a model: its cache, and text generation on top of it.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use bevel_kernels::{Cpu, KvType};
+
+use crate::tokenizer::Tokenizer;
+use crate::{Batch, KvCache, Model, Part, Result, Sampler, SamplerConfig, Sequence, State};
+
+/// Tokens that go through the model at once while a prompt is read: enough to reuse each weight many
+/// times, few enough that the buffers stay small.
+pub const PREFILL_CHUNK: usize = 512;
+
+/// A single sequence that grows token by token.
+#[derive(Debug)]
+pub struct Session<'m> {
+    model: &'m Model,
+    cpu: &'m Cpu,
+    cache: KvCache,
+    sequence: Sequence,
+    state: State,
+    tokens: Vec<u32>,
+    context: usize,
+}
+
+impl<'m> Session<'m> {
+    /// A session that can hold `context` tokens.
+    ///
+    /// # Errors
+    /// Those of [`KvCache::new`].
+    pub fn new(model: &'m Model, cpu: &'m Cpu, context: usize, kv_type: KvType) -> Result<Self> {
+        Ok(Self {
+            model,
+            cpu,
+            cache: KvCache::new(model.config(), kv_type, context)?,
+            sequence: Sequence::new(),
+            state: State::new(model.config(), context),
+            tokens: Vec::new(),
+            context,
+        })
+    }
+
+    /// Tokens that went through the model.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Tokens that fit.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Runs `tokens` after those before and returns the logits after the last one, `[vocab]`.
+    ///
+    /// # Errors
+    /// Those of [`Session::step`].
+    ///
+    /// # Panics
+    /// Where `tokens` is empty.
+    pub fn feed(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        assert!(!tokens.is_empty(), "logits need a token");
+        let chunks = tokens.chunks(PREFILL_CHUNK);
+        let last = chunks.len() - 1;
+        for (i, chunk) in chunks.enumerate() {
+            if i < last {
+                self.step(chunk, &[])?;
+            }
+        }
+        let start = last * PREFILL_CHUNK;
+        let chunk = &tokens[start..];
+        self.step(chunk, &[chunk.len() - 1])
+    }
+
+    /// Runs `tokens` in one pass and returns the logits after each of `outputs` (indices into
+    /// `tokens`), `[outputs, vocab]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::ContextFull`], and those of [`Model::forward`]. The session is then as before.
+    pub fn step(&mut self, tokens: &[u32], outputs: &[usize]) -> Result<&[f32]> {
+        let before = self.sequence.len();
+        if before + tokens.len() > self.context {
+            let needed = before + tokens.len();
+            return Err(crate::Error::ContextFull { needed, available: self.context });
+        }
+        self.cache.extend(&mut self.sequence, tokens.len())?;
+        let parts = [Part { tokens: tokens.len(), sequence: &self.sequence }];
+        let batch = Batch { tokens, parts: &parts, outputs };
+        match self.model.forward(self.cpu, &batch, &mut self.cache, &mut self.state) {
+            Ok(_) => {
+                self.tokens.extend_from_slice(tokens);
+                Ok(self.state.logits())
+            }
+            Err(error) => {
+                self.cache.truncate(&mut self.sequence, before);
+                Err(error)
+            }
+        }
+    }
+
+    /// Goes back to the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) {
+        self.tokens.truncate(len);
+        self.cache.truncate(&mut self.sequence, len);
+    }
+
+    /// Goes back to what the session shares with `prompt` and returns the rest of it: at least its
+    /// last token, whose logits are wanted.
+    pub fn reuse<'p>(&mut self, prompt: &'p [u32]) -> &'p [u32] {
+        let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let keep = same.min(prompt.len().saturating_sub(1));
+        self.truncate(keep);
+        &prompt[keep..]
+    }
+}
+
+/// When to stop and how to choose tokens.
+#[derive(Clone, Debug, Default)]
+pub struct GenerateOptions {
+    /// At most so many tokens; `None`: until the context is full.
+    pub max_tokens: Option<usize>,
+    /// Text that ends the answer, wherever token boundaries fall. It is not part of the answer.
+    pub stop: Vec<String>,
+    /// Goes on past tokens that end a text.
+    pub ignore_eos: bool,
+    /// The sampler.
+    pub sampler: SamplerConfig,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it.
+    EndOfText,
+    /// A stop string appeared.
+    StopString,
+    /// `max_tokens` was reached.
+    MaxTokens,
+    /// The context is full.
+    ContextFull,
+    /// The caller broke off.
+    Cancelled,
+}
+
+/// A finished answer.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// Its text, stop strings cut off.
+    pub text: String,
+    /// Its tokens, an end-of-text token not counted.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// Tokens of the prompt, and how many of them were in the cache already.
+    pub prompt_tokens: usize,
+    /// See `prompt_tokens`.
+    pub cached_tokens: usize,
+    /// Time from the prompt to the first logits.
+    pub prefill: Duration,
+    /// Time for the tokens after that.
+    pub decode: Duration,
+}
+
+/// Reads `prompt`, reusing what the session already holds of it, and generates an answer.
+/// `on_text` is called with each piece of text as soon as it is certain; it ends the answer by
+/// [`ControlFlow::Break`].
+///
+/// # Errors
+/// Those of [`Session::step`]; a context that fills up during the answer ends it without an error.
+pub fn generate(
+    session: &mut Session<'_>,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generation> {
+    let mut sampler = Sampler::new(options.sampler.clone());
+    let rest = session.reuse(prompt);
+    let cached_tokens = prompt.len() - rest.len();
+    let start = Instant::now();
+    let mut token = sampler.sample(session.feed(rest)?, prompt);
+    let prefill = start.elapsed();
+
+    let start = Instant::now();
+    let mut decoder = tokenizer.decoder_continuing().skip_special(true);
+    let mut text = StopText::new(&options.stop);
+    let mut tokens: Vec<u32> = Vec::new();
+    let mut history = prompt.to_vec();
+    let mut finish = loop {
+        if options.max_tokens.is_some_and(|max| tokens.len() >= max) {
+            break FinishReason::MaxTokens;
+        }
+        if tokenizer.end_of_generation().contains(&token) && !options.ignore_eos {
+            break FinishReason::EndOfText;
+        }
+        tokens.push(token);
+        history.push(token);
+        let stopped = text.push(&decoder.push(token));
+        if on_text(text.ready()).is_break() {
+            break FinishReason::Cancelled;
+        }
+        if stopped {
+            break FinishReason::StopString;
+        }
+        if session.tokens().len() >= session.context() {
+            break FinishReason::ContextFull;
+        }
+        token = sampler.sample(session.step(&[token], &[0])?, &history);
+    };
+    if finish != FinishReason::StopString {
+        if text.push(&decoder.finish()) {
+            finish = FinishReason::StopString;
+        } else {
+            text.end();
+        }
+        let _ = on_text(text.ready());
+    }
+    Ok(Generation {
+        text: text.finished,
+        tokens,
+        finish,
+        prompt_tokens: prompt.len(),
+        cached_tokens,
+        prefill,
+        decode: start.elapsed(),
+    })
+}
+
+/// Text that is held back while it could be the beginning of a stop string.
+struct StopText<'a> {
+    stop: &'a [String],
+    /// Certain to belong to the answer.
+    finished: String,
+    /// Bytes of `finished` that the caller has seen.
+    shown: usize,
+    held: String,
+}
+
+impl<'a> StopText<'a> {
+    fn new(stop: &'a [String]) -> Self {
+        Self { stop, finished: String::new(), shown: 0, held: String::new() }
+    }
+
+    /// Adds text; true where a stop string is complete.
+    fn push(&mut self, piece: &str) -> bool {
+        self.held.push_str(piece);
+        let found =
+            self.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s.as_str()));
+        if let Some(at) = found.min() {
+            self.finished.push_str(&self.held[..at]);
+            self.held.clear();
+            return true;
+        }
+        let keep = self.stop.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
+        let certain = self.held.len() - keep;
+        self.finished.push_str(&self.held[..certain]);
+        self.held.drain(..certain);
+        false
+    }
+
+    /// No more text comes: nothing held back can become a stop string.
+    fn end(&mut self) {
+        self.finished.push_str(&std::mem::take(&mut self.held));
+    }
+
+    /// What the caller has not seen yet.
+    fn ready(&mut self) -> &str {
+        let from = std::mem::replace(&mut self.shown, self.finished.len());
+        &self.finished[from..]
+    }
+}
+
+/// Bytes at the end of `text` that begin `stop` without completing it.
+fn overlap(text: &str, stop: &str) -> usize {
+    (1..stop.len())
+        .rev()
+        .filter(|&n| stop.is_char_boundary(n))
+        .find(|&n| text.ends_with(&stop[..n]))
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(stop: &[&str], pieces: &[&str], expected: &[&str], stopped: bool) {
+        let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
+        let mut text = StopText::new(&stop);
+        let mut shown = Vec::new();
+        let mut hit = false;
+        for piece in pieces {
+            hit = text.push(piece);
+            shown.push(text.ready().to_owned());
+            if hit {
+                break;
+            }
+        }
+        if !hit {
+            text.end();
+            shown.push(text.ready().to_owned());
+        }
+        assert_eq!(shown, expected);
+        assert_eq!(hit, stopped);
+    }
+
+    #[test]
+    fn stop_strings_cross_token_boundaries() {
+        check(&[], &["a", "b"], &["a", "b", ""], false);
+        check(&["END"], &["abE", "ND", "x"], &["ab", ""], true);
+        check(&["END"], &["abE", "Nx", "y"], &["ab", "ENx", "y", ""], false);
+        check(&["\n\n"], &["a\n", "\nb"], &["a", ""], true);
+        check(&["yz", "z"], &["xyz"], &["x"], true);
+        check(&["é!"], &["caf", "é", "?"], &["caf", "", "é?", ""], false);
+        check(&["aab"], &["aa", "ab"], &["", "a"], true);
+        check(&["end"], &["the e"], &["the ", "e"], false);
+    }
+}

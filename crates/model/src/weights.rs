@@ -1,0 +1,280 @@
+use std::borrow::Cow;
+use std::ops::Range;
+
+use bevel_base::{DType, pack};
+use bevel_kernels::{Cpu, PackedMatrix};
+
+use crate::family::QkNorm;
+use crate::{Checkpoint, Error, ModelConfig, Result};
+
+/// A model's weights in the layouts the kernels run on.
+#[derive(Debug)]
+pub struct Weights {
+    pub(crate) embedding: Embedding,
+    pub(crate) layers: Vec<LayerWeights>,
+    /// `[dim]`
+    pub(crate) output_norm: Vec<f32>,
+    /// `[vocab, dim]`
+    pub(crate) output: PackedMatrix,
+}
+
+/// One decoder block. A norm is `None` where the family has none there.
+#[derive(Debug)]
+pub(crate) struct LayerWeights {
+    pub(crate) attn_norm: Option<Vec<f32>>,
+    pub(crate) q: Linear,
+    pub(crate) k: Linear,
+    pub(crate) v: Linear,
+    pub(crate) o: Linear,
+    pub(crate) q_norm: Option<Vec<f32>>,
+    pub(crate) k_norm: Option<Vec<f32>>,
+    pub(crate) post_attn_norm: Option<Vec<f32>>,
+    pub(crate) ffn_norm: Option<Vec<f32>>,
+    pub(crate) ffn: Ffn,
+    pub(crate) post_ffn_norm: Option<Vec<f32>>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Ffn {
+    Dense(Mlp),
+    /// `router` is `[experts, dim]`.
+    Experts {
+        router: PackedMatrix,
+        experts: Vec<Mlp>,
+    },
+}
+
+/// down(act(gate · x) ⊙ (up · x))
+#[derive(Debug)]
+pub(crate) struct Mlp {
+    /// `[ffn, dim]`
+    pub(crate) gate: Linear,
+    /// `[ffn, dim]`
+    pub(crate) up: Linear,
+    /// `[dim, ffn]`
+    pub(crate) down: Linear,
+}
+
+/// W · x + b
+#[derive(Debug)]
+pub(crate) struct Linear {
+    /// `[out, in]`
+    pub(crate) weight: PackedMatrix,
+    /// `[out]`
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+/// The token embedding, `[vocab, dim]`, kept as it is stored: a step looks up a few rows only.
+#[derive(Debug)]
+pub(crate) struct Embedding {
+    dtype: DType,
+    /// The bytes, unless they can be read in place from the checkpoint's mapping.
+    owned: Option<Vec<u8>>,
+}
+
+const EMBEDDING: &str = "token_embd.weight";
+
+impl Weights {
+    /// Reads and repacks every tensor. `progress` is told the bytes read so far.
+    ///
+    /// # Errors
+    /// Those of reading and packing a tensor.
+    pub fn load(checkpoint: &Checkpoint, cpu: &Cpu, progress: &mut dyn FnMut(u64)) -> Result<Self> {
+        let mut loader =
+            Loader { checkpoint, config: checkpoint.config(), cpu, progress, bytes: 0 };
+        let dtype = checkpoint.entry(EMBEDDING)?.dtype;
+        let owned = match checkpoint.read(EMBEDDING)? {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(bytes) => Some(bytes),
+        };
+        let layers = (0..loader.config.layers).map(|i| loader.layer(i)).collect::<Result<_>>()?;
+        let output_norm = checkpoint.read_f32("output_norm.weight")?;
+        let head = if loader.config.tied { EMBEDDING } else { "output.weight" };
+        let output = loader.matrix(head, None, 0)?;
+        Ok(Self { embedding: Embedding { dtype, owned }, layers, output_norm, output })
+    }
+
+    /// Bytes the packed matrices take in memory.
+    pub fn bytes(&self) -> usize {
+        let linear = |l: &Linear| l.weight.bytes();
+        let mlp = |m: &Mlp| linear(&m.gate) + linear(&m.up) + linear(&m.down);
+        let layers: usize = self
+            .layers
+            .iter()
+            .map(|l| {
+                let ffn = match &l.ffn {
+                    Ffn::Dense(dense) => mlp(dense),
+                    Ffn::Experts { router, experts } => {
+                        router.bytes() + experts.iter().map(mlp).sum::<usize>()
+                    }
+                };
+                linear(&l.q) + linear(&l.k) + linear(&l.v) + linear(&l.o) + ffn
+            })
+            .sum();
+        layers + self.output.bytes() + self.embedding.owned.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Writes the embeddings of `tokens` into `out`, `[tokens, dim]`.
+    pub(crate) fn embed(
+        &self,
+        checkpoint: &Checkpoint,
+        tokens: &[u32],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let config = checkpoint.config();
+        let stored;
+        let bytes: &[u8] = match &self.embedding.owned {
+            Some(bytes) => bytes,
+            None => {
+                stored = checkpoint.read(EMBEDDING)?;
+                &stored
+            }
+        };
+        let row_bytes = bytes.len() / config.vocab_size;
+        for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(config.dim)) {
+            let row = usize::try_from(token).ok().filter(|&row| row < config.vocab_size);
+            let row = row.ok_or(Error::Token { token, vocab: config.vocab_size })?;
+            pack::dequantize(self.embedding.dtype, &bytes[row * row_bytes..][..row_bytes], out)
+                .map_err(|source| Error::Tensor {
+                    path: checkpoint.path().into(),
+                    tensor: EMBEDDING.into(),
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+}
+
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    config: &'a ModelConfig,
+    cpu: &'a Cpu,
+    progress: &'a mut dyn FnMut(u64),
+    bytes: u64,
+}
+
+impl Loader<'_> {
+    fn layer(&mut self, layer: usize) -> Result<LayerWeights> {
+        let family = self.config.family;
+        let name = |stem: &str| format!("blk.{layer}.{stem}");
+        let norm = |stem: &str| -> Result<Option<Vec<f32>>> {
+            let exists = family.layer.iter().any(|t| t.gguf == stem);
+            exists.then(|| self.checkpoint.read_f32(&name(&format!("{stem}.weight")))).transpose()
+        };
+        let attn_norm = norm("attn_norm")?;
+        let ffn_norm = norm("ffn_norm")?;
+        let post_attn_norm = norm("post_attention_norm")?;
+        let post_ffn_norm = norm("post_ffw_norm")?;
+        let (q_norm, k_norm) = match family.qk_norm {
+            QkNorm::None => (None, None),
+            QkNorm::PerHead | QkNorm::Full => (norm("attn_q_norm")?, norm("attn_k_norm")?),
+        };
+        let (q_dim, kv_dim) = (self.config.q_dim(), self.config.kv_dim());
+        let fused = family.is_fused();
+        let (q, k, v) = if fused {
+            let qkv = name("attn_qkv");
+            (
+                self.linear(&qkv, Some(0..q_dim))?,
+                self.linear(&qkv, Some(q_dim..q_dim + kv_dim))?,
+                self.linear(&qkv, Some(q_dim + kv_dim..q_dim + 2 * kv_dim))?,
+            )
+        } else {
+            (
+                self.linear(&name("attn_q"), None)?,
+                self.linear(&name("attn_k"), None)?,
+                self.linear(&name("attn_v"), None)?,
+            )
+        };
+        let ffn_dim = self.config.ffn_dim;
+        let ffn = match self.config.experts {
+            None if fused => {
+                let both = name("ffn_up");
+                Ffn::Dense(Mlp {
+                    gate: self.linear(&both, Some(0..ffn_dim))?,
+                    up: self.linear(&both, Some(ffn_dim..2 * ffn_dim))?,
+                    down: self.linear(&name("ffn_down"), None)?,
+                })
+            }
+            None => Ffn::Dense(Mlp {
+                gate: self.linear(&name("ffn_gate"), None)?,
+                up: self.linear(&name("ffn_up"), None)?,
+                down: self.linear(&name("ffn_down"), None)?,
+            }),
+            Some(experts) => Ffn::Experts {
+                router: self.matrix(&name("ffn_gate_inp.weight"), None, 0)?,
+                experts: (0..experts.count)
+                    .map(|e| {
+                        let mut linear = |stem: &str| -> Result<Linear> {
+                            let weight = self.matrix(&name(&format!("{stem}.weight")), None, e)?;
+                            Ok(Linear { weight, bias: None })
+                        };
+                        Ok(Mlp {
+                            gate: linear("ffn_gate_exps")?,
+                            up: linear("ffn_up_exps")?,
+                            down: linear("ffn_down_exps")?,
+                        })
+                    })
+                    .collect::<Result<_>>()?,
+            },
+        };
+        let o = self.linear(&name("attn_output"), None)?;
+        Ok(LayerWeights {
+            attn_norm,
+            q,
+            k,
+            v,
+            o,
+            q_norm,
+            k_norm,
+            post_attn_norm,
+            ffn_norm,
+            ffn,
+            post_ffn_norm,
+        })
+    }
+
+    fn linear(&mut self, stem: &str, rows: Option<Range<usize>>) -> Result<Linear> {
+        let bias_name = format!("{stem}.bias");
+        let bias = match self.checkpoint.tensors().contains_key(&bias_name) {
+            false => None,
+            true => {
+                let bias = self.checkpoint.read_f32(&bias_name)?;
+                Some(rows.clone().map_or(bias.clone(), |rows| bias[rows].to_vec()))
+            }
+        };
+        Ok(Linear { weight: self.matrix(&format!("{stem}.weight"), rows, 0)?, bias })
+    }
+
+    /// Packs a matrix, some of its rows, or one matrix of a stack of experts.
+    fn matrix(
+        &mut self,
+        name: &str,
+        rows: Option<Range<usize>>,
+        expert: usize,
+    ) -> Result<PackedMatrix> {
+        let entry = self.checkpoint.entry(name)?;
+        let dims = entry.shape.dims();
+        let (&cols, outer) = dims.split_last().expect("checked shapes have dimensions");
+        let &stored_rows = outer.last().expect("matrices have rows");
+        let rows = rows.unwrap_or(0..stored_rows);
+        let bytes = self.checkpoint.read(name)?;
+        let row_bytes = bytes.len() / entry.shape.rows();
+        let first = expert * stored_rows + rows.start;
+        let part = &bytes[first * row_bytes..][..rows.len() * row_bytes];
+        let packed = PackedMatrix::pack(self.cpu, entry.dtype, rows.len(), cols, part).map_err(
+            |source| Error::Kernel {
+                path: self.checkpoint.path().into(),
+                tensor: name.into(),
+                source,
+            },
+        )?;
+        self.bytes += part.len() as u64;
+        (self.progress)(self.bytes);
+        drop(bytes);
+        // The last user of the file's pages gives them back.
+        if first + rows.len() == entry.shape.rows() {
+            self.checkpoint.release(name);
+        }
+        Ok(packed)
+    }
+}
