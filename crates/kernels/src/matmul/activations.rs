@@ -140,44 +140,52 @@ fn each_block(
 for_each_isa! {
     /// Quantizes `tokens` rows of `x` into one block.
     fn quantize_block(x: &[f32], tokens: usize, out: &mut [u8]) {
-        let cols = x.len() / tokens;
-        for (token, row) in x.chunks_exact(cols).enumerate() {
-            for (group, out) in row.as_chunks::<GROUP>().0.iter().zip(out.chunks_exact_mut(tokens * GROUP_BYTES)) {
+        for (token, row) in x.chunks_exact(x.len() / tokens).enumerate() {
+            let (groups, _) = row.as_chunks::<GROUP>();
+            for (group, out) in groups.iter().zip(out.chunks_exact_mut(tokens * GROUP_BYTES)) {
                 let (codes, scale) = quantize_group(group);
-                let sums = [0, 16].map(|half| {
-                    codes[half..half + 16].iter().fold(0i32, |sum, &code| sum + i32::from(code))
-                });
-                let codes: &[u8; GROUP] = bytemuck::cast_ref(&codes);
-                for quad in 0..QUADS {
-                    let place = (quad * tokens + token) * 4;
-                    out[place..place + 4].copy_from_slice(&codes[quad * 4..quad * 4 + 4]);
+                let mut sums = [0i32; 2];
+                for i in 0..GROUP / 2 {
+                    sums[0] -= i32::from(codes[i]);
+                    sums[1] -= i32::from(codes[GROUP / 2 + i]);
                 }
-                let rest = &mut out[GROUP * tokens..];
-                let mut put = |index: usize, bytes: [u8; 4]| {
-                    rest[(index * tokens + token) * 4..][..4].copy_from_slice(&bytes);
-                };
-                put(0, scale.to_ne_bytes());
-                put(1, (-sums[0] - sums[1]).to_ne_bytes());
-                put(2, (-sums[0]).to_ne_bytes());
-                put(3, (-sums[1]).to_ne_bytes());
+                let quads: [[u8; 4]; QUADS] = bytemuck::cast(codes);
+                let (words, _) = out.as_chunks_mut::<4>();
+                for (words, quad) in words.chunks_exact_mut(tokens).zip(quads) {
+                    words[token] = quad;
+                }
+                let words = &mut words[QUADS * tokens..];
+                words[token] = scale.to_ne_bytes();
+                words[tokens + token] = (sums[0] + sums[1]).to_ne_bytes();
+                words[2 * tokens + token] = sums[0].to_ne_bytes();
+                words[3 * tokens + token] = sums[1].to_ne_bytes();
             }
         }
     }
 }
 
-/// Codes in -127 ..= 127 and their scale. A group whose values are all below 1e-35 becomes zero; a
-/// value that is infinite or no number makes the scale so.
+/// Codes in -127 ..= 127 and their scale. A group whose values are all below 1e-35 becomes zero; one
+/// with a value that is infinite or no number gets a scale that is no number.
 #[inline(always)]
 fn quantize_group(x: &[f32; GROUP]) -> ([i8; GROUP], f32) {
-    // Magnitudes compare as integers, and what is infinite or no number is the largest of them.
-    let bits = x.iter().fold(0, |most: u32, v| most.max(v.to_bits() & 0x7fff_ffff));
+    /// Added to a small number, rounds it to an integer, ties to even, in the mantissa's low bits.
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+    // Magnitudes compare as integers; what is infinite or no number is larger than all others.
+    let mut bits = 0;
+    for v in x {
+        bits = (v.to_bits() & 0x7fff_ffff).max(bits);
+    }
     let largest = f32::from_bits(bits);
-    if largest < 1e-35 {
-        return ([0; GROUP], 0.0);
+    let (factor, scale) = if !largest.is_finite() {
+        (0.0, f32::NAN)
+    } else if largest < 1e-35 {
+        (0.0, 0.0)
+    } else {
+        (127.0 / largest, largest / 127.0)
+    };
+    let mut codes = [0; GROUP];
+    for (code, v) in codes.iter_mut().zip(x) {
+        *code = (v * factor + ROUND).to_bits() as i8;
     }
-    if !largest.is_finite() {
-        return ([1; GROUP], f32::NAN);
-    }
-    let factor = 127.0 / largest;
-    (x.map(|v| (v * factor).round_ties_even() as i8), largest / 127.0)
+    (codes, scale)
 }

@@ -4,6 +4,8 @@ use super::activations::TOKENS;
 use super::layout::{Dense, Format, Layout, ROWS, Visitor};
 use super::packed::Tile;
 use super::scalar;
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 use crate::Isa;
 
 /// The products of a tile with a block of tokens: `[token][row]`.
@@ -59,6 +61,10 @@ impl Visitor for Select {
 
     fn visit<F: Format>(self) -> Function {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::integer::<F>,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::integer::<F>,
             _ => scalar::integer::<F>,
         }
     }
@@ -66,6 +72,18 @@ impl Visitor for Select {
 
 fn dense_function(dense: Dense, isa: Isa) -> Function {
     match (isa, dense) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, Dense::F32) => avx512::dense_f32,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, Dense::F16) => avx512::dense_f16,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, Dense::Bf16) => avx512::dense_bf16,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, Dense::F32) => avx2::dense_f32,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, Dense::F16) => avx2::dense_f16,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, Dense::Bf16) => avx2::dense_bf16,
         (_, Dense::F32) => scalar::dense_f32,
         (_, Dense::F16) => scalar::dense_f16,
         (_, Dense::Bf16) => scalar::dense_bf16,

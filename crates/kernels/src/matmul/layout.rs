@@ -65,7 +65,7 @@ pub(super) enum Scales {
 
 impl Scales {
     /// Groups that share a record, and the record's bytes.
-    const fn record(self) -> (usize, usize) {
+    pub(super) const fn record(self) -> (usize, usize) {
         match self {
             Scales::Group | Scales::GroupBf16 => (1, 32),
             Scales::GroupMin => (1, 64),

@@ -9,6 +9,10 @@
 //! number of threads nor on the other tokens of the batch.
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod blocks;
 mod kernels;
 mod layout;

@@ -1,0 +1,302 @@
+//! The kernels for AVX2: two registers hold the 16 rows of a tile.
+
+use std::arch::x86_64::*;
+
+use super::activations::GROUP_BYTES;
+use super::kernels::Sums;
+use super::layout::{Dense, Format, QUADS, ROWS, Scales};
+use super::packed::Tile;
+
+/// The eight rows that a register holds: the first or the last of a tile.
+type Half = usize;
+
+/// Products of an integer tile with a block of tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn integer<F: Format>(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    for half in 0..2 {
+        match tokens {
+            8 => {
+                // Two passes: eight tokens' sums would not fit in sixteen registers.
+                integer_block::<F, 8, 4>(tile, block, 0, half, sums);
+                integer_block::<F, 8, 4>(tile, block, 4, half, sums);
+            }
+            4 => integer_block::<F, 4, 4>(tile, block, 0, half, sums),
+            2 => integer_block::<F, 2, 2>(tile, block, 0, half, sums),
+            _ => integer_block::<F, 1, 1>(tile, block, 0, half, sums),
+        }
+    }
+}
+
+/// Tokens `first .. first + N` of a block of `T`.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn integer_block<F: Format, const T: usize, const N: usize>(
+    tile: &Tile<'_>,
+    block: &[u8],
+    first: usize,
+    half: Half,
+    sums: &mut Sums,
+) {
+    let coding = const { F::CODING };
+    let levels = _mm256_broadcastsi128_si256(load128(tile.levels));
+    let mut totals = [_mm256_setzero_ps(); N];
+    let blocks = block.chunks_exact(const { GROUP_BYTES * T });
+    let planes = tile.codes.chunks_exact(const { F::CODING.group_bytes() });
+    for (group, (block, planes)) in blocks.zip(planes).enumerate() {
+        let (registers, _) = planes.as_chunks::<64>();
+        let scales = scales::<F>(tile, group, half);
+        let mut parts = [_mm256_setzero_ps(); N];
+        let spans = const { if F::CODING.scales.halves() { 2 } else { 1 } };
+        for span in 0..spans {
+            // Where -(sum of the span's codes) of the first token lies.
+            let negative = (QUADS + if spans == 1 { 1 } else { 2 + span }) * T + first;
+            let mut dots = [_mm256_setzero_si256(); N];
+            // Levels around 128 are multiplied as signed bytes, their zero already subtracted.
+            if coding.zero != 0 && !coding.full_byte() {
+                let shift = _mm256_set1_epi32(coding.zero.trailing_zeros() as i32);
+                for t in 0..N {
+                    dots[t] = _mm256_sllv_epi32(word(block, negative + t), shift);
+                }
+            }
+            for k in span * QUADS / spans..(span + 1) * QUADS / spans {
+                let weights = quad::<F>(registers, k, half, levels);
+                for t in 0..N {
+                    let codes = word(block, k * T + first + t);
+                    let products = if coding.full_byte() {
+                        let weights = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
+                        // 2 * 128 * 127 is still 16 bits.
+                        let codes = _mm256_sign_epi8(codes, weights);
+                        _mm256_maddubs_epi16(_mm256_abs_epi8(weights), codes)
+                    } else {
+                        _mm256_maddubs_epi16(weights, codes)
+                    };
+                    let fours = _mm256_madd_epi16(products, _mm256_set1_epi16(1));
+                    dots[t] = _mm256_add_epi32(dots[t], fours);
+                }
+            }
+            let (scale, min) = scales[span];
+            for t in 0..N {
+                let dot = _mm256_cvtepi32_ps(dots[t]);
+                parts[t] = if span == 0 {
+                    _mm256_mul_ps(dot, scale)
+                } else {
+                    _mm256_fmadd_ps(dot, scale, parts[t])
+                };
+                if coding.scales.has_min() {
+                    let negative = _mm256_cvtepi32_ps(word(block, negative + t));
+                    parts[t] = _mm256_fnmadd_ps(min, negative, parts[t]);
+                }
+            }
+        }
+        for t in 0..N {
+            let scale = _mm256_castsi256_ps(word(block, QUADS * T + first + t));
+            totals[t] = _mm256_fmadd_ps(parts[t], scale, totals[t]);
+        }
+    }
+    for t in 0..N {
+        store(&mut sums[first + t], half, totals[t]);
+    }
+}
+
+/// The levels of half of quad `k`, of which the zero is still to be subtracted.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn quad<F: Format>(registers: &[[u8; 64]], k: usize, half: Half, levels: __m256i) -> __m256i {
+    let register = |index: usize| load(&registers[index], half);
+    let code = match const { F::CODING.bits } {
+        8 => register(k),
+        6 => {
+            let high = field(register(4 + k / 4), k % 4 * 2, 4, 0x30);
+            _mm256_or_si256(field(register(k % 4), k / 4 * 4, 0, 0x0f), high)
+        }
+        5 => {
+            let high = field(register(4), k, 4, 0x10);
+            _mm256_or_si256(field(register(k % 4), k / 4 * 4, 0, 0x0f), high)
+        }
+        4 => field(register(k % 4), k / 4 * 4, 0, 0x0f),
+        3 => {
+            let high = field(register(2), k, 2, 0x04);
+            _mm256_or_si256(field(register(k / 4), k % 4 * 2, 0, 0x03), high)
+        }
+        _ => field(register(k / 4), k % 4 * 2, 0, 0x03),
+    };
+    if const { F::CODING.lookup } { _mm256_shuffle_epi8(levels, code) } else { code }
+}
+
+/// Each byte moved from bit `from` to bit `to`, then masked.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn field(bytes: __m256i, from: usize, to: usize, mask: i8) -> __m256i {
+    // Bits that cross into a neighbouring byte are masked off.
+    let moved = if from > to {
+        _mm256_srlv_epi32(bytes, _mm256_set1_epi32((from - to) as i32))
+    } else {
+        _mm256_sllv_epi32(bytes, _mm256_set1_epi32((to - from) as i32))
+    };
+    _mm256_and_si256(moved, _mm256_set1_epi8(mask))
+}
+
+/// Scales and minima (which are added) of the group's halves, the first being the whole group's
+/// where halves share them.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn scales<F: Format>(tile: &Tile<'_>, group: usize, half: Half) -> [(__m256, __m256); 2] {
+    let layout = const { F::CODING.scales };
+    let (start, position) = layout.locate(group);
+    let record = &tile.scales[start..][..const { F::CODING.scales.record().1 }];
+    let halves = |start: usize| _mm256_cvtph_ps(load128(part(record, start + half * 16)));
+    let bytes = |start: usize| {
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load64(part(record, start + half * 8))))
+    };
+    let negate = |v: __m256| _mm256_xor_ps(v, _mm256_set1_ps(-0.0));
+    let none = _mm256_setzero_ps();
+    match layout {
+        Scales::Group | Scales::Super => [(halves(0), none); 2],
+        Scales::GroupBf16 => {
+            let bits = _mm256_cvtepu16_epi32(load128(part(record, half * 16)));
+            [(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)), none); 2]
+        }
+        Scales::GroupMin => [(halves(0), halves(32)); 2],
+        Scales::Sub32 => {
+            let unit = _mm256_mul_ps(halves(0), _mm256_set1_ps(tile.factor));
+            [(_mm256_mul_ps(unit, bytes(32 + position * 16)), none); 2]
+        }
+        Scales::Sub32Min => {
+            let place = 64 + position * 32;
+            let scale = _mm256_mul_ps(halves(0), bytes(place));
+            let min = _mm256_mul_ps(halves(32), bytes(place + 16));
+            [(scale, negate(min)); 2]
+        }
+        Scales::Sub16 => {
+            let unit = _mm256_mul_ps(halves(0), _mm256_set1_ps(tile.factor));
+            let scale = |place: usize| (_mm256_mul_ps(unit, bytes(place)), none);
+            [scale(32 + position * 32), scale(32 + position * 32 + 16)]
+        }
+        Scales::Sub16Min => {
+            let (unit, min_unit) = (halves(0), halves(32));
+            let pair = |place: usize| {
+                let pair = _mm256_cvtepu8_epi32(load64(part(record, place + half * 8)));
+                let scale = _mm256_and_si256(pair, _mm256_set1_epi32(15));
+                let min = _mm256_mul_ps(min_unit, _mm256_cvtepi32_ps(_mm256_srli_epi32(pair, 4)));
+                (_mm256_mul_ps(unit, _mm256_cvtepi32_ps(scale)), negate(min))
+            };
+            [pair(64 + position * 32), pair(64 + position * 32 + 16)]
+        }
+    }
+}
+
+/// Products of a dense tile with a block of tokens. Even and odd columns are summed apart, so that
+/// the sum of one token does not wait for every addition.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn dense_f32(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    dense::<{ Dense::F32 as u8 }>(tile, block, tokens, sums);
+}
+
+/// As [`dense_f32`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn dense_f16(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    dense::<{ Dense::F16 as u8 }>(tile, block, tokens, sums);
+}
+
+/// As [`dense_f32`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn dense_bf16(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    dense::<{ Dense::Bf16 as u8 }>(tile, block, tokens, sums);
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dense<const D: u8>(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    for half in 0..2 {
+        match tokens {
+            8 => {
+                dense_block::<D, 8, 4>(tile, block, 0, half, sums);
+                dense_block::<D, 8, 4>(tile, block, 4, half, sums);
+            }
+            4 => dense_block::<D, 4, 4>(tile, block, 0, half, sums),
+            2 => dense_block::<D, 2, 2>(tile, block, 0, half, sums),
+            _ => dense_block::<D, 1, 1>(tile, block, 0, half, sums),
+        }
+    }
+}
+
+/// Tokens `first .. first + N` of a block of `T`.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dense_block<const D: u8, const T: usize, const N: usize>(
+    tile: &Tile<'_>,
+    block: &[u8],
+    first: usize,
+    half: Half,
+    sums: &mut Sums,
+) {
+    let column_bytes = const { if D == Dense::F32 as u8 { 64 } else { 32 } };
+    let mut totals = [[_mm256_setzero_ps(); 2]; N];
+    let mut step = |column: &[u8], x: &[u8], parity: usize| {
+        let weights = if D == Dense::F32 as u8 {
+            _mm256_castsi256_ps(load(part(column, 0), half))
+        } else if D == Dense::F16 as u8 {
+            _mm256_cvtph_ps(load128(part(column, half * 16)))
+        } else {
+            let bits = _mm256_cvtepu16_epi32(load128(part(column, half * 16)));
+            _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))
+        };
+        for t in 0..N {
+            let x = _mm256_castsi256_ps(word(x, first + t));
+            totals[t][parity] = _mm256_fmadd_ps(weights, x, totals[t][parity]);
+        }
+    };
+    let mut columns = tile.codes.chunks_exact(2 * column_bytes);
+    let mut blocks = block.chunks_exact(const { 2 * T * 4 });
+    for (pair, x) in columns.by_ref().zip(blocks.by_ref()) {
+        step(&pair[..column_bytes], &x[..T * 4], 0);
+        step(&pair[column_bytes..], &x[T * 4..], 1);
+    }
+    if !columns.remainder().is_empty() {
+        step(columns.remainder(), blocks.remainder(), 0);
+    }
+    for t in 0..N {
+        store(&mut sums[first + t], half, _mm256_add_ps(totals[t][0], totals[t][1]));
+    }
+}
+
+/// The 32-bit word `index` of `block`, in all lanes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn word(block: &[u8], index: usize) -> __m256i {
+    _mm256_set1_epi32(i32::from_ne_bytes(*part(block, index * 4)))
+}
+
+/// The `N` bytes at `start`.
+#[inline(always)]
+fn part<const N: usize>(bytes: &[u8], start: usize) -> &[u8; N] {
+    bytes[start..].first_chunk().expect("lengths are those of the layout")
+}
+
+/// Half of a tile's register.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(register: &[u8; 64], half: Half) -> __m256i {
+    let (halves, _) = register.as_chunks::<32>();
+    // SAFETY: reads exactly an array of 32 bytes; any address will do.
+    unsafe { _mm256_loadu_si256(halves[half].as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load128(bytes: &[u8; 16]) -> __m128i {
+    // SAFETY: as in `load`.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load64(bytes: &[u8; 8]) -> __m128i {
+    _mm_set_epi64x(0, i64::from_le_bytes(*bytes))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(out: &mut [f32; ROWS], half: Half, value: __m256) {
+    let (halves, _) = out.as_chunks_mut::<8>();
+    // SAFETY: writes exactly an array of eight values; any address will do.
+    unsafe { _mm256_storeu_ps(halves[half].as_mut_ptr(), value) }
+}

@@ -1,0 +1,363 @@
+//! Products with packed weights against sums in double precision, for every weight type and every
+//! instruction set of this processor.
+
+use bevel_base::{DType, pack};
+use bevel_kernels::{Cpu, Error, Isa, PackedMatrix, Product, Scratch, matmul};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed};
+
+/// A small generator: tests must not depend on a library's stream of numbers.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 32) as u32
+    }
+
+    /// In -1 .. 1.
+    fn value(&mut self) -> f32 {
+        self.bits() as i32 as f32 / 2f32.powi(31)
+    }
+}
+
+fn weight_types() -> impl Iterator<Item = DType> {
+    DType::all().filter(|dtype| dtype.is_weight())
+}
+
+fn is_dense(dtype: DType) -> bool {
+    !dtype.is_packed()
+}
+
+/// Offsets of a block's f16 scales.
+fn scale_offsets(dtype: DType) -> &'static [usize] {
+    use DType::*;
+    match dtype {
+        Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
+        Q2_K => &[80, 82],
+        Q3_K => &[108],
+        Q6_K => &[208],
+        TQ1_0 => &[52],
+        TQ2_0 => &[64],
+        MXFP4 => &[],
+        _ => &[0],
+    }
+}
+
+/// Rows of a type: every bit of the codes at random, scales of moderate size and either sign.
+fn file_rows(dtype: DType, rows: usize, cols: usize, random: &mut Random) -> Vec<u8> {
+    let bytes = dtype.row_bytes(cols).unwrap() * rows;
+    if is_dense(dtype) {
+        let values: Vec<f32> = (0..rows * cols).map(|_| random.value()).collect();
+        let mut data = vec![0; bytes];
+        pack::quantize(dtype, &values, None, &mut data).unwrap();
+        return data;
+    }
+    let mut data: Vec<u8> = (0..bytes).map(|_| random.bits() as u8).collect();
+    for block in data.chunks_exact_mut(dtype.block_bytes()) {
+        for &offset in scale_offsets(dtype) {
+            let scale = half::f16::from_f32(random.value() * 0.1);
+            block[offset..offset + 2].copy_from_slice(&scale.to_le_bytes());
+        }
+        match dtype {
+            DType::MXFP4 => block[0] = 120 + block[0] % 8,
+            // Base 3: bytes that a quantizer writes.
+            DType::TQ1_0 => {
+                for byte in &mut block[..52] {
+                    *byte = (u16::from(*byte % 243) * 256).div_ceil(243) as u8;
+                }
+            }
+            _ => {}
+        }
+    }
+    data
+}
+
+fn dequantized(dtype: DType, data: &[u8], len: usize) -> Vec<f32> {
+    let mut values = vec![0.0; len];
+    pack::dequantize(dtype, data, &mut values).unwrap();
+    values
+}
+
+/// Activations rounded to int8 in groups of 32, as the kernels' contract says.
+fn rounded(x: &[f32]) -> Vec<f32> {
+    x.chunks(32)
+        .flat_map(|group| {
+            let largest = group.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let (factor, scale) =
+                if largest < 1e-35 { (0.0, 0.0) } else { (127.0 / largest, largest / 127.0) };
+            group.iter().map(move |v| (v * factor).round_ties_even() * scale)
+        })
+        .collect()
+}
+
+fn dot(w: &[f32], x: &[f32]) -> f64 {
+    w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum()
+}
+
+fn norm(v: &[f32]) -> f64 {
+    dot(v, v).sqrt()
+}
+
+fn multiply(cpu: &Cpu, weight: &PackedMatrix, x: &[f32], n: usize) -> Vec<f32> {
+    let mut out = vec![f32::NAN; n * weight.rows()];
+    matmul(cpu, x, n, &mut [Product { weight, out: &mut out }], &mut Scratch::new());
+    out
+}
+
+/// Compares all instruction sets with sums in double precision: tightly with the numbers that the
+/// kernels multiply, loosely with the activations before they were rounded to int8.
+#[track_caller]
+fn check(dtype: DType, rows: usize, blocks: usize, n: usize, seed: u64) {
+    let mut random = Random(seed);
+    let cols = blocks * dtype.block_len();
+    let data = file_rows(dtype, rows, cols, &mut random);
+    let x: Vec<f32> = (0..n * cols).map(|_| random.value()).collect();
+    check_data(dtype, rows, cols, &data, &x, n);
+}
+
+#[track_caller]
+fn check_data(dtype: DType, rows: usize, cols: usize, data: &[u8], x: &[f32], n: usize) {
+    let w = dequantized(dtype, data, rows * cols);
+    let used = if is_dense(dtype) { x.to_vec() } else { rounded(x) };
+    for isa in Isa::available() {
+        let cpu = Cpu::with_isa(1, isa);
+        let weight = PackedMatrix::pack(&cpu, dtype, rows, cols, data).unwrap();
+        let out = multiply(&cpu, &weight, x, n);
+        for token in 0..n {
+            let x = &x[token * cols..][..cols];
+            let used = &used[token * cols..][..cols];
+            for row in 0..rows {
+                let w = &w[row * cols..][..cols];
+                let found = f64::from(out[token * rows + row]);
+                let what =
+                    format!("{dtype} [{rows}, {cols}] {isa}: token {token} of {n}, row {row}");
+                let size = norm(w) * norm(used) + 1e-30;
+                let error = (found - dot(w, used)).abs() / size;
+                assert!(error <= 3e-6, "{what}: {error:e} of its size away from {}", dot(w, used));
+                let error = (found - dot(w, x)).abs() / size;
+                assert!(error <= 1e-2, "{what}: {error:e} of its size lost by rounding");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(Config {
+        cases: 12,
+        rng_seed: RngSeed::Fixed(4),
+        failure_persistence: None,
+        ..Config::default()
+    })]
+
+    #[test]
+    fn every_type_and_instruction_set_agrees_with_double_precision(
+        rows in 1usize..70,
+        blocks in 1usize..5,
+        n in 1usize..=33,
+        seed in any::<u64>(),
+    ) {
+        for dtype in weight_types() {
+            // Plain types take rows of any length, packed ones whole blocks.
+            let blocks = match dtype.block_len() {
+                1 => blocks * 37 + rows % 3,
+                256 => blocks.min(2),
+                _ => blocks,
+            };
+            check(dtype, rows, blocks, n, seed);
+        }
+    }
+}
+
+#[test]
+fn a_row_is_read_back_as_it_is_dequantized() {
+    let cpu = Cpu::with_isa(2, Isa::Scalar);
+    for dtype in weight_types() {
+        let (rows, cols) = (37, 512);
+        let data = file_rows(dtype, rows, cols, &mut Random(7));
+        let expected = dequantized(dtype, &data, rows * cols);
+        let weight = PackedMatrix::pack(&cpu, dtype, rows, cols, &data).unwrap();
+        let mut row = vec![0.0; cols];
+        for index in 0..rows {
+            weight.row(index, &mut row);
+            for (column, (&found, &expected)) in
+                row.iter().zip(&expected[index * cols..][..cols]).enumerate()
+            {
+                let near = (found - expected).abs() <= expected.abs() * 1e-6 + 1e-7;
+                assert!(near, "{dtype} row {index} column {column}: {found}, not {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn results_depend_on_neither_threads_nor_the_rest_of_the_batch() {
+    for isa in Isa::available() {
+        let (one, three) = (Cpu::with_isa(1, isa), Cpu::with_isa(3, isa));
+        for dtype in [DType::Q4_0, DType::Q6_K, DType::Q8_0, DType::IQ4_NL, DType::BF16] {
+            let (rows, cols, n) = (200, 512, 27);
+            let mut random = Random(11);
+            let data = file_rows(dtype, rows, cols, &mut random);
+            let x: Vec<f32> = (0..n * cols).map(|_| random.value()).collect();
+            let weight = PackedMatrix::pack(&one, dtype, rows, cols, &data).unwrap();
+            let all = multiply(&one, &weight, &x, n);
+            assert_eq!(all, multiply(&three, &weight, &x, n), "{dtype} {isa}: threads");
+            for token in 0..n {
+                let alone = multiply(&three, &weight, &x[token * cols..][..cols], 1);
+                assert_eq!(
+                    alone,
+                    all[token * rows..][..rows],
+                    "{dtype} {isa}: token {token} alone"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn products_that_share_an_input_equal_products_alone() {
+    let cpu = Cpu::with_isa(2, *Isa::available().last().unwrap());
+    let (cols, n) = (256, 5);
+    let mut random = Random(3);
+    let x: Vec<f32> = (0..n * cols).map(|_| random.value()).collect();
+    let weights: Vec<PackedMatrix> = [(DType::Q4_K, 33), (DType::F16, 7), (DType::Q8_0, 64)]
+        .into_iter()
+        .map(|(dtype, rows)| {
+            let data = file_rows(dtype, rows, cols, &mut random);
+            PackedMatrix::pack(&cpu, dtype, rows, cols, &data).unwrap()
+        })
+        .collect();
+    let mut scratch = Scratch::new();
+    let mut outs: Vec<Vec<f32>> = weights.iter().map(|w| vec![0.0; n * w.rows()]).collect();
+    let mut products: Vec<Product<'_>> =
+        weights.iter().zip(&mut outs).map(|(weight, out)| Product { weight, out }).collect();
+    matmul(&cpu, &x, n, &mut products, &mut scratch);
+    for (weight, out) in weights.iter().zip(&outs) {
+        assert_eq!(*out, multiply(&cpu, weight, &x, n), "{weight:?}");
+    }
+}
+
+#[test]
+fn rows_gathered_from_pieces_are_the_rows_of_one_matrix() {
+    let cpu = Cpu::with_isa(2, Isa::Scalar);
+    let (rows, cols) = (50, 64);
+    let data = file_rows(DType::Q5_1, rows, cols, &mut Random(5));
+    let row_bytes = DType::Q5_1.row_bytes(cols).unwrap();
+    let pieces = [&data[..20 * row_bytes], &[], &data[20 * row_bytes..]];
+    let whole = PackedMatrix::pack(&cpu, DType::Q5_1, rows, cols, &data).unwrap();
+    let gathered = PackedMatrix::pack_rows(&cpu, DType::Q5_1, cols, &pieces).unwrap();
+    assert_eq!(gathered.rows(), rows);
+    let x: Vec<f32> = (0..cols).map(|i| i as f32 - 30.0).collect();
+    assert_eq!(multiply(&cpu, &whole, &x, 1), multiply(&cpu, &gathered, &x, 1));
+}
+
+#[test]
+fn extreme_codes_neither_overflow_nor_saturate() {
+    let (rows, cols, n) = (17, 512, 9);
+    for dtype in weight_types().filter(|&dtype| !is_dense(dtype)) {
+        for fill in [0x00, 0x80, 0xff] {
+            let mut data = vec![fill; rows * dtype.row_bytes(cols).unwrap()];
+            for block in data.chunks_exact_mut(dtype.block_bytes()) {
+                for &offset in scale_offsets(dtype) {
+                    block[offset..offset + 2]
+                        .copy_from_slice(&half::f16::from_f32(0.5).to_le_bytes());
+                }
+                if dtype == DType::MXFP4 {
+                    block[0] = 127;
+                }
+            }
+            // Every activation has the code 127, or every one -127.
+            for x in [1.0, -3.0] {
+                check_data(dtype, rows, cols, &data, &vec![x; n * cols], n);
+            }
+        }
+    }
+}
+
+#[test]
+fn tiny_and_zero_values_stay_what_they_are() {
+    let (rows, cols, n) = (16, 256, 3);
+    for dtype in weight_types() {
+        let data = file_rows(dtype, rows, cols, &mut Random(9));
+        for x in [0.0, 1e-42, 1e-36, 1e-30] {
+            for isa in Isa::available() {
+                let cpu = Cpu::with_isa(1, isa);
+                let weight = PackedMatrix::pack(&cpu, dtype, rows, cols, &data).unwrap();
+                let out = multiply(&cpu, &weight, &vec![x; n * cols], n);
+                assert!(
+                    out.iter().all(|v| v.is_finite() && v.abs() <= 1e5 * x),
+                    "{dtype} {isa} {x}"
+                );
+            }
+        }
+        let zeros = vec![0; data.len()];
+        let x: Vec<f32> = (0..n * cols).map(|i| i as f32).collect();
+        for isa in Isa::available() {
+            let cpu = Cpu::with_isa(1, isa);
+            let weight = PackedMatrix::pack(&cpu, dtype, rows, cols, &zeros).unwrap();
+            let out = multiply(&cpu, &weight, &x, n);
+            let limit = if dtype == DType::MXFP4 { 1e-30 } else { 0.0 };
+            assert!(out.iter().all(|v| v.abs() <= limit), "{dtype} {isa}: a matrix of zeros");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_visible() {
+    let (rows, cols, n) = (16, 256, 3);
+    for dtype in weight_types() {
+        let data = file_rows(dtype, rows, cols, &mut Random(9));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for isa in Isa::available() {
+                let cpu = Cpu::with_isa(1, isa);
+                let weight = PackedMatrix::pack(&cpu, dtype, rows, cols, &data).unwrap();
+                let mut x = vec![1.0; n * cols];
+                x[cols + 100] = bad;
+                let out = multiply(&cpu, &weight, &x, n);
+                for (token, out) in out.chunks_exact(rows).enumerate() {
+                    let finite = out.iter().all(|v| v.is_finite());
+                    assert_eq!(finite, token != 1, "{dtype} {isa} {bad} token {token}: {out:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn empty_products_are_zero() {
+    let cpu = Cpu::with_isa(1, Isa::Scalar);
+    let weight = PackedMatrix::pack(&cpu, DType::F32, 0, 4, &[]).unwrap();
+    assert_eq!(multiply(&cpu, &weight, &[1.0; 8], 2), []);
+    let weight = PackedMatrix::pack(&cpu, DType::F32, 3, 0, &[]).unwrap();
+    assert_eq!(multiply(&cpu, &weight, &[], 2), [0.0; 6]);
+    let weight = PackedMatrix::pack(&cpu, DType::F32, 1, 1, &2f32.to_le_bytes()).unwrap();
+    assert_eq!(multiply(&cpu, &weight, &[], 0), []);
+    assert_eq!(multiply(&cpu, &weight, &[3.0], 1), [6.0]);
+    matmul(&cpu, &[], 0, &mut [], &mut Scratch::new());
+}
+
+#[test]
+fn what_is_no_matrix_of_weights_is_refused() {
+    let cpu = Cpu::with_isa(1, Isa::Scalar);
+    let pack = |dtype, rows, cols, len| {
+        PackedMatrix::pack(&cpu, dtype, rows, cols, &vec![0; len]).unwrap_err()
+    };
+    assert!(matches!(pack(DType::I32, 1, 4, 16), Error::NotWeights(DType::I32)));
+    assert!(matches!(
+        pack(DType::Q4_0, 1, 33, 18),
+        Error::Base(bevel_base::Error::RowLength { block: 32, len: 33, .. })
+    ));
+    assert!(matches!(
+        pack(DType::Q4_0, 2, 32, 18),
+        Error::Base(bevel_base::Error::ByteLength { expected: 36, found: 18, .. })
+    ));
+    assert!(matches!(
+        pack(DType::F32, usize::MAX, 4, 16),
+        Error::Base(bevel_base::Error::Overflow { .. })
+    ));
+    let pieces: [&[u8]; 2] = [&[0; 36], &[0; 19]];
+    assert!(matches!(
+        PackedMatrix::pack_rows(&cpu, DType::Q4_0, 32, &pieces).unwrap_err(),
+        Error::Base(bevel_base::Error::ByteLength { found: 19, .. })
+    ));
+}
