@@ -93,7 +93,8 @@ impl<'a> Client<'a> {
             self.config.endpoint,
             repo.id()
         );
-        let mut patience = self.patience(&url, attempts);
+        let what = format!("{repo} at {}", self.config.endpoint);
+        let mut patience = self.patience(&what, attempts);
         loop {
             let attempt = self.send("GET", &url, None, Follow::Anywhere).and_then(|response| {
                 let mut response = self.accept(response, repo, None)?;
@@ -116,7 +117,7 @@ impl<'a> Client<'a> {
         progress: &mut dyn Progress,
     ) -> Result<Head> {
         let url = self.file_url(repo, commit, file);
-        let mut patience = self.patience(&url, self.config.attempts);
+        let mut patience = self.patience(file, self.config.attempts);
         loop {
             let attempt = self
                 .send("HEAD", &url, None, Follow::SameHost)

@@ -228,11 +228,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// True where the hub did not answer, so that a copy at hand may stand in.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Error::Unreachable { .. })
-    }
-
     /// Names a failed file operation; a full disk gets its own sentence.
     pub(super) fn io(
         what: &'static str,

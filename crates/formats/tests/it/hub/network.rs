@@ -191,8 +191,9 @@ fn the_token_goes_to_the_endpoint_and_to_no_other_host() {
     let bytes = weights(5000);
     let fixture = Fixture::new(&[("m.gguf", &bytes)]);
     let storage = StandIn::new(REPO, &[("m.gguf", &bytes)]);
+    // First a redirect inside the hub, as for a renamed repository, then one to storage.
     let away = Fault::Redirect(storage.address);
-    fixture.hub.fault("HEAD m.gguf", [away.clone()]);
+    fixture.hub.fault("HEAD m.gguf", [Fault::Redirect(fixture.hub.address), away.clone()]);
     fixture.hub.fault("GET m.gguf", [away]);
     storage.fault("GET m.gguf", [Fault::DropAfter(2000)]);
     fixture.hub.fault("GET m.gguf", [Fault::Redirect(storage.address)]);
@@ -205,6 +206,7 @@ fn the_token_goes_to_the_endpoint_and_to_no_other_host() {
         let requests = fixture.hub.requests(method, suffix);
         assert!(!requests.is_empty() && requests.iter().all(|r| r.authorization == bearer));
     }
+    assert_eq!(fixture.hub.requests("HEAD", "m.gguf").len(), 2);
     // The HEAD was answered by the hub's own headers, the range went along with the redirect.
     assert!(storage.requests("HEAD", "").is_empty());
     let stored = storage.requests("GET", "m.gguf");

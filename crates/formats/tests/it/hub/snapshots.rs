@@ -151,7 +151,7 @@ fn an_unreachable_hub_is_replaced_by_the_cache() {
     let mut heard = Heard::default();
     assert_eq!(hub::fetch(&config, &repo(REPO), &mut heard).unwrap(), snapshot);
     assert_eq!(heard.notes.len(), 1, "one attempt: {:?}", heard.notes);
-    assert_contains(&heard.notes[0], &["the copy of `owner/model` in the cache"]);
+    assert_contains(&heard.notes[0], &["cannot be reached", "the copy of `owner/model`"]);
 
     let error = hub::fetch(&config, &repo("owner/other"), &mut ()).unwrap_err().to_string();
     assert_contains(&error, &["cannot fetch", "brought nothing: 3", "HF_ENDPOINT", "`smollm2`"]);
