@@ -1,0 +1,133 @@
+//! Vectors of f32, as few operations on them as attention needs.
+
+use half::{bf16, f16};
+
+/// A vector register of an instruction set.
+///
+/// # Safety
+/// Every function may be called only where the processor has the instruction set, and inlines into a
+/// caller compiled for it. Pointers are to [`Lanes::COUNT`] elements, aligned or not.
+pub(super) trait Lanes {
+    /// Values in a register.
+    const COUNT: usize;
+    /// Rows of a micro tile.
+    const ROWS: usize;
+    /// Registers that hold sums in an inner loop.
+    const SUMS: usize;
+    type Vector: Copy;
+
+    unsafe fn splat(value: f32) -> Self::Vector;
+    unsafe fn load(from: *const f32) -> Self::Vector;
+    unsafe fn load_f16(from: *const f16) -> Self::Vector;
+    unsafe fn load_bf16(from: *const bf16) -> Self::Vector;
+    unsafe fn store(to: *mut f32, value: Self::Vector);
+    unsafe fn mul(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// a · b + c, rounded once.
+    unsafe fn mul_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Lanes, bf16, f16};
+
+    pub(in super::super) enum Avx2 {}
+
+    impl Lanes for Avx2 {
+        const COUNT: usize = 8;
+        const ROWS: usize = 4;
+        const SUMS: usize = 8;
+        type Vector = __m256;
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> __m256 {
+            // SAFETY: the contract of `Lanes`, here and below.
+            unsafe { _mm256_set1_ps(value) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> __m256 {
+            // SAFETY: as in `splat`.
+            unsafe { _mm256_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> __m256 {
+            // SAFETY: as in `splat`.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> __m256 {
+            // SAFETY: as in `splat`.
+            unsafe {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(to: *mut f32, value: __m256) {
+            // SAFETY: as in `splat`.
+            unsafe { _mm256_storeu_ps(to, value) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: as in `splat`.
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
+            // SAFETY: as in `splat`.
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+    }
+
+    pub(in super::super) enum Avx512 {}
+
+    impl Lanes for Avx512 {
+        const COUNT: usize = 16;
+        const ROWS: usize = 8;
+        const SUMS: usize = 16;
+        type Vector = __m512;
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> __m512 {
+            // SAFETY: the contract of `Lanes`, here and below.
+            unsafe { _mm512_set1_ps(value) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> __m512 {
+            // SAFETY: as in `splat`.
+            unsafe { _mm512_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> __m512 {
+            // SAFETY: as in `splat`.
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> __m512 {
+            // SAFETY: as in `splat`.
+            unsafe {
+                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(to: *mut f32, value: __m512) {
+            // SAFETY: as in `splat`.
+            unsafe { _mm512_storeu_ps(to, value) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: as in `splat`.
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+            // SAFETY: as in `splat`.
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{Avx2, Avx512};
