@@ -1,0 +1,15 @@
+//! Tests of the formats, one module per feature.
+
+mod atomic;
+mod bad_gguf;
+mod bad_safetensors;
+mod gguf;
+mod hub;
+#[path = "../../../../fuzz/replay.rs"]
+mod replay;
+mod safetensors;
+mod support;
+mod targets;
+
+#[global_allocator]
+static ALLOCATOR: replay::Counting = replay::Counting;

@@ -1,0 +1,32 @@
+//! The fuzz targets of this crate, replayed and mutated for a short time.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bevel_formats::{gguf, safetensors};
+
+use crate::replay::replay;
+
+const TIME: Duration = Duration::from_secs(3);
+
+#[test]
+fn gguf_headers() {
+    replay("gguf", TIME, |bytes| {
+        if let Ok(header) = gguf::Header::parse(Path::new("fuzz.gguf"), bytes) {
+            for info in header.tensors.values() {
+                assert!(info.range().end <= bytes.len() && info.range().start >= header.data_start);
+            }
+        }
+    });
+}
+
+#[test]
+fn safetensors_headers() {
+    replay("safetensors", TIME, |bytes| {
+        if let Ok(header) = safetensors::Header::parse(Path::new("fuzz.safetensors"), bytes) {
+            for info in header.tensors.values() {
+                assert!(info.range().end <= bytes.len() && info.range().start >= header.data_start);
+            }
+        }
+    });
+}
