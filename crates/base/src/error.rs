@@ -39,6 +39,17 @@ pub enum Error {
     /// The layout can be read but this build cannot write it.
     #[error("{0} can be read but not written: {1}")]
     NotWritable(DType, &'static str),
+    /// The type holds integers or booleans, which no layer multiplies with.
+    #[error("{0} is not a weight type: weights are floating point or packed")]
+    NotWeight(DType),
+    /// An importance weight that cannot weigh anything.
+    #[error("importance {index} of the row is {value}; it must be finite and not negative")]
+    Importance {
+        /// Position in the row.
+        index: usize,
+        /// The weight found.
+        value: f32,
+    },
     /// Quantization met a value that no layout can represent.
     #[error("value {index} of the row is {value}; only finite numbers can be packed")]
     NotFinite {

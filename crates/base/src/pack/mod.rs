@@ -1,27 +1,168 @@
 //! Packed weight layouts.
 
-use crate::{DType, Result};
+mod affine;
+mod block;
+pub mod grids;
+pub mod iq2;
+pub mod iq3;
+pub mod iq4;
+mod lanes;
+mod levels;
+pub mod mxfp4;
+mod plain;
+pub mod q2_k;
+pub mod q3_k;
+pub mod q4_0;
+pub mod q4_1;
+pub mod q4_k;
+pub mod q5_0;
+pub mod q5_1;
+pub mod q5_k;
+pub mod q6_k;
+pub mod q8_0;
+mod symmetric;
+pub mod tq;
+
+pub use block::{Block, Half, Quantize};
+
+use crate::{DType, Error, Result};
 
 /// Unpacks whole blocks into f32. `out.len()` values are expected in `data`.
 ///
 /// # Errors
-/// [`crate::Error::ByteLength`], [`crate::Error::RowLength`].
+/// [`Error::NotWeight`] where the type holds integers or booleans, [`Error::RowLength`] where
+/// `out` is no whole number of blocks, [`Error::ByteLength`] where `data` is not what `out` needs.
 pub fn dequantize(dtype: DType, data: &[u8], out: &mut [f32]) -> Result<()> {
-    let _ = (dtype, data, out);
-    unimplemented!()
+    check_lengths(dtype, out.len(), data.len())?;
+    match dtype {
+        DType::F32 => plain::from_f32(data, out),
+        DType::F16 => plain::from_f16(data, out),
+        DType::BF16 => plain::from_bf16(data, out),
+        DType::F64 => plain::from_f64(data, out),
+        DType::F8_E4M3 => plain::from_f8::<3>(data, out),
+        DType::F8_E5M2 => plain::from_f8::<2>(data, out),
+        DType::Q4_0 => block::unpack::<q4_0::BlockQ4_0, _>(data, out),
+        DType::Q4_1 => block::unpack::<q4_1::BlockQ4_1, _>(data, out),
+        DType::Q5_0 => block::unpack::<q5_0::BlockQ5_0, _>(data, out),
+        DType::Q5_1 => block::unpack::<q5_1::BlockQ5_1, _>(data, out),
+        DType::Q8_0 => block::unpack::<q8_0::BlockQ8_0, _>(data, out),
+        DType::Q2_K => block::unpack::<q2_k::BlockQ2K, _>(data, out),
+        DType::Q3_K => block::unpack::<q3_k::BlockQ3K, _>(data, out),
+        DType::Q4_K => block::unpack::<q4_k::BlockQ4K, _>(data, out),
+        DType::Q5_K => block::unpack::<q5_k::BlockQ5K, _>(data, out),
+        DType::Q6_K => block::unpack::<q6_k::BlockQ6K, _>(data, out),
+        DType::IQ2_XXS => block::unpack::<iq2::BlockIQ2XXS, _>(data, out),
+        DType::IQ2_XS => block::unpack::<iq2::BlockIQ2XS, _>(data, out),
+        DType::IQ2_S => block::unpack::<iq2::BlockIQ2S, _>(data, out),
+        DType::IQ3_XXS => block::unpack::<iq3::BlockIQ3XXS, _>(data, out),
+        DType::IQ3_S => block::unpack::<iq3::BlockIQ3S, _>(data, out),
+        DType::IQ4_NL => block::unpack::<iq4::BlockIQ4NL, _>(data, out),
+        DType::IQ4_XS => block::unpack::<iq4::BlockIQ4XS, _>(data, out),
+        DType::TQ1_0 => block::unpack::<tq::BlockTQ1_0, _>(data, out),
+        DType::TQ2_0 => block::unpack::<tq::BlockTQ2_0, _>(data, out),
+        DType::MXFP4 => block::unpack::<mxfp4::BlockMXFP4, _>(data, out),
+        DType::Bool
+        | DType::U8
+        | DType::I8
+        | DType::I16
+        | DType::U16
+        | DType::I32
+        | DType::U32
+        | DType::I64
+        | DType::U64 => return Err(Error::NotWeight(dtype)),
+    }
+    Ok(())
 }
 
 /// Packs values into blocks, round-to-nearest with the layout's best search. `importance`, where
 /// given, weighs each value's squared error (same length as `values`).
 ///
+/// Values beyond what the layout can represent become its largest. The result is a function of the
+/// arguments alone, block by block: not of the processor, nor of how a tensor is cut into calls.
+///
 /// # Errors
-/// [`crate::Error::NotFinite`], [`crate::Error::NotWritable`], lengths.
+/// [`Error::NotFinite`] where a value is a NaN or infinite, [`Error::Importance`] where a weight is
+/// negative or not finite, [`Error::NotWritable`] for the IQ2 and IQ3 layouts, [`Error::NotWeight`]
+/// for integers and booleans, [`Error::RowLength`] and [`Error::ByteLength`] where lengths disagree.
 pub fn quantize(
     dtype: DType,
     values: &[f32],
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) -> Result<()> {
-    let _ = (dtype, values, importance, out);
-    unimplemented!()
+    check_lengths(dtype, values.len(), out.len())?;
+    if let Some((index, &value)) = first_bad(values, |v| v.is_finite()) {
+        return Err(Error::NotFinite { index, value });
+    }
+    if let Some(importance) = importance {
+        if importance.len() != values.len() {
+            return Err(Error::ByteLength {
+                what: format!("importance of {} values, 4 bytes each", values.len()),
+                expected: size_of_val(values),
+                found: size_of_val(importance),
+            });
+        }
+        if let Some((index, &value)) = first_bad(importance, |v| v.is_finite() & (v >= 0.0)) {
+            return Err(Error::Importance { index, value });
+        }
+    }
+    match dtype {
+        DType::F32 => plain::to_f32(values, out),
+        DType::F16 => plain::to_f16(values, out),
+        DType::BF16 => plain::to_bf16(values, out),
+        DType::F64 => plain::to_f64(values, out),
+        DType::F8_E4M3 => plain::to_f8::<3>(values, out),
+        DType::F8_E5M2 => plain::to_f8::<2>(values, out),
+        DType::Q4_0 => block::pack::<q4_0::BlockQ4_0, _>(values, importance, out),
+        DType::Q4_1 => block::pack::<q4_1::BlockQ4_1, _>(values, importance, out),
+        DType::Q5_0 => block::pack::<q5_0::BlockQ5_0, _>(values, importance, out),
+        DType::Q5_1 => block::pack::<q5_1::BlockQ5_1, _>(values, importance, out),
+        DType::Q8_0 => block::pack::<q8_0::BlockQ8_0, _>(values, importance, out),
+        DType::Q2_K => block::pack::<q2_k::BlockQ2K, _>(values, importance, out),
+        DType::Q3_K => block::pack::<q3_k::BlockQ3K, _>(values, importance, out),
+        DType::Q4_K => block::pack::<q4_k::BlockQ4K, _>(values, importance, out),
+        DType::Q5_K => block::pack::<q5_k::BlockQ5K, _>(values, importance, out),
+        DType::Q6_K => block::pack::<q6_k::BlockQ6K, _>(values, importance, out),
+        DType::IQ4_NL => block::pack::<iq4::BlockIQ4NL, _>(values, importance, out),
+        DType::IQ4_XS => block::pack::<iq4::BlockIQ4XS, _>(values, importance, out),
+        DType::TQ1_0 => block::pack::<tq::BlockTQ1_0, _>(values, importance, out),
+        DType::TQ2_0 => block::pack::<tq::BlockTQ2_0, _>(values, importance, out),
+        DType::MXFP4 => block::pack::<mxfp4::BlockMXFP4, _>(values, importance, out),
+        DType::IQ2_XXS | DType::IQ2_XS | DType::IQ2_S | DType::IQ3_XXS | DType::IQ3_S => {
+            return Err(Error::NotWritable(
+                dtype,
+                "its codebook is worth using only with calibration data, which this version does not collect",
+            ));
+        }
+        DType::Bool
+        | DType::U8
+        | DType::I8
+        | DType::I16
+        | DType::U16
+        | DType::I32
+        | DType::U32
+        | DType::I64
+        | DType::U64 => return Err(Error::NotWeight(dtype)),
+    }
+    Ok(())
+}
+
+/// The first value that is not `good`. Searches in chunks, so that the usual answer comes fast.
+fn first_bad(values: &[f32], good: impl Fn(f32) -> bool) -> Option<(usize, &f32)> {
+    const CHUNK: usize = 64;
+    let chunk =
+        values.chunks(CHUNK).position(|chunk| !chunk.iter().fold(true, |all, &v| all & good(v)))?;
+    values.iter().enumerate().skip(chunk * CHUNK).find(|(_, v)| !good(**v))
+}
+
+fn check_lengths(dtype: DType, values: usize, found: usize) -> Result<()> {
+    let expected = dtype.row_bytes(values)?;
+    if found != expected {
+        return Err(Error::ByteLength {
+            what: format!("{values} values of {dtype}"),
+            expected,
+            found,
+        });
+    }
+    Ok(())
 }

@@ -1,0 +1,171 @@
+use bytemuck::{Pod, Zeroable};
+
+use super::lanes::{each, range};
+
+/// A packed block of `N` values as it lies in a file. Blocks are made of bytes, so that any address
+/// in a mapping will do, and integers and halves are little-endian on every machine.
+pub trait Block<const N: usize>: Pod {
+    /// Unpacks the block's values.
+    fn dequantize(&self, out: &mut [f32; N]);
+}
+
+/// A block that plain values can be rounded into.
+pub trait Quantize<const N: usize>: Block<N> {
+    /// The largest magnitude the layout represents; larger values are clamped to it.
+    const LIMIT: f32;
+
+    /// Rounds `x` into a block, searching the scales that make the least `Σ w (x - x̂)²`.
+    ///
+    /// Values are finite and within [`Quantize::LIMIT`]; weights lie between 0 and 1 and at least
+    /// one of them is 1.
+    fn quantize(x: &[f32; N], w: &[f32; N]) -> Self;
+}
+
+/// A little-endian half-precision number at any address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct Half([u8; 2]);
+
+impl Half {
+    /// The largest finite half.
+    pub const MAX: f32 = 65504.0;
+    /// The smallest positive half, 2⁻²⁴.
+    pub const MIN_POSITIVE: f32 = 5.960_464_5e-8;
+
+    /// The bits, sign first.
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits.to_le_bytes())
+    }
+
+    /// The bits, sign first.
+    pub const fn to_bits(self) -> u16 {
+        u16::from_le_bytes(self.0)
+    }
+
+    /// The number, exactly. NaNs stay NaNs.
+    #[inline(always)]
+    pub fn to_f32(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        let sign = (bits & 0x8000) << 16;
+        // A half's exponent and mantissa, read as a single's, are too small by 2^(127 - 15); the
+        // product is exact and normalizes subnormals.
+        let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
+        let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+        f32::from_bits(magnitude.to_bits() | special | sign)
+    }
+
+    /// The nearest half, ties to even, saturating at ±[`Half::MAX`].
+    #[inline(always)]
+    pub fn from_f32(value: f32) -> Self {
+        Self::from_bits(half::f16::from_f32(value.clamp(-Self::MAX, Self::MAX)).to_bits())
+    }
+
+    /// The value of [`Half::from_f32`] as a single, in arithmetic that compiles to vectors.
+    #[inline(always)]
+    pub(crate) fn round(value: f32) -> f32 {
+        let value = value.clamp(-Self::MAX, Self::MAX);
+        let bits = value.to_bits();
+        let normal = f32::from_bits((bits + 0xfff + ((bits >> 13) & 1)) & !0x1fff);
+        // Singles around 0.75 are 2⁻²⁴ apart, as subnormal halves are.
+        let subnormal = (value + 0.75) - 0.75;
+        if value.abs() < 6.103_515_6e-5 { subnormal } else { normal }
+    }
+
+    /// As [`Half::round`], but what would round to zero becomes ±[`Half::MIN_POSITIVE`].
+    #[inline(always)]
+    pub(crate) fn round_away_from_zero(value: f32) -> f32 {
+        let rounded = Self::round(value);
+        if rounded == 0.0 { Self::MIN_POSITIVE.copysign(value) } else { rounded }
+    }
+}
+
+/// A loop that is worth compiling for wider vectors than every processor has.
+///
+/// Implementations mark `run` `#[inline(always)]`, and so everything it calls: what is inlined into
+/// a function with a target feature is compiled for it. Operations and their order do not change
+/// with the width, and neither do results.
+pub(crate) trait Work {
+    fn run(self);
+}
+
+/// Runs `work` in the widest vectors this processor has.
+pub(crate) fn run_wide(work: impl Work) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn avx2(work: impl Work) {
+            work.run();
+        }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn avx512(work: impl Work) {
+            work.run();
+        }
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            // SAFETY: the processor has the features, checked just above.
+            return unsafe { avx512(work) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has the feature, checked just above.
+            return unsafe { avx2(work) };
+        }
+    }
+    work.run();
+}
+
+/// Unpacks whole blocks; the lengths were checked.
+pub(crate) fn unpack<B: Block<N>, const N: usize>(data: &[u8], out: &mut [f32]) {
+    struct Unpack<'a, B, const N: usize>(&'a [B], &'a mut [f32]);
+
+    impl<B: Block<N>, const N: usize> Work for Unpack<'_, B, N> {
+        #[inline(always)]
+        fn run(self) {
+            let (out, _) = self.1.as_chunks_mut();
+            for (block, out) in self.0.iter().zip(out) {
+                block.dequantize(out);
+            }
+        }
+    }
+
+    run_wide(Unpack::<B, N>(bytemuck::cast_slice(data), out));
+}
+
+/// Packs whole blocks; the lengths, the values and the importance were checked.
+pub(crate) fn pack<B: Quantize<N>, const N: usize>(
+    values: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) {
+    struct Pack<'a, B, const N: usize>(&'a [f32], Option<&'a [f32]>, &'a mut [B]);
+
+    impl<B: Quantize<N>, const N: usize> Work for Pack<'_, B, N> {
+        #[inline(always)]
+        fn run(self) {
+            let (values, _) = self.0.as_chunks::<N>();
+            for (i, (x, block)) in values.iter().zip(self.2).enumerate() {
+                let x = each(|j| x[j].clamp(-B::LIMIT, B::LIMIT));
+                let w = match self.1 {
+                    Some(importance) => weights(&importance[i * N..][..N]),
+                    None => [1.0; N],
+                };
+                *block = B::quantize(&x, &w);
+            }
+        }
+    }
+
+    run_wide(Pack::<B, N>(values, importance, bytemuck::cast_slice_mut(out)));
+}
+
+/// A block's importance scaled so that the largest weight is 1. Where nothing matters, everything
+/// matters equally.
+#[inline(always)]
+fn weights<const N: usize>(importance: &[f32]) -> [f32; N] {
+    let (_, largest) = range(importance);
+    if largest == 0.0 {
+        return [1.0; N];
+    }
+    each(|i| importance[i] / largest)
+}
