@@ -1,0 +1,98 @@
+//! The Jinja environment of `transformers`, in minijinja.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
+use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::json::tojson;
+use super::{DateTime, TemplateError};
+
+const NAME: &str = "chat_template";
+
+/// Marks the errors that a template raises itself.
+const RAISED: &str = "raised by the template: ";
+
+pub(super) fn new(
+    source: &str,
+    clock: fn() -> DateTime,
+) -> Result<Environment<'static>, TemplateError> {
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .map_err(|error| TemplateError::Syntax(error.to_string()))?;
+    let mut environment = Environment::new();
+    environment.set_syntax(syntax);
+    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.add_filter("tojson", tojson);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", move |format: &str| {
+        clock().format(format).ok_or_else(|| {
+            let message = format!("strftime_now: unknown directive in `{format}`");
+            Error::new(ErrorKind::InvalidOperation, message)
+        })
+    });
+    environment
+        .add_template_owned(NAME, without_generation_tags(source))
+        .map_err(|error| TemplateError::Syntax(sentence(&error)))?;
+    Ok(environment)
+}
+
+pub(super) fn render(
+    environment: &Environment<'_>,
+    context: &impl serde::Serialize,
+) -> Result<String, TemplateError> {
+    let rendered =
+        environment.get_template(NAME).and_then(|template| template.render(Serde(context)));
+    rendered.map_err(|error| {
+        let message = sentence(&error);
+        match message.split_once(RAISED) {
+            Some((_, raised)) => TemplateError::Refused(raised.to_owned()),
+            None => TemplateError::Failed(message),
+        }
+    })
+}
+
+fn raise_exception(message: &Value) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
+}
+
+/// The error in one line: what happened and in which line of the template.
+fn sentence(error: &Error) -> String {
+    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    match error.line() {
+        Some(_) if what.contains(RAISED) => what,
+        Some(line) => format!("{what} (line {line} of the template)"),
+        None => what,
+    }
+}
+
+/// `transformers` marks what the assistant wrote with `{% generation %}` … `{% endgeneration %}`;
+/// the marks open a scope and write nothing.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start + 2);
+        out.push_str(before);
+        rest = tag;
+        let body = tag.strip_prefix(['-', '+']).unwrap_or(tag);
+        let sign = &tag[..tag.len() - body.len()];
+        let Some(end) = body.find("%}") else { continue };
+        let inner = &body[..end];
+        let word = inner.strip_suffix(['-', '+']).unwrap_or(inner);
+        let replacement = match word.trim() {
+            "generation" => " with ",
+            "endgeneration" => " endwith ",
+            _ => continue,
+        };
+        out.push_str(sign);
+        out.push_str(replacement);
+        out.push_str(&inner[word.len()..]);
+        rest = &body[end..];
+    }
+    out.push_str(rest);
+    out
+}

@@ -1,0 +1,4 @@
+//! Tests of `bevel-model`.
+
+mod chat;
+mod tokenizer;
