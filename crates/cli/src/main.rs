@@ -1,2 +1,19 @@
-//! The bevel binary.
-fn main() {}
+//! The `bevel` binary: flags in, library calls, messages and tables out.
+
+mod args;
+mod commands;
+mod embedded;
+mod model;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    ui::panic::install();
+    let cli = args::Cli::parse();
+    ui::interrupt::install();
+    let outcome = std::panic::catch_unwind(|| commands::run(&cli));
+    ui::exit_code(&cli.global, outcome)
+}

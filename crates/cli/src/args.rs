@@ -1,0 +1,101 @@
+//! The command line's one definition: parsing, help, man pages and completions come from it.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands::{bench, chat, completions, convert, eval, inspect, man, quantize, run, tour};
+
+const ABOUT: &str = "cut a language model to fit a small machine, and run it there";
+
+const MODEL_HELP: &str = "\
+MODEL is one of
+  a path        a .gguf file (or the first of its shards), or a Hugging Face directory
+  a hub name    owner/name, owner/name@revision, owner/name:Q4_K_M or owner/name:file.gguf;
+                fetched once into the Hugging Face cache
+  smollm2       SmolLM2-135M-Instruct, from the hub or, where there is none, a Python package
+  tiny-austen   a model of 4 million parameters inside this program, for trying things out
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "bevel", version, about = ABOUT, after_help = MODEL_HELP)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what a model is made of; reads headers only
+    Inspect(inspect::Args),
+    /// Convert a model between formats
+    Convert(convert::Args),
+    /// Make a model smaller by storing its weights in fewer bits
+    Quantize(quantize::Args),
+    /// Measure how well a model predicts a text
+    Eval(eval::Args),
+    /// Measure speed and memory
+    Bench(bench::Args),
+    /// Continue a text, or answer one question
+    Run(run::Args),
+    /// Talk with a model
+    Chat(chat::Args),
+    /// Evaluate, quantize and compare a model, and write a report
+    Tour(tour::Args),
+    /// Print a shell's completion script
+    Completions(completions::Args),
+    /// Print the manual, or write one page for each command
+    Man(man::Args),
+}
+
+/// Options that mean the same for every verb.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Threads; 0 means one for each processor
+    #[arg(short, long, global = true, value_name = "N", default_value_t = 0, value_parser = threads)]
+    pub(crate) threads: usize,
+
+    /// Start of the random numbers; a run with the same seed gives the same result
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+
+    /// Print results, warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+
+    /// Say more about what happens
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+
+    /// Print exactly one JSON object on stdout, and everything else on stderr
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Colour messages
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: Color,
+}
+
+/// When to colour messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// More threads than any machine has are a slip of the finger, and each one costs memory.
+fn threads(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1024;
+    match text.parse() {
+        Ok(n) if n <= MOST => Ok(n),
+        _ => Err(format!("expected a number from 0 to {MOST}")),
+    }
+}

@@ -1,0 +1,16 @@
+//! `bevel inspect`.
+
+use anyhow::Result;
+
+use crate::args::Global;
+
+/// Options of `bevel inspect`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The model
+    model: String,
+}
+
+pub(crate) fn run(args: &Args, _global: &Global) -> Result<()> {
+    anyhow::bail!("`inspect` of `{}` is not built yet", args.model)
+}

@@ -1,0 +1,124 @@
+//! Notes, warnings and errors on stderr; results on stdout.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::interrupt::{self, Interrupted};
+use super::progress;
+use crate::args::{Color, Global};
+
+impl Global {
+    /// A line on stderr, unless `-q`.
+    pub(crate) fn note(&self, text: impl AsRef<str>) {
+        if !self.quiet {
+            print(text.as_ref());
+        }
+    }
+
+    /// A line on stderr with `-v`.
+    pub(crate) fn detail(&self, text: impl AsRef<str>) {
+        if self.verbose {
+            print(text.as_ref());
+        }
+    }
+
+    /// Something that went otherwise than asked for; `-q` does not hide it.
+    pub(crate) fn warn(&self, text: impl AsRef<str>) {
+        print(&format!("{} {}", self.paint("33;1", "warning:"), text.as_ref()));
+    }
+
+    /// True where bars and colours may be drawn on stderr.
+    pub(crate) fn draws(&self) -> bool {
+        !self.quiet && !self.json && io::stderr().is_terminal()
+    }
+
+    /// `text` in an ANSI style, where stderr takes colours.
+    pub(crate) fn paint(&self, style: &str, text: &str) -> String {
+        let paints = match self.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => {
+                io::stderr().is_terminal()
+                    && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            }
+        };
+        if paints { format!("\x1b[{style}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// The seed asked for, or a random one, which `-v` shows.
+    pub(crate) fn seed_or_random(&self) -> u64 {
+        use std::hash::{BuildHasher, Hasher};
+        self.seed.unwrap_or_else(|| {
+            let seed = std::hash::RandomState::new().build_hasher().finish() >> 32;
+            self.detail(format!("seed {seed}"));
+            seed
+        })
+    }
+}
+
+fn print(text: &str) {
+    progress::suspend(|| {
+        // Nobody is left to be told that stderr is closed.
+        let _ = writeln!(io::stderr(), "{text}");
+    });
+}
+
+/// Prints the one JSON object of `--json`.
+pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(value)?;
+    writeln!(io::stdout(), "{text}")?;
+    Ok(())
+}
+
+/// Reports how the program ended.
+pub(crate) fn exit_code(
+    global: &Global,
+    outcome: std::thread::Result<anyhow::Result<()>>,
+) -> ExitCode {
+    match outcome {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) if error.is::<Interrupted>() => ExitCode::from(interrupt::EXIT_CODE),
+        // The reader of our output, `head` for example, has seen enough.
+        Ok(Err(error)) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            print(&format!("{} {}", global.paint("31;1", "error:"), sentence(&error)));
+            ExitCode::FAILURE
+        }
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    kind == Some(io::ErrorKind::BrokenPipe)
+}
+
+/// An error with its causes, those left out that are part of what was said before.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        let io = || io::Error::new(io::ErrorKind::NotFound, "gone");
+        let told = anyhow::Error::new(io()).context("cannot read `a`: gone");
+        assert_eq!(sentence(&told), "cannot read `a`: gone");
+        let untold = anyhow::Error::new(io()).context("cannot read `a`");
+        assert_eq!(sentence(&untold), "cannot read `a`: gone");
+    }
+}
