@@ -87,7 +87,7 @@ fn config(endpoint: &str, home: &TempDir) -> HubConfig {
     });
     config.token = Token::new("hf_secret");
     config.connect_timeout = Duration::from_secs(5);
-    config.stall_timeout = Duration::from_millis(400);
+    config.stall_timeout = Duration::from_secs(10);
     config.attempts = 3;
     config.backoff = Duration::from_millis(1);
     config
