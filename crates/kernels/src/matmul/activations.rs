@@ -16,8 +16,7 @@
 use bevel_base::AlignedVec;
 
 use super::layout::{GROUP, QUADS};
-use crate::Cpu;
-use crate::dispatch::for_each_isa;
+use crate::{Cpu, Isa};
 
 /// The most tokens of a block.
 pub(super) const TOKENS: usize = 8;
@@ -102,8 +101,15 @@ pub(super) fn interleave(
 pub(super) fn quantize(cpu: &Cpu, x: &[f32], n: usize, cols: usize, buffer: &mut Buffer) -> usize {
     let token_bytes = cols / GROUP * GROUP_BYTES;
     let out = buffer.grow(n * token_bytes);
-    each_block(cpu, x, n, cols, token_bytes, out, |x, tokens, out| {
-        quantize_block(cpu.isa(), x, tokens, out);
+    let isa = cpu.isa();
+    each_block(cpu, x, n, cols, token_bytes, out, |x, tokens, out| match isa {
+        // SAFETY: `Cpu` holds an instruction set only where the processor has it.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { super::avx512::quantize_block(x, tokens, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { super::avx2::quantize_block(x, tokens, out) },
+        _ => put_rounded(x, tokens, out, round),
     });
     n * token_bytes
 }
@@ -137,55 +143,65 @@ fn each_block(
     }
 }
 
-for_each_isa! {
-    /// Quantizes `tokens` rows of `x` into one block.
-    fn quantize_block(x: &[f32], tokens: usize, out: &mut [u8]) {
-        for (token, row) in x.chunks_exact(x.len() / tokens).enumerate() {
-            let (groups, _) = row.as_chunks::<GROUP>();
-            for (group, out) in groups.iter().zip(out.chunks_exact_mut(tokens * GROUP_BYTES)) {
-                let (codes, scale) = quantize_group(group);
-                let mut sums = [0i32; 2];
-                for i in 0..GROUP / 2 {
-                    sums[0] -= i32::from(codes[i]);
-                    sums[1] -= i32::from(codes[GROUP / 2 + i]);
-                }
-                let quads: [[u8; 4]; QUADS] = bytemuck::cast(codes);
-                let (words, _) = out.as_chunks_mut::<4>();
-                for (words, quad) in words.chunks_exact_mut(tokens).zip(quads) {
-                    words[token] = quad;
-                }
-                let words = &mut words[QUADS * tokens..];
-                words[token] = scale.to_ne_bytes();
-                words[tokens + token] = (sums[0] + sums[1]).to_ne_bytes();
-                words[2 * tokens + token] = sums[0].to_ne_bytes();
-                words[3 * tokens + token] = sums[1].to_ne_bytes();
+/// A group of 32 values rounded to int8.
+pub(super) struct Rounded {
+    /// In -127 ..= 127.
+    pub(super) codes: [i8; GROUP],
+    /// A value is its code times this.
+    pub(super) scale: f32,
+    /// -(sum of the codes), of the first and of the last 16.
+    pub(super) negative_sums: [i32; 2],
+}
+
+/// Writes the `tokens` rows of `x` into one block, each group as `round` rounds it.
+#[inline(always)]
+pub(super) fn put_rounded(
+    x: &[f32],
+    tokens: usize,
+    out: &mut [u8],
+    round: impl Fn(&[f32; GROUP]) -> Rounded,
+) {
+    for (token, row) in x.chunks_exact(x.len() / tokens).enumerate() {
+        let (groups, _) = row.as_chunks::<GROUP>();
+        for (group, out) in groups.iter().zip(out.chunks_exact_mut(tokens * GROUP_BYTES)) {
+            let Rounded { codes, scale, negative_sums: [first, last] } = round(group);
+            let quads: [[u8; 4]; QUADS] = bytemuck::cast(codes);
+            let (words, _) = out.as_chunks_mut::<4>();
+            let (quad_words, words) = words.split_at_mut(QUADS * tokens);
+            for (words, quad) in quad_words.chunks_exact_mut(tokens).zip(quads) {
+                words[token] = quad;
             }
+            words[token] = scale.to_ne_bytes();
+            words[tokens + token] = (first + last).to_ne_bytes();
+            words[2 * tokens + token] = first.to_ne_bytes();
+            words[3 * tokens + token] = last.to_ne_bytes();
         }
     }
 }
 
-/// Codes in -127 ..= 127 and their scale. A group whose values are all below 1e-35 becomes zero; one
-/// with a value that is infinite or no number gets a scale that is no number.
+/// The factor that values are multiplied with before they are rounded, and the scale that undoes it,
+/// where `magnitude` is the bits of the group's largest magnitude. As integers magnitudes compare as
+/// they do as numbers, and those of what is infinite or no number are the largest.
+///
+/// A group whose values are all below 1e-35 becomes zero; one with a value that is infinite or no
+/// number gets a scale that is no number.
 #[inline(always)]
-fn quantize_group(x: &[f32; GROUP]) -> ([i8; GROUP], f32) {
-    /// Added to a small number, rounds it to an integer, ties to even, in the mantissa's low bits.
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
-    // Magnitudes compare as integers; what is infinite or no number is larger than all others.
-    let mut bits = 0;
-    for v in x {
-        bits = (v.to_bits() & 0x7fff_ffff).max(bits);
-    }
-    let largest = f32::from_bits(bits);
-    let (factor, scale) = if !largest.is_finite() {
+pub(super) fn factor_and_scale(magnitude: u32) -> (f32, f32) {
+    let largest = f32::from_bits(magnitude);
+    if !largest.is_finite() {
         (0.0, f32::NAN)
     } else if largest < 1e-35 {
         (0.0, 0.0)
     } else {
         (127.0 / largest, largest / 127.0)
-    };
-    let mut codes = [0; GROUP];
-    for (code, v) in codes.iter_mut().zip(x) {
-        *code = (v * factor + ROUND).to_bits() as i8;
     }
-    (codes, scale)
+}
+
+fn round(x: &[f32; GROUP]) -> Rounded {
+    let magnitude = x.iter().map(|v| v.to_bits() & 0x7fff_ffff).max();
+    let (factor, scale) = factor_and_scale(magnitude.unwrap_or(0));
+    let codes = x.map(|v| (v * factor).round_ties_even() as i8);
+    let sum = |codes: &[i8]| codes.iter().map(|&code| i32::from(code)).sum::<i32>();
+    let (first, last) = codes.split_at(GROUP / 2);
+    Rounded { codes, scale, negative_sums: [-sum(first), -sum(last)] }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::activations::GROUP_BYTES;
+use super::activations::{GROUP_BYTES, Rounded, factor_and_scale, put_rounded};
 use super::kernels::Sums;
 use super::layout::{Dense, Format, QUADS, ROWS, Scales};
 use super::packed::Tile;
@@ -258,6 +258,41 @@ fn dense_block<const D: u8, const T: usize, const N: usize>(
     }
 }
 
+/// Rounds the `tokens` rows of `x` to int8 groups, into one block.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn quantize_block(x: &[f32], tokens: usize, out: &mut [u8]) {
+    put_rounded(x, tokens, out, |group| {
+        let x = [0, 1, 2, 3].map(|i| load_f32(part(group, i * 8)));
+        let magnitudes =
+            x.map(|v| _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fff_ffff)));
+        let most = _mm256_max_epu32(
+            _mm256_max_epu32(magnitudes[0], magnitudes[1]),
+            _mm256_max_epu32(magnitudes[2], magnitudes[3]),
+        );
+        let most = _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+        let most = _mm_max_epu32(most, _mm_shuffle_epi32(most, 0b01_00_11_10));
+        let most = _mm_max_epu32(most, _mm_shuffle_epi32(most, 0b10_11_00_01));
+        let (factor, scale) = factor_and_scale(_mm_cvtsi128_si32(most) as u32);
+        // Converting rounds to nearest, ties to even.
+        let q = x.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(factor))));
+        // Packing works on each half of a register: the four-byte runs end in the order
+        // 0, 2, 4, 6, 1, 3, 5, 7.
+        let words = [_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3])];
+        let bytes = _mm256_permutevar8x32_epi32(
+            _mm256_packs_epi16(words[0], words[1]),
+            _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7),
+        );
+        let mut codes = [0; 32];
+        store_codes(&mut codes, bytes);
+        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+        let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        let twos = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0b01_00_11_10));
+        let sums = _mm256_add_epi32(twos, _mm256_shuffle_epi32(twos, 0b10_11_00_01));
+        let negative_sums = [-_mm256_extract_epi32::<0>(sums), -_mm256_extract_epi32::<4>(sums)];
+        Rounded { codes, scale, negative_sums }
+    });
+}
+
 /// The 32-bit word `index` of `block`, in all lanes.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -265,10 +300,10 @@ fn word(block: &[u8], index: usize) -> __m256i {
     _mm256_set1_epi32(i32::from_ne_bytes(*part(block, index * 4)))
 }
 
-/// The `N` bytes at `start`.
+/// The `N` elements at `start`.
 #[inline(always)]
-fn part<const N: usize>(bytes: &[u8], start: usize) -> &[u8; N] {
-    bytes[start..].first_chunk().expect("lengths are those of the layout")
+fn part<T, const N: usize>(values: &[T], start: usize) -> &[T; N] {
+    values[start..].first_chunk().expect("lengths are those of the layout")
 }
 
 /// Half of a tile's register.
@@ -291,6 +326,20 @@ fn load128(bytes: &[u8; 16]) -> __m128i {
 #[target_feature(enable = "avx2")]
 fn load64(bytes: &[u8; 8]) -> __m128i {
     _mm_set_epi64x(0, i64::from_le_bytes(*bytes))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_f32(values: &[f32; 8]) -> __m256 {
+    // SAFETY: as in `load`.
+    unsafe { _mm256_loadu_ps(values.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_codes(out: &mut [i8; 32], codes: __m256i) {
+    // SAFETY: writes exactly the array; any address will do.
+    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), codes) }
 }
 
 #[inline]

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::activations::GROUP_BYTES;
+use super::activations::{GROUP_BYTES, Rounded, factor_and_scale, put_rounded};
 use super::kernels::Sums;
 use super::layout::{Dense, Format, GROUP, QUADS, ROWS, Scales};
 use super::packed::Tile;
@@ -220,6 +220,32 @@ fn dense_block<const D: u8, const T: usize>(tile: &Tile<'_>, block: &[u8], sums:
     }
 }
 
+/// Rounds the `tokens` rows of `x` to int8 groups, into one block.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(super) fn quantize_block(x: &[f32], tokens: usize, out: &mut [u8]) {
+    put_rounded(x, tokens, out, |group| {
+        let halves = [0, 1].map(|half| _mm512_castps_si512(load_f32(part(group, half * ROWS))));
+        let magnitude = _mm512_set1_epi32(0x7fff_ffff);
+        let [first, last] = halves.map(|half| _mm512_and_si512(half, magnitude));
+        let (factor, scale) =
+            factor_and_scale(_mm512_reduce_max_epu32(_mm512_max_epu32(first, last)));
+        let factor = _mm512_set1_ps(factor);
+        let mut codes = [0; GROUP];
+        let mut negative_sums = [0; 2];
+        for half in 0..2 {
+            // Converting rounds to nearest, ties to even.
+            let scaled = _mm512_mul_ps(_mm512_castsi512_ps(halves[half]), factor);
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled));
+            store_codes(part_mut(&mut codes, half * ROWS), bytes);
+            let fours = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), bytes);
+            let twos = _mm_add_epi32(fours, _mm_shuffle_epi32(fours, 0b01_00_11_10));
+            let sum = _mm_add_epi32(twos, _mm_shuffle_epi32(twos, 0b10_11_00_01));
+            negative_sums[half] = -_mm_cvtsi128_si32(sum);
+        }
+        Rounded { codes, scale, negative_sums }
+    });
+}
+
 /// The 32-bit word `index` of `block`, in all lanes.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -247,10 +273,16 @@ fn negate(v: __m512) -> __m512 {
     _mm512_xor_ps(v, _mm512_set1_ps(-0.0))
 }
 
-/// The `N` bytes at `start`.
+/// The `N` elements at `start`.
 #[inline(always)]
-fn part<const N: usize>(bytes: &[u8], start: usize) -> &[u8; N] {
-    bytes[start..].first_chunk().expect("lengths are those of the layout")
+fn part<T, const N: usize>(values: &[T], start: usize) -> &[T; N] {
+    values[start..].first_chunk().expect("lengths are those of the layout")
+}
+
+/// The `N` elements at `start`.
+#[inline(always)]
+fn part_mut<T, const N: usize>(values: &mut [T], start: usize) -> &mut [T; N] {
+    values[start..].first_chunk_mut().expect("lengths are those of the layout")
 }
 
 #[inline]
@@ -272,6 +304,20 @@ fn load256(bytes: &[u8; 32]) -> __m256i {
 fn load128(bytes: &[u8; 16]) -> __m128i {
     // SAFETY: as in `load`.
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_f32(values: &[f32; ROWS]) -> __m512 {
+    // SAFETY: as in `load`.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_codes(out: &mut [i8; ROWS], codes: __m128i) {
+    // SAFETY: writes exactly the array; any address will do.
+    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), codes) }
 }
 
 #[inline]

@@ -30,6 +30,8 @@
 //! Scales lie in a buffer of their own, tile by tile, in one of the shapes of [`Scales`].
 
 use bevel_base::DType;
+use bevel_base::pack::iq4::IQ4_LEVELS;
+use bevel_base::pack::mxfp4::MXFP4_LEVELS;
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 16;
@@ -262,8 +264,8 @@ impl Layout {
 /// multiplied by so that the levels are integers.
 pub(super) fn levels(dtype: DType) -> (&'static [i8; 16], f32) {
     match dtype {
-        DType::IQ4_NL | DType::IQ4_XS => (&IQ4, 1.0),
-        DType::MXFP4 => (&E2M1, 1.0),
+        DType::IQ4_NL | DType::IQ4_XS => (&IQ4_LEVELS, 1.0),
+        DType::MXFP4 => (&MXFP4_LEVELS, 1.0),
         DType::IQ3_XXS => (&IQ3_XXS, 0.25),
         DType::IQ3_S => (&IQ3_S, 1.0),
         DType::IQ2_XXS | DType::IQ2_XS | DType::IQ2_S => (&IQ2, 0.125),
@@ -271,10 +273,6 @@ pub(super) fn levels(dtype: DType) -> (&'static [i8; 16], f32) {
     }
 }
 
-/// The levels of IQ4_NL and IQ4_XS.
-const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-/// The values of E2M1, doubled.
-const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 /// The magnitudes of IQ3_XXS's codebook, with both signs.
 const IQ3_XXS: [i8; 16] = [4, 12, 20, 28, 36, 44, 52, 62, -4, -12, -20, -28, -36, -44, -52, -62];
 /// The magnitudes of IQ3_S's codebook, with both signs.

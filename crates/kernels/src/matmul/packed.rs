@@ -1,10 +1,10 @@
 use bevel_base::{AlignedVec, DType};
 
-use super::blocks::{self, Block};
+use super::blocks::{self, Parts};
 use super::kernels::Kernel;
-use super::layout::{self, Coding, Dense, GROUP, Integer, Layout, QUADS, ROWS, SUPER, Scales};
+use super::layout::{self, Coding, Dense, GROUP, Layout, QUADS, ROWS, SUPER, Scales};
 use super::scalar;
-use crate::{Cpu, Error, Isa, Result};
+use crate::{Cpu, Isa, Result};
 
 /// A weight matrix `[rows = out, cols = in]` in the layout that kernels read: tiles of 16 rows,
 /// interleaved. Values are those of the file, exactly (F64 is rounded to single precision).
@@ -42,8 +42,8 @@ impl PackedMatrix {
     /// Repacks `data`: `rows` rows of `cols` values of type `dtype`, as they lie in a file.
     ///
     /// # Errors
-    /// [`Error::NotWeights`] for types like [`DType::I32`]; [`Error::Base`] where blocks do not divide
-    /// a row or `data` has another length than `rows * cols` values take.
+    /// [`crate::Error::Base`] where `dtype` holds no weights, where blocks do not divide a row, and where
+    /// `data` has another length than `rows * cols` values take.
     pub fn pack(cpu: &Cpu, dtype: DType, rows: usize, cols: usize, data: &[u8]) -> Result<Self> {
         let expected = bevel_base::Shape::from([rows, cols]).byte_len(dtype)?;
         if data.len() != expected {
@@ -136,7 +136,7 @@ impl PackedMatrix {
     }
 
     fn new(cpu: &Cpu, dtype: DType, rows: usize, cols: usize, pieces: &[&[u8]]) -> Result<Self> {
-        let layout = Layout::of(dtype).ok_or(Error::NotWeights(dtype))?;
+        let layout = Layout::of(dtype).ok_or(bevel_base::Error::NotWeight(dtype))?;
         let row_bytes = dtype.row_bytes(cols)?;
         let tiles = rows.div_ceil(ROWS);
         let (code_bytes, scale_bytes) = layout.tile_bytes(cols);
@@ -163,13 +163,12 @@ impl PackedMatrix {
                 let scales = unsafe {
                     scales.part(index * part * scale_bytes, codes.len() / code_bytes * scale_bytes)
                 };
-                let mut packer = Packer::new(dtype, layout);
                 for i in 0..codes.len() / code_bytes {
                     let codes = &mut codes[i * code_bytes..][..code_bytes];
                     let scales = &mut scales[i * scale_bytes..][..scale_bytes];
                     let first = (index * part + i) * ROWS;
                     for lane in 0..ROWS.min(rows - first) {
-                        packer.row(row(first + lane), lane, codes, scales);
+                        put_row(dtype, layout, row(first + lane), lane, codes, scales);
                     }
                 }
             });
@@ -211,48 +210,29 @@ impl<'a> SharedMut<'a> {
 // SAFETY: only disjoint parts are handed out.
 unsafe impl Sync for SharedMut<'_> {}
 
-/// Writes file rows into tiles.
-struct Packer {
+/// Writes a row of the file into lane `lane` of a zeroed tile.
+fn put_row(
     dtype: DType,
     layout: Layout,
-    block: Block,
-}
-
-impl Packer {
-    fn new(dtype: DType, layout: Layout) -> Self {
-        Self { dtype, layout, block: Block::new() }
-    }
-
-    /// Writes a row of the file into lane `lane` of a zeroed tile.
-    fn row(&mut self, row: &[u8], lane: usize, codes: &mut [u8], scales: &mut [u8]) {
-        match self.layout {
-            Layout::Dense(dense) => dense_row(self.dtype, dense, row, lane, codes),
-            Layout::Integer(integer) => self.integer_row(integer, row, lane, codes, scales),
+    row: &[u8],
+    lane: usize,
+    codes: &mut [u8],
+    scales: &mut [u8],
+) {
+    let coding = match layout {
+        Layout::Dense(dense) => return put_dense(dtype, dense, row, lane, codes),
+        Layout::Integer(integer) => integer.coding(),
+    };
+    let groups = dtype.block_len() / GROUP;
+    blocks::each_block(dtype, row, &mut |index, parts| {
+        let (group_codes, _) = parts.codes[..groups * GROUP].as_chunks::<GROUP>();
+        for (i, group_codes) in group_codes.iter().enumerate() {
+            let start = (index * groups + i) * coding.group_bytes();
+            let planes = &mut codes[start..][..coding.group_bytes()];
+            put_codes(coding.bits, group_codes, lane, bytemuck::cast_slice_mut(planes));
         }
-    }
-
-    fn integer_row(
-        &mut self,
-        integer: Integer,
-        row: &[u8],
-        lane: usize,
-        codes: &mut [u8],
-        scales: &mut [u8],
-    ) {
-        let coding = integer.coding();
-        let groups = self.dtype.block_len() / GROUP;
-        for (index, bytes) in row.chunks_exact(self.dtype.block_bytes()).enumerate() {
-            let block = &mut self.block;
-            blocks::decode(self.dtype, bytes, block);
-            let (group_codes, _) = block.codes.as_chunks::<GROUP>();
-            for (i, group_codes) in group_codes[..groups].iter().enumerate() {
-                let start = (index * groups + i) * coding.group_bytes();
-                let tile = &mut codes[start..][..coding.group_bytes()];
-                put_codes(coding.bits, group_codes, lane, bytemuck::cast_slice_mut(tile));
-            }
-            put_scales(coding, block, index * groups, lane, scales);
-        }
-    }
+        put_scales(coding, parts, index * groups, lane, scales);
+    });
 }
 
 /// Writes the 32 codes of one row into a group's planes (as 32-bit words, one a row and register).
@@ -290,7 +270,7 @@ fn put_codes(bits: usize, codes: &[u8; GROUP], lane: usize, planes: &mut [u32]) 
 }
 
 /// Writes one row's scales of the block whose first group is `group`.
-fn put_scales(coding: Coding, block: &Block, group: usize, lane: usize, scales: &mut [u8]) {
+fn put_scales(coding: Coding, block: &Parts, group: usize, lane: usize, scales: &mut [u8]) {
     let (start, _) = coding.scales.locate(group);
     let record = &mut scales[start..];
     let put_half = |record: &mut [u8], index: usize, half: u16| {
@@ -327,7 +307,7 @@ fn put_scales(coding: Coding, block: &Block, group: usize, lane: usize, scales: 
 }
 
 /// Writes a row of plain numbers into column-major lanes.
-fn dense_row(dtype: DType, dense: Dense, row: &[u8], lane: usize, tile: &mut [u8]) {
+fn put_dense(dtype: DType, dense: Dense, row: &[u8], lane: usize, tile: &mut [u8]) {
     fn put<const N: usize, const M: usize>(
         row: &[u8],
         lane: usize,
