@@ -1,1 +1,110 @@
+//! Chat templates against `transformers`' rendering of them.
 
+use std::path::Path;
+
+use bevel_model::chat::{CHATML, ChatTemplate, DateTime, Message, SpecialTexts, TemplateError};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// What `goldens/chat/make_chat.py` wrote.
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    template: String,
+    messages: Vec<Message>,
+    tools: Option<Value>,
+    prompt: bool,
+    extra: Map<String, Value>,
+    expected: Option<String>,
+    error: Option<String>,
+}
+
+/// Monday the 5th of February 2024, 15:04:09: the clock of the goldens.
+fn clock() -> DateTime {
+    DateTime::from_unix(1_707_145_449)
+}
+
+fn special() -> SpecialTexts {
+    SpecialTexts {
+        bos_token: Some("<s>".to_owned()),
+        eos_token: Some("</s>".to_owned()),
+        ..SpecialTexts::default()
+    }
+}
+
+fn render(case: &Case) -> Result<String, TemplateError> {
+    ChatTemplate::with_clock(&case.template, special(), clock)?.render(
+        &case.messages,
+        case.tools.as_ref(),
+        case.prompt,
+        case.extra.clone(),
+    )
+}
+
+#[test]
+fn rendered_as_transformers_renders() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/chat/cases.json");
+    let cases: Vec<Case> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let rendered = render(case);
+        match (&rendered, &case.expected, &case.error) {
+            (Ok(text), Some(expected), _) if text == expected => {}
+            // What the template raises is passed on word by word; other errors have our words.
+            (Err(TemplateError::Refused(message)), None, Some(error)) if message == error => {}
+            (Err(TemplateError::Failed(_)), None, Some(_)) => {}
+            _ => wrong.push(format!(
+                "{}\n  expected {:?}\n  rendered {rendered:?}",
+                case.name,
+                case.expected.as_ref().or(case.error.as_ref())
+            )),
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+#[track_caller]
+fn check_error(source: &str, part_of_the_message: &str) {
+    let template = ChatTemplate::with_clock(source, special(), clock);
+    let rendered = template
+        .and_then(|template| template.render(&[Message::new("user", "x")], None, true, Map::new()));
+    let message = rendered.unwrap_err().to_string();
+    assert!(message.contains(part_of_the_message), "{message}");
+}
+
+#[test]
+fn errors_say_what_and_where() {
+    check_error("{% for %}", "does not parse");
+    check_error("a\n{{ 'x' }", "line 2");
+    check_error("{% generation %}", "does not parse");
+    check_error(
+        "{{ raise_exception('no system role') }}",
+        "refuses the conversation: no system role",
+    );
+    check_error("\n{{ messages.nobody.home }}", "line 2");
+    check_error("{{ strftime_now('%Q') }}", "unknown directive in `%Q`");
+    check_error("{{ unknown_function() }}", "unknown_function");
+}
+
+#[test]
+fn the_chatml_template() {
+    let template = ChatTemplate::new(CHATML, SpecialTexts::default()).unwrap();
+    let messages = [Message::new("system", "s"), Message::new("user", "u")];
+    let text = template.render(&messages, None, true, Map::new()).unwrap();
+    let expected = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n\
+                    <|im_start|>assistant\n";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn dates() {
+    let date = |seconds| {
+        let d = DateTime::from_unix(seconds);
+        (d.year, d.month, d.day, d.hour, d.minute, d.second)
+    };
+    assert_eq!(date(0), (1970, 1, 1, 0, 0, 0));
+    assert_eq!(date(951_782_400), (2000, 2, 29, 0, 0, 0));
+    assert_eq!(date(1_709_251_199), (2024, 2, 29, 23, 59, 59));
+    assert_eq!(date(4_107_542_400), (2100, 3, 1, 0, 0, 0));
+    assert_eq!(date(-1), (1969, 12, 31, 23, 59, 59));
+}
