@@ -1,4 +1,5 @@
 //! Tests of `bevel-model`.
 
 mod chat;
+mod families;
 mod tokenizer;

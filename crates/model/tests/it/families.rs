@@ -1,0 +1,209 @@
+//! Every family against transformers: logits of tiny random checkpoints, from the Hugging Face
+//! directory and from the GGUF file it becomes. `goldens/families/make_families.py` made them.
+
+use std::path::{Path, PathBuf};
+
+use bevel_base::DType;
+use bevel_formats::gguf::{GgufFile, GgufWriter, Metadata};
+use bevel_formats::{TensorSpec, safetensors};
+use bevel_kernels::{Cpu, Isa, KvType};
+use bevel_model::{Batch, Checkpoint, KvCache, Model, Part, Sequence, State};
+
+fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/families").join(case)
+}
+
+/// Token ids, and the logits after each, `[tokens, vocab]`.
+fn expected(case: &str) -> (Vec<u32>, Vec<f32>) {
+    let file = safetensors::Checkpoint::open(&golden(case).join("expected.safetensors")).unwrap();
+    let tokens = file.tensor("tokens").unwrap();
+    let tokens = tokens.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap()));
+    (tokens.collect(), file.tensor("logits").unwrap().to_f32().unwrap())
+}
+
+/// Logits after every token, the tokens fed in steps of the given sizes.
+fn logits(model: &Model, cpu: &Cpu, tokens: &[u32], steps: &[usize]) -> Vec<f32> {
+    let config = model.config();
+    let mut cache = KvCache::new(config, KvType::F32, 64).unwrap();
+    let mut state = State::new(config, tokens.len());
+    // A neighbour takes the first block, so that block tables are not the identity.
+    let (mut neighbour, mut sequence) = (Sequence::new(), Sequence::new());
+    cache.extend(&mut neighbour, 1).unwrap();
+    let mut all = Vec::new();
+    let mut rest = tokens;
+    for &step in steps.iter().chain(std::iter::repeat(&tokens.len())) {
+        let (now, later) = rest.split_at(step.min(rest.len()));
+        if now.is_empty() {
+            break;
+        }
+        cache.extend(&mut sequence, now.len()).unwrap();
+        let parts = [Part { tokens: now.len(), sequence: &sequence }];
+        let outputs: Vec<usize> = (0..now.len()).collect();
+        let batch = Batch { tokens: now, parts: &parts, outputs: &outputs };
+        all.extend_from_slice(model.forward(cpu, &batch, &mut cache, &mut state).unwrap());
+        rest = later;
+    }
+    all
+}
+
+/// ‖a − b‖ / ‖b‖ over all logits.
+fn relative_error(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |it: &mut dyn Iterator<Item = f64>| it.map(|x| x * x).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)))
+        / norm(&mut b.iter().map(|&b| f64::from(b)))
+}
+
+/// Writes the checkpoint as the GGUF file it is presented as.
+fn write_gguf(checkpoint: &Checkpoint, path: &Path) {
+    let mut metadata = Metadata::new();
+    checkpoint.config().to_gguf(&mut metadata);
+    let specs: Vec<TensorSpec> = checkpoint
+        .tensors()
+        .iter()
+        .map(|(name, entry)| TensorSpec::new(name, entry.dtype, entry.shape.clone()))
+        .collect();
+    let mut writer = GgufWriter::create(path, &metadata, &specs, None).unwrap();
+    for name in checkpoint.tensors().keys() {
+        writer.write(name, &checkpoint.read(name).unwrap()).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[track_caller]
+fn check(case: &str) {
+    let (tokens, want) = expected(case);
+    let dir = golden(case);
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("model.gguf");
+    write_gguf(&Checkpoint::open(&dir).unwrap(), &file);
+    assert!(GgufFile::open(&file).is_ok());
+    for isa in Isa::available() {
+        let cpu = Cpu::with_isa(2, isa);
+        for path in [&dir, &file] {
+            let checkpoint = Checkpoint::open(path).unwrap();
+            assert_eq!(checkpoint.unused(), [""; 0], "{}", path.display());
+            let model = Model::load(checkpoint, &cpu, &mut |_| {}).unwrap();
+            for steps in [&[40][..], &[17, 1, 1, 3]] {
+                let got = logits(&model, &cpu, &tokens, steps);
+                let error = relative_error(&got, &want);
+                assert!(
+                    error < 1e-4,
+                    "{case} from {} on {isa}, steps {steps:?}: relative error {error:.2e}",
+                    if path == &dir { "the directory" } else { "the GGUF file" },
+                );
+            }
+        }
+    }
+}
+
+macro_rules! families {
+    ($($case:ident),* $(,)?) => {
+        $(#[test] fn $case() { check(stringify!($case)); })*
+
+        #[test]
+        fn every_golden_is_checked() {
+            let mut cases: Vec<String> = std::fs::read_dir(golden(""))
+                .unwrap()
+                .map(|e| e.unwrap())
+                .filter(|e| e.path().is_dir())
+                .map(|e| e.file_name().into_string().unwrap())
+                .collect();
+            cases.sort();
+            let mut checked = vec![$(stringify!($case)),*];
+            checked.sort_unstable();
+            assert_eq!(cases, checked);
+        }
+    };
+}
+
+families!(
+    llama,
+    llama_biases_tied,
+    llama3_rope,
+    mistral_window,
+    mixtral,
+    qwen2,
+    qwen2_yarn_window,
+    qwen3,
+    qwen3moe,
+    gemma2,
+    gemma3,
+    phi3_short,
+    phi3_long,
+    phi3_partial,
+    granite,
+    olmo2,
+    olmoe,
+);
+
+/// Sequences in one batch do not see each other, and each gets the logits it gets alone.
+#[test]
+fn a_batch_of_sequences_equals_each_alone() {
+    let (tokens, _) = expected("llama");
+    let cpu = Cpu::with_isa(2, Isa::Scalar);
+    let model =
+        Model::load(Checkpoint::open(&golden("llama")).unwrap(), &cpu, &mut |_| {}).unwrap();
+    let mut cache = KvCache::new(model.config(), KvType::F32, 128).unwrap();
+    let mut state = State::new(model.config(), 64);
+    let prompts = [&tokens[..5], &tokens[7..28], &tokens[30..31]];
+    let mut sequences = [Sequence::new(), Sequence::new(), Sequence::new()];
+    for (sequence, prompt) in sequences.iter_mut().zip(prompts) {
+        cache.extend(sequence, prompt.len()).unwrap();
+    }
+    let parts: Vec<Part<'_>> = sequences
+        .iter()
+        .zip(prompts)
+        .map(|(sequence, prompt)| Part { tokens: prompt.len(), sequence })
+        .collect();
+    let all = prompts.concat();
+    let outputs = [4, 25, 26];
+    let batch = Batch { tokens: &all, parts: &parts, outputs: &outputs };
+    let together = model.forward(&cpu, &batch, &mut cache, &mut state).unwrap().to_vec();
+    let vocab = model.config().vocab_size;
+    for (i, prompt) in prompts.iter().enumerate() {
+        let alone = logits(&model, &cpu, prompt, &[]);
+        let error = relative_error(&together[i * vocab..][..vocab], &alone[alone.len() - vocab..]);
+        assert!(error < 1e-6, "sequence {i}: {error:.2e}");
+    }
+}
+
+#[test]
+fn half_precision_cache_stays_close() {
+    let (tokens, want) = expected("llama");
+    let cpu = Cpu::new(1).unwrap();
+    let model =
+        Model::load(Checkpoint::open(&golden("llama")).unwrap(), &cpu, &mut |_| {}).unwrap();
+    let mut cache = KvCache::new(model.config(), KvType::F16, 64).unwrap();
+    let mut state = State::new(model.config(), 64);
+    let mut sequence = Sequence::new();
+    cache.extend(&mut sequence, tokens.len()).unwrap();
+    let parts = [Part { tokens: tokens.len(), sequence: &sequence }];
+    let outputs: Vec<usize> = (0..tokens.len()).collect();
+    let batch = Batch { tokens: &tokens, parts: &parts, outputs: &outputs };
+    let got = model.forward(&cpu, &batch, &mut cache, &mut state).unwrap();
+    let error = relative_error(got, &want);
+    assert!((1e-7..2e-3).contains(&error), "{error:.2e}");
+}
+
+#[test]
+fn unknown_tokens_are_refused() {
+    let cpu = Cpu::new(1).unwrap();
+    let model =
+        Model::load(Checkpoint::open(&golden("llama")).unwrap(), &cpu, &mut |_| {}).unwrap();
+    let mut session = bevel_model::Session::new(&model, &cpu, 32, KvType::F32).unwrap();
+    let error = session.feed(&[1, 80]).unwrap_err().to_string();
+    assert!(error.contains("token 80") && error.contains("80 tokens"), "{error}");
+    assert!(session.tokens().is_empty());
+    assert!(session.feed(&[1, 79]).is_ok());
+}
+
+/// Gemma stores its norms minus one, and bf16; a GGUF file holds the whole factor in f32.
+#[test]
+fn gemma_norms_are_whole_and_f32() {
+    let checkpoint = Checkpoint::open(&golden("gemma2")).unwrap();
+    assert_eq!(checkpoint.entry("blk.0.attn_norm.weight").unwrap().dtype, DType::F32);
+    let norm = checkpoint.read_f32("blk.0.attn_norm.weight").unwrap();
+    let mean = norm.iter().sum::<f32>() / norm.len() as f32;
+    assert!((0.8..1.2).contains(&mean), "{mean}");
+}
