@@ -6,7 +6,7 @@ use indexmap::{IndexMap, IndexSet};
 
 use super::{Header, INDEX, SINGLE};
 use crate::shards::{Shards, map};
-use crate::wrong_file::PICKLE;
+use crate::wrong_file::{PICKLE, wrong_file};
 use crate::{Error, Result, TensorInfo};
 
 /// The tensors of a Hugging Face model, mapped into memory.
@@ -39,7 +39,7 @@ impl Checkpoint {
     }
 
     fn open_index(path: &Path) -> Result<Self> {
-        let places = read_index(path)?;
+        let places = parse_index(path, map(path)?.bytes())?;
         let mut metadata = IndexMap::new();
         let mut shards = Shards::default();
         let files: IndexSet<&str> = places.values().map(String::as_str).collect();
@@ -98,6 +98,9 @@ impl Checkpoint {
     }
 }
 
+/// Longer indexes are refused: a thousand times that of a large model.
+const MAX_INDEX: usize = 100_000_000;
+
 /// The file to open in a model's directory.
 fn find_in(directory: &Path) -> Result<PathBuf> {
     for name in [SINGLE, INDEX] {
@@ -130,15 +133,26 @@ fn find_in(directory: &Path) -> Result<PathBuf> {
     Err(Error::WrongFile { path: directory.to_owned(), expected, found })
 }
 
-/// The file that an index names for each tensor.
-fn read_index(path: &Path) -> Result<IndexMap<String, String>> {
+/// The file that an index (`model.safetensors.index.json`) lying in `bytes` names for each tensor.
+/// `path` is used in messages.
+///
+/// # Errors
+/// [`Error::WrongFile`] where `bytes` do not begin like an index, [`Error::Header`] where they are
+/// no JSON of the right form, name no tensors, or name a file outside the index's directory.
+pub fn parse_index(path: &Path, bytes: &[u8]) -> Result<IndexMap<String, String>> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: IndexMap<String, String>,
     }
-    let text = fs::read(path).map_err(Error::io("open", path))?;
+    if !bytes.trim_ascii_start().starts_with(b"{") {
+        return Err(wrong_file(path, "safetensors index", bytes));
+    }
     let wrong = |reason: String| Error::Header { path: path.to_owned(), reason };
-    let index: Index = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+    if bytes.len() > MAX_INDEX {
+        let len = bytes.len();
+        return Err(wrong(format!("it has {len} bytes; bevel reads up to {MAX_INDEX}")));
+    }
+    let index: Index = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
     if index.weight_map.is_empty() {
         return Err(wrong("`weight_map` names no tensors".to_owned()));
     }

@@ -5,7 +5,7 @@ mod checkpoint;
 mod header;
 mod writer;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, parse_index};
 pub use header::Header;
 pub use writer::SafetensorsWriter;
 

@@ -133,8 +133,11 @@ fn check_index(index: &str, parts: &[&str]) {
 #[test]
 fn indexes() {
     const NAME: &str = "model.safetensors.index.json";
-    check_index("", &[NAME, "EOF"]);
-    check_index("[]", &[NAME, "invalid length"]);
+    check_index("", &[NAME, "is empty"]);
+    check_index("version https://git-lfs", &[NAME, "git lfs pull"]);
+    check_index("[]", &[NAME, "not a safetensors index", "`[]`"]);
+    check_index("{", &[NAME, "EOF"]);
+    check_index("{}", &[NAME, "missing field `weight_map`"]);
     check_index(r#"{"weight_map":{}}"#, &[NAME, "no tensors"]);
     check_index(r#"{"weight_map":{"w":"no.safetensors"}}"#, &["no.safetensors", "no such file"]);
     check_index(r#"{"weight_map":{"w":"every.safetensors"}}"#, &[NAME, "`w`", "every.safetensors"]);

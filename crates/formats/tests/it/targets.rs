@@ -30,3 +30,12 @@ fn safetensors_headers() {
         }
     });
 }
+
+#[test]
+fn safetensors_indexes() {
+    replay("safetensors_index", TIME, |bytes| {
+        if let Ok(places) = safetensors::parse_index(Path::new("fuzz.index.json"), bytes) {
+            assert!(places.values().all(|file| Path::new(file).components().count() == 1));
+        }
+    });
+}
