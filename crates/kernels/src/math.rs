@@ -109,3 +109,67 @@ pub(crate) fn max_lanes(mut lanes: [f32; LANES]) -> f32 {
     }
     lanes[0]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every float between `low` and `high` whose bits are a multiple of a prime, both signs.
+    fn floats(low: f32, high: f32) -> impl Iterator<Item = f32> {
+        (low.to_bits()..=high.to_bits()).step_by(997).map(f32::from_bits).flat_map(|x| [x, -x])
+    }
+
+    /// The distance in units in the last place of the exact value.
+    fn units(value: f32, exact: f64) -> f64 {
+        let nearest = exact as f32;
+        let unit = f64::from(nearest.abs().next_up()) - f64::from(nearest.abs());
+        (f64::from(value) - exact).abs() / unit
+    }
+
+    #[track_caller]
+    fn check(name: &str, bound: f64, errors: impl Iterator<Item = f64>) {
+        let worst = errors.fold(0.0, f64::max);
+        assert!(worst <= bound, "{name} is off by {worst} units in the last place");
+        assert!(worst > bound / 4.0, "{name} is better than stated: {worst}");
+    }
+
+    #[test]
+    fn exp_is_within_two_units() {
+        let inside = floats(1e-10, 88.7).filter(|&x| x > -87.3);
+        check("exp", 2.0, inside.map(|x| units(exp(x), f64::from(x).exp())));
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-0.0), 1.0);
+        assert_eq!((exp(-88.0), exp(-1e30), exp(f32::NEG_INFINITY)), (0.0, 0.0, 0.0));
+        assert_eq!((exp(88.8), exp(1e30)), (f32::INFINITY, f32::INFINITY));
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        for bits in [0x7fc0_0000, 0xffc0_0001, 0x7fff_ffff, 0x7f80_0001] {
+            assert!(exp(f32::from_bits(bits)).is_nan());
+        }
+    }
+
+    #[test]
+    fn sigmoid_is_within_four_units() {
+        let exact = |x: f32| 1.0 / (1.0 + (-f64::from(x)).exp());
+        check("sigmoid", 4.0, floats(1e-10, 87.0).map(|x| units(sigmoid(x), exact(x))));
+    }
+
+    #[test]
+    fn tanh_is_within_four_units() {
+        check("tanh", 4.0, floats(1e-30, 100.0).map(|x| units(tanh(x), f64::from(x).tanh())));
+        assert_eq!(tanh(0.0).to_bits(), 0.0f32.to_bits());
+        assert_eq!(tanh(-0.0).to_bits(), (-0.0f32).to_bits());
+        assert_eq!((tanh(f32::INFINITY), tanh(f32::NEG_INFINITY)), (1.0, -1.0));
+        assert!(tanh(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn lanes_are_reduced_whole() {
+        let lanes: [f32; LANES] = std::array::from_fn(|i| (1 << i) as f32);
+        assert_eq!(sum_lanes(lanes), 65_535.0);
+        for i in 0..LANES {
+            let mut lanes = [-1.0; LANES];
+            lanes[i] = 3.0;
+            assert_eq!(max_lanes(lanes), 3.0);
+        }
+    }
+}

@@ -56,8 +56,10 @@ impl RopeTable {
     pub fn new(spec: &RopeSpec) -> Self {
         let d = spec.rotary_dim;
         assert!(d.is_multiple_of(2), "rotary_dim {d} is odd");
-        let mut frequencies: Vec<f32> =
-            (0..d / 2).map(|i| 1.0 / spec.theta.powf((2 * i) as f32 / d as f32)).collect();
+        // As torch computes them: a power rounded to f32, and its inverse rounded to f32.
+        let power =
+            |i: usize| f64::from(spec.theta).powf(f64::from((2 * i) as f32 / d as f32)) as f32;
+        let mut frequencies: Vec<f32> = (0..d / 2).map(|i| 1.0 / power(i)).collect();
         if let Some(factors) = &spec.factors {
             assert_eq!(factors.len(), d / 2, "rope factors for rotary_dim {d}");
             for (frequency, factor) in frequencies.iter_mut().zip(factors) {

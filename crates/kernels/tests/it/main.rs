@@ -1,0 +1,7 @@
+//! Every kernel against a naive computation in f64, on every instruction set this processor has.
+
+mod attention;
+mod attention_rules;
+mod matmul;
+mod ops;
+mod random;
