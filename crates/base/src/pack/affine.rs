@@ -7,7 +7,7 @@
 use super::block::Half;
 use super::lanes::{LANES, Lanes, each, inverse, least, range, total};
 use super::levels::{Integers, Levels, round};
-use super::symmetric::{NOTHING, free_scale};
+use super::symmetric::{NEARLY_EXACT, NOTHING, free_scale};
 
 /// Starting points: what is added to the top code before it is divided by the range (the scale
 /// becomes smaller and the largest value is clipped), and the share of the range that is cut off at
@@ -140,11 +140,14 @@ pub(super) fn fit_scale_and_minimum<const TOP: i32, const N: usize>(
         let y = each::<N>(|i| x[i] - low);
         (d, m, ..) = candidates::<TOP>(&y, w, high - low, f32::INFINITY);
         m = each(|l| m[l] + low);
+        // The last trial keeps the whole range: where halves are coarse, the others may cut it.
+        m[LANES - 1] = low;
+        d[LANES - 1] = (high - low) / TOP as f32;
     } else {
         // All alike: code 1 stores what the minimum's rounding leaves.
         d[0] = low - Half::round(low);
     }
-    let d = each(|l| Half::round(d[l]));
+    let d = each(|l| Half::round_scale(d[l]));
     let m = each(|l| Half::round(m[l]));
     let best = least(&errors::<TOP>(x, w, &d, &m));
     let (d, m) = (d[best], m[best]);
@@ -211,6 +214,9 @@ fn free<const TOP: i32>(x: &[f32], w: &[f32]) -> Free {
 /// 4. Each group's integers, by the true error of eight scales, each with the two minima around the
 ///    one that suits it.
 /// 5. Both super-scales again, by least squares over all values. Back to 4 while it helps.
+///
+/// Where values fit so well that the rounding of the super-scales is what is left, steps 4 and 5
+/// follow others too, for some that round well.
 #[inline(always)]
 pub(super) fn fit_super_block<
     const TOP: i32,
@@ -234,67 +240,85 @@ pub(super) fn fit_super_block<
         let g = &groups[j];
         if g.m < 0.0 { g.qq - g.q * g.q * inverse(g.w) } else { g.qq }
     });
-    let mut d = Half::round(free_unsigned::<STOP>(&scales, &curvature));
+    let start_d = Half::round_scale(free_unsigned::<STOP>(&scales, &curvature));
     // (3)
     let minima = each::<GROUPS>(|j| {
         let g = &groups[j];
-        let scale = d * round((g.d * inverse(d)).clamp(0.0, stop));
+        let scale = start_d * round((g.d * inverse(start_d)).clamp(0.0, stop));
         if g.w > 0.0 { ((scale * g.q - g.x) / g.w).max(0.0) } else { 0.0 }
     });
-    let mut dmin = Half::round(free_unsigned::<STOP>(&minima, &each::<GROUPS>(|j| groups[j].w)));
+    let start_dmin =
+        Half::round_scale(free_unsigned::<STOP>(&minima, &each::<GROUPS>(|j| groups[j].w)));
 
-    let mut best = (f32::INFINITY, d, dmin, [0f32; GROUPS], [0f32; GROUPS]);
-    for _ in 0..ROUNDS {
-        // (4)
-        let (mut scales, mut minima) = ([0f32; GROUPS], [0f32; GROUPS]);
-        let mut error = 0f32;
-        // The normal equations of x ≈ d a - dmin b with a = scale * code, b = minimum.
-        let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0f32, 0f32, 0f32, 0f32, 0f32);
-        let (inverse_d, inverse_dmin) = (inverse(d), inverse(dmin));
-        for j in 0..GROUPS {
-            let g = &groups[j];
-            let middle = round((g.d * inverse_d).clamp(0.0, stop));
-            let inverse_w = inverse(g.w);
-            let (mut s, mut m) = ([0f32; LANES], [0f32; LANES]);
-            for l in 0..LANES {
-                s[l] = (middle + (l / 2) as f32 - 3.0).clamp(0.0, stop);
-                let follows = (d * s[l] * g.q - g.x) * inverse_w * inverse_dmin;
-                let below = round(follows.clamp(0.0, stop) - 0.5);
-                m[l] = (below + (l % 2) as f32).clamp(0.0, stop);
+    let [energy] = total(256, |i| [w[i] * x[i] * x[i]]);
+    let largest = (range(&scales).1, range(&minima).1);
+    let mut best = (f32::INFINITY, start_d, start_dmin, [0f32; GROUPS], [0f32; GROUPS]);
+    for trial in 0..64 {
+        let (mut d, mut dmin) = (start_d, start_dmin);
+        if trial > 0 {
+            if best.0 == 0.0 || best.0 > energy * NEARLY_EXACT {
+                break;
             }
-            let tried = errors::<TOP>(&xs[j], &ws[j], &each(|l| d * s[l]), &each(|l| -dmin * m[l]));
-            let chosen = least(&tried);
-            error += tried[chosen];
-            (scales[j], minima[j]) = (s[chosen], m[chosen]);
-            let (scale, minimum) = (d * scales[j], dmin * minima[j]);
-            let inverse = inverse(scale);
-            let (x, w) = (&xs[j], &ws[j]);
-            let [q, qq, qx] = total(SIZE, |i| {
-                let code = round(((x[i] + minimum) * inverse).clamp(0.0, TOP as f32));
-                [w[i] * code, w[i] * code * code, w[i] * code * x[i]]
-            });
-            aa += scales[j] * scales[j] * qq;
-            ab += scales[j] * minima[j] * q;
-            bb += minima[j] * minima[j] * g.w;
-            ax += scales[j] * qx;
-            bx += minima[j] * g.x;
+            d = Half::round_scale(largest.0 / (stop - (trial / 8) as f32));
+            dmin = Half::round_scale(largest.1 / (stop - (trial % 8) as f32));
         }
-        if error >= best.0 {
-            break;
+        let mut last = f32::INFINITY;
+        for _ in 0..ROUNDS {
+            // (4)
+            let (mut scales, mut minima) = ([0f32; GROUPS], [0f32; GROUPS]);
+            let mut error = 0f32;
+            // The normal equations of x ≈ d a - dmin b with a = scale * code, b = minimum.
+            let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0f32, 0f32, 0f32, 0f32, 0f32);
+            let (inverse_d, inverse_dmin) = (inverse(d), inverse(dmin));
+            for j in 0..GROUPS {
+                let g = &groups[j];
+                let middle = round((g.d * inverse_d).clamp(0.0, stop));
+                let inverse_w = inverse(g.w);
+                let (mut s, mut m) = ([0f32; LANES], [0f32; LANES]);
+                for l in 0..LANES {
+                    s[l] = (middle + (l / 2) as f32 - 3.0).clamp(0.0, stop);
+                    let follows = (d * s[l] * g.q - g.x) * inverse_w * inverse_dmin;
+                    let below = round(follows.clamp(0.0, stop) - 0.5);
+                    m[l] = (below + (l % 2) as f32).clamp(0.0, stop);
+                }
+                let tried =
+                    errors::<TOP>(&xs[j], &ws[j], &each(|l| d * s[l]), &each(|l| -dmin * m[l]));
+                let chosen = least(&tried);
+                error += tried[chosen];
+                (scales[j], minima[j]) = (s[chosen], m[chosen]);
+                let (scale, minimum) = (d * scales[j], dmin * minima[j]);
+                let inverse = inverse(scale);
+                let (x, w) = (&xs[j], &ws[j]);
+                let [q, qq, qx] = total(SIZE, |i| {
+                    let code = round(((x[i] + minimum) * inverse).clamp(0.0, TOP as f32));
+                    [w[i] * code, w[i] * code * code, w[i] * code * x[i]]
+                });
+                aa += scales[j] * scales[j] * qq;
+                ab += scales[j] * minima[j] * q;
+                bb += minima[j] * minima[j] * g.w;
+                ax += scales[j] * qx;
+                bx += minima[j] * g.x;
+            }
+            if error < best.0 {
+                best = (error, d, dmin, scales, minima);
+            }
+            if error >= last {
+                break;
+            }
+            last = error;
+            // (5)
+            let determinant = aa * bb - ab * ab;
+            let again = if determinant > 1e-6 * aa * bb {
+                ((ax * bb - ab * bx) / determinant, (ab * ax - aa * bx) / determinant)
+            } else {
+                (if aa > 0.0 { (ax + dmin * ab) / aa } else { d }, dmin)
+            };
+            let again = (Half::round_scale(again.0), Half::round_scale(again.1));
+            if again == (d, dmin) {
+                break;
+            }
+            (d, dmin) = again;
         }
-        best = (error, d, dmin, scales, minima);
-        // (5)
-        let determinant = aa * bb - ab * ab;
-        let again = if determinant > 1e-6 * aa * bb {
-            ((ax * bb - ab * bx) / determinant, (ab * ax - aa * bx) / determinant)
-        } else {
-            (if aa > 0.0 { (ax + dmin * ab) / aa } else { d }, dmin)
-        };
-        let again = (Half::round(again.0), Half::round(again.1));
-        if again == (d, dmin) {
-            break;
-        }
-        (d, dmin) = again;
     }
     let (_, d, dmin, scales, minima) = best;
     let mut codes = [0; 256];

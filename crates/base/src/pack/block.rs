@@ -16,8 +16,7 @@ pub trait Quantize<const N: usize>: Block<N> {
 
     /// Rounds `x` into a block, searching the scales that make the least `Σ w (x - x̂)²`.
     ///
-    /// Values are finite and within [`Quantize::LIMIT`]; weights lie between 0 and 1 and at least
-    /// one of them is 1.
+    /// Values are finite and within [`Quantize::LIMIT`]; weights are positive, the largest one 1.
     fn quantize(x: &[f32; N], w: &[f32; N]) -> Self;
 }
 
@@ -31,6 +30,9 @@ impl Half {
     pub const MAX: f32 = 65504.0;
     /// The smallest positive half, 2⁻²⁴.
     pub const MIN_POSITIVE: f32 = 5.960_464_5e-8;
+
+    /// The smallest half in full precision, 2⁻¹⁴. Below it halves are [`Half::MIN_POSITIVE`] apart.
+    pub const MIN_NORMAL: f32 = 6.103_515_6e-5;
 
     /// The bits, sign first.
     pub const fn from_bits(bits: u16) -> Self {
@@ -68,14 +70,19 @@ impl Half {
         let normal = f32::from_bits((bits + 0xfff + ((bits >> 13) & 1)) & !0x1fff);
         // Singles around 0.75 are 2⁻²⁴ apart, as subnormal halves are.
         let subnormal = (value + 0.75) - 0.75;
-        if value.abs() < 6.103_515_6e-5 { subnormal } else { normal }
+        if value.abs() < Self::MIN_NORMAL { subnormal } else { normal }
     }
 
-    /// As [`Half::round`], but what would round to zero becomes ±[`Half::MIN_POSITIVE`].
+    /// As [`Half::round`] where halves are normal; among the subnormal ones the next one away from
+    /// zero. There the nearest half may be a much smaller scale, and values would be clipped.
     #[inline(always)]
-    pub(crate) fn round_away_from_zero(value: f32) -> f32 {
+    pub(crate) fn round_scale(value: f32) -> f32 {
         let rounded = Self::round(value);
-        if rounded == 0.0 { Self::MIN_POSITIVE.copysign(value) } else { rounded }
+        if rounded.abs() < value.abs() && value.abs() < Self::MIN_NORMAL {
+            rounded + Self::MIN_POSITIVE.copysign(value)
+        } else {
+            rounded
+        }
     }
 }
 
@@ -159,6 +166,10 @@ pub(crate) fn pack<B: Quantize<N>, const N: usize>(
     run_wide(Pack::<B, N>(values, importance, bytemuck::cast_slice_mut(out)));
 }
 
+/// What a value of no importance weighs: little enough to change nothing else, enough to be rounded
+/// well where nothing around it matters either.
+const LEAST_WEIGHT: f32 = 1e-8;
+
 /// A block's importance scaled so that the largest weight is 1. Where nothing matters, everything
 /// matters equally.
 #[inline(always)]
@@ -167,5 +178,8 @@ fn weights<const N: usize>(importance: &[f32]) -> [f32; N] {
     if largest == 0.0 {
         return [1.0; N];
     }
-    each(|i| importance[i] / largest)
+    each(|i| {
+        let w = importance[i] / largest;
+        if w > LEAST_WEIGHT { w } else { LEAST_WEIGHT }
+    })
 }

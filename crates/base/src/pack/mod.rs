@@ -1,4 +1,34 @@
-//! Packed weight layouts.
+//! Packed weight layouts: what a file's bytes are as numbers, and how numbers become such bytes.
+//!
+//! A packed tensor is rows of blocks; a block is a [`Block`]: a `repr(C)` struct of bytes with the
+//! layout drawn in its documentation. Blocks of 32 values carry their own scale. Super-blocks of 256
+//! values carry one or two half-precision scales and a small integer for each group of 16 or 32, which
+//! is scaled by them. [`dequantize`] and [`quantize`] work on any whole number of blocks; callers
+//! cut a tensor into rows and give them to threads.
+//!
+//! | layout | bits/value | block | values | when to use it |
+//! |---|---|---|---|---|
+//! | F32, F64 | 32, 64 | 1 | | references |
+//! | BF16, F16 | 16 | 1 | | as trained; F16 where the range allows |
+//! | F8_E4M3, F8_E5M2 | 8 | 1 | | checkpoints published so; scales are kept elsewhere |
+//! | [Q8_0](q8_0) | 8.5 | 32 | `d q` | as good as lossless; activations |
+//! | [Q6_K](q6_k) | 6.5625 | 256 | `d s q` | nearly lossless; output and embedding tables |
+//! | [Q5_1](q5_1), [Q5_0](q5_0) | 6, 5.5 | 32 | `d q + m`, `d q` | rows that 256 does not divide |
+//! | [Q5_K](q5_k) | 5.5 | 256 | `d s q - dmin m` | a little loss |
+//! | [Q4_1](q4_1), [Q4_0](q4_0) | 5, 4.5 | 32 | `d q + m`, `d q` | rows that 256 does not divide |
+//! | [Q4_K](q4_k) | 4.5 | 256 | `d s q - dmin m` | the usual compromise |
+//! | [IQ4_NL](iq4) | 4.5 | 32 | `d level(q)` | better than Q4_0 at its size |
+//! | [IQ4_XS](iq4) | 4.25 | 256 | `d s level(q)` | nearly Q4_K, smaller |
+//! | [MXFP4](mxfp4) | 4.25 | 32 | `2^e level(q)` | models trained in it |
+//! | [Q3_K](q3_k) | 3.4375 | 256 | `d s q` | visible loss |
+//! | [IQ3_S](iq3), [IQ3_XXS](iq3) | 3.4375, 3.0625 | 256 | `d s ±entry` | with calibration |
+//! | [Q2_K](q2_k) | 2.625 | 256 | `d s q - dmin m` | large models only |
+//! | [IQ2_S, IQ2_XS, IQ2_XXS](iq2) | 2.5625, 2.3125, 2.0625 | 256 | `d s ±entry` | with calibration |
+//! | [TQ2_0, TQ1_0](tq) | 2.0625, 1.6875 | 256 | `d t` | models trained to be ternary |
+//!
+//! Packing minimizes the squared error, weighted by importance where the caller knows it: sixteen
+//! scales are tried at once and improved by least squares, and the choice is made by the error with
+//! scales as they will be stored.
 
 mod affine;
 mod block;

@@ -48,7 +48,8 @@ impl Block<32> for BlockMXFP4 {
 }
 
 impl Quantize<32> for BlockMXFP4 {
-    const LIMIT: f32 = f32::MAX;
+    /// The greatest exponent whose levels are all finite is 252.
+    const LIMIT: f32 = 12.0 * power_of_two(124);
 
     /// Tries the exponent that puts the largest magnitude among the top levels and its neighbours.
     #[inline(always)]
@@ -63,7 +64,7 @@ impl Quantize<32> for BlockMXFP4 {
         let k = exponent(largest);
         let y = x.map(|v| v * power_of_two(-k / 2) * power_of_two(-k - -k / 2));
         const CANDIDATES: usize = 4;
-        let e: [i32; CANDIDATES] = std::array::from_fn(|l| (k - 3 + l as i32 + 127).clamp(0, 254));
+        let e: [i32; CANDIDATES] = std::array::from_fn(|l| (k - 3 + l as i32 + 127).clamp(0, 252));
         let scales = e.map(|e| power_of_two((e - 128 - k).clamp(-126, 127)));
         let errors = scale_errors::<E2m1, CANDIDATES>(&y, w, &scales);
         let best = least(&errors);
@@ -87,6 +88,6 @@ fn exponent(value: f32) -> i32 {
 
 /// 2 to a power within the normal range.
 #[inline(always)]
-fn power_of_two(exponent: i32) -> f32 {
+const fn power_of_two(exponent: i32) -> f32 {
     f32::from_bits(((exponent + 127) as u32) << 23)
 }

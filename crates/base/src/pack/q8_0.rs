@@ -45,7 +45,10 @@ impl Quantize<32> for BlockQ8_0 {
         if largest < Half::MIN_POSITIVE * 0.5 {
             return Self::zeroed();
         }
-        let d = Half::round_away_from_zero(largest / 127.0);
+        let nearest = Half::round(largest / 127.0);
+        // Only among subnormal halves is the nearest one so much smaller that it would clip.
+        let clips = nearest * 127.5 < largest;
+        let d = if clips { Half::round_scale(largest / 127.0) } else { nearest };
         let inverse = 1.0 / d;
         let mut qs = [0; 32];
         for i in 0..32 {

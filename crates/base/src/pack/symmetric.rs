@@ -120,9 +120,9 @@ pub(super) fn fit_scale<L: Levels, const N: usize>(x: &[f32; N], w: &[f32; N]) -
         0.0
     } else {
         let (d, ..) = candidates::<L>(x, w, extreme);
-        let d = each(|l| Half::round_away_from_zero(d[l]));
+        let d = each(|l| Half::round_scale(d[l]));
         let d = d[least(&scale_errors::<L, LANES>(x, w, &d))];
-        let around = each(|l| Half::round_away_from_zero(d * (1.0 + NUDGES[l] / L::STEPS)));
+        let around = each(|l| Half::round_scale(d * (1.0 + NUDGES[l] / L::STEPS)));
         around[least(&scale_errors::<L, LANES>(x, w, &around))]
     };
     let inverse = inverse(d);
@@ -144,8 +144,8 @@ pub(super) struct SuperBlock<const GROUPS: usize> {
 /// 3. Each group's integer scale, by its true error among sixteen neighbours of the free one.
 /// 4. The super-block's scale again, by least squares over all values. Back to 3 while it helps.
 ///
-/// Steps 3 and 4 follow the `TRIED` most promising scales of step 2, and all of them where the
-/// values fit the levels so well that the rounding of `d` is what is left.
+/// Steps 3 and 4 follow the `TRIED` most promising scales of step 2. Where values fit the levels so
+/// well that the rounding of `d` is what is left, they follow others too, for one that rounds well.
 #[inline(always)]
 pub(super) fn fit_super_block<
     L: Levels,
@@ -169,15 +169,19 @@ pub(super) fn fit_super_block<
         return SuperBlock { d: 0.0, scales: [0.0; GROUPS], levels: [L::snap(0.0); 256] };
     }
     let (starts, mut explained, _) = candidates::<S>(&free, &curvature, extreme);
-    let starts = each::<LANES>(|l| Half::round_away_from_zero(starts[l]));
+    let starts = each::<LANES>(|l| Half::round_scale(starts[l]));
     let mut best = (f32::INFINITY, starts[0], [0f32; GROUPS]);
     let [energy] = total(256, |i| [w[i] * x[i] * x[i]]);
     for trial in 0..LANES {
-        if trial >= TRIED && best.0 > energy * NEARLY_EXACT {
+        if trial >= TRIED && (best.0 == 0.0 || best.0 > energy * NEARLY_EXACT) {
             break;
         }
-        let start = least(&each::<LANES>(|l| -explained[l]));
-        let mut d = starts[start];
+        let mut d = if trial < TRIED {
+            let start = least(&each::<LANES>(|l| -explained[l]));
+            starts[start]
+        } else {
+            Half::round_scale(extreme / (S::FAR - (trial as f32).copysign(S::FAR)))
+        };
         explained = each(|l| if starts[l] == d { f32::NEG_INFINITY } else { explained[l] });
         let mut last = f32::INFINITY;
         for _ in 0..ROUNDS {
@@ -204,7 +208,7 @@ pub(super) fn fit_super_block<
                 best = (error, d, scales);
             }
             // (4)
-            let again = Half::round_away_from_zero(if qq == 0.0 { d } else { xq / qq });
+            let again = Half::round_scale(if qq == 0.0 { d } else { xq / qq });
             if error >= last || again == d {
                 break;
             }
@@ -223,7 +227,7 @@ pub(super) fn fit_super_block<
 }
 
 /// The error, as a share of `Σ w x²`, below which the rounding of a half-precision scale shows.
-const NEARLY_EXACT: f32 = 1e-6;
+pub(super) const NEARLY_EXACT: f32 = 1e-5;
 
 /// How often a super-block's scale is improved at most.
 const ROUNDS: usize = 3;

@@ -1,0 +1,6 @@
+//! The packed layouts, tried from outside.
+
+mod dequantize;
+mod plain;
+mod quantize;
+mod round_trip;
