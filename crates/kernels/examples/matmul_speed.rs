@@ -1,5 +1,7 @@
-//! Speed of matrix products for each weight type: bytes of weights read and operations done in a
-//! second. `cargo run --release -p bevel-kernels --example matmul_speed -- [THREADS] [TYPE ...]`
+//! Speed of matrix products for each weight type and some numbers of tokens `n`: bytes of weights read
+//! in a second, microseconds, operations (a multiplication and an addition are two) in a second.
+//!
+//! `cargo run --release -p bevel-kernels --example matmul_speed -- [THREADS] [TYPE ...]`
 
 use std::time::Instant;
 
@@ -13,14 +15,14 @@ fn main() {
     let threads = arguments.next().map_or(1, |n| n.parse().expect("a number of threads"));
     let types: Vec<DType> = arguments.map(|name| name.parse().expect("a type's name")).collect();
     let cpu = Cpu::new(threads).expect("a known instruction set");
-    println!("{} threads, {}; median of several runs", cpu.pool().threads(), cpu.isa());
+    println!("{} threads, {}; the fastest of several runs", cpu.pool().threads(), cpu.isa());
     println!(
-        "{:8} {:>12} {:>7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
-        "type", "shape", "bits", "pack", "n=1", "n=1", "n=8", "n=32", "n=512"
+        "{:8} {:>11} {:>6} {:>6} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6}",
+        "type", "shape", "bits", "pack", "n=1", "n=1", "n=2", "n=4", "n=8", "n=16", "n=512"
     );
     println!(
-        "{:8} {:>12} {:>7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
-        "", "", "", "GB/s", "GB/s", "us", "us", "GOP/s", "GOP/s"
+        "{:8} {:>11} {:>6} {:>6} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6}",
+        "", "", "", "GB/s", "GB/s", "us", "us", "us", "us", "us", "GOP/s"
     );
     for dtype in DType::all().filter(|dtype| dtype.is_weight()) {
         if !types.is_empty() && !types.contains(&dtype) {
@@ -55,24 +57,23 @@ fn speed(cpu: &Cpu, dtype: DType, rows: usize, cols: usize) {
             start.elapsed().as_secs_f64()
         };
         let first = run();
-        let runs = ((0.08 / first.min(0.04)) as usize).clamp(5, 2000);
-        let mut times: Vec<f64> = (0..runs).map(|_| run()).collect();
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
+        let runs = ((0.04 / first.min(0.02)) as usize).clamp(5, 2000);
+        (0..runs).map(|_| run()).fold(first, f64::min)
     };
-    let (one, eight, many) = (time(1), time(8), time(32));
-    let prompt = if rows < 4096 { time(512) } else { time(128) * 4.0 };
-    let operations = |n: f64| 2.0 * n * (rows * cols) as f64 / 1e9;
+    let [one, two, four, eight, sixteen] = [1, 2, 4, 8, 16].map(&mut time);
+    let prompt = if rows < 4096 { time(512) } else { time(64) * 8.0 };
     println!(
-        "{:8} {:>12} {:>7.2} {:>9.2} {:>9.1} {:>9.1} {:>9.1} {:>9.0} {:>9.0}",
+        "{:8} {:>11} {:>6.2} {:>6.2} {:>6.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>6.0}",
         dtype,
         format!("{rows}x{cols}"),
         weight.bytes() as f64 * 8.0 / (rows * cols) as f64,
         pack / 1e9,
         weight.bytes() as f64 / one / 1e9,
         one * 1e6,
+        two * 1e6,
+        four * 1e6,
         eight * 1e6,
-        operations(32.0) / many,
-        operations(512.0) / prompt,
+        sixteen * 1e6,
+        2.0 * 512.0 * (rows * cols) as f64 / 1e9 / prompt,
     );
 }

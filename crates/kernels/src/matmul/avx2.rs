@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::activations::{GROUP_BYTES, Rounded, factor_and_scale, put_rounded};
 use super::kernels::Sums;
-use super::layout::{Dense, Format, QUADS, ROWS, Scales};
+use super::layout::{Coding, Dense, Format, QUADS, ROWS, Scales};
 use super::packed::Tile;
 
 /// The eight rows that a register holds: the first or the last of a tile.
@@ -57,19 +57,25 @@ fn integer_block<F: Format, const T: usize, const N: usize>(
                     dots[t] = _mm256_sllv_epi32(word(block, negative + t), shift);
                 }
             }
-            for k in span * QUADS / spans..(span + 1) * QUADS / spans {
-                let weights = quad::<F>(registers, k, half, levels);
+            let quads = span * QUADS / spans..(span + 1) * QUADS / spans;
+            for run in quads.step_by(const { run_length(F::CODING) }) {
+                let mut twos = [_mm256_setzero_si256(); N];
+                for k in run..run + const { run_length(F::CODING) } {
+                    let weights = quad::<F>(registers, k, half, levels);
+                    for t in 0..N {
+                        let codes = word(block, k * T + first + t);
+                        let products = if coding.full_byte() {
+                            let weights = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
+                            let codes = _mm256_sign_epi8(codes, weights);
+                            _mm256_maddubs_epi16(_mm256_abs_epi8(weights), codes)
+                        } else {
+                            _mm256_maddubs_epi16(weights, codes)
+                        };
+                        twos[t] = _mm256_add_epi16(twos[t], products);
+                    }
+                }
                 for t in 0..N {
-                    let codes = word(block, k * T + first + t);
-                    let products = if coding.full_byte() {
-                        let weights = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
-                        // 2 * 128 * 127 is still 16 bits.
-                        let codes = _mm256_sign_epi8(codes, weights);
-                        _mm256_maddubs_epi16(_mm256_abs_epi8(weights), codes)
-                    } else {
-                        _mm256_maddubs_epi16(weights, codes)
-                    };
-                    let fours = _mm256_madd_epi16(products, _mm256_set1_epi16(1));
+                    let fours = _mm256_madd_epi16(twos[t], _mm256_set1_epi16(1));
                     dots[t] = _mm256_add_epi32(dots[t], fours);
                 }
             }
@@ -94,6 +100,16 @@ fn integer_block<F: Format, const T: usize, const N: usize>(
     }
     for t in 0..N {
         store(&mut sums[first + t], half, totals[t]);
+    }
+}
+
+/// How many quads' sums of two products fit together in 16 bits.
+const fn run_length(coding: Coding) -> usize {
+    let level = if coding.full_byte() { 128 } else { (1 << coding.bits) - 1 };
+    match i16::MAX / (2 * 127 * level) {
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
     }
 }
 

@@ -6,51 +6,35 @@ use super::packed::Tile;
 use super::scalar;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
-use crate::Isa;
+use crate::{Cpu, Isa};
 
 /// The products of a tile with a block of tokens: `[token][row]`.
 pub(super) type Sums = [[f32; ROWS]; TOKENS];
 
-/// Multiplies a tile with a block of 8, 4, 2 or 1 tokens.
+/// Multiplies a tile with a block of 8, 4, 2 or 1 tokens (laid out as in `activations.rs`) into the
+/// first rows of the sums. Tile and block are those of the same number of columns.
 ///
 /// # Safety
-/// The processor has the instruction set the function is for, the tile and the block (laid out as
-/// in `activations.rs`) are those of the same number of columns.
+/// The processor has the instruction set the function is for.
 type Function = unsafe fn(&Tile<'_>, &[u8], usize, &mut Sums);
 
 /// A [`Function`] chosen for an instruction set the processor has.
 #[derive(Clone, Copy)]
-pub(super) struct Kernel {
-    function: Function,
-    layout: Layout,
-}
+pub(super) struct Kernel(Function);
 
 impl Kernel {
-    /// The kernel of a layout.
-    pub(super) fn select(layout: Layout, isa: Isa) -> Self {
-        let function = match layout {
-            Layout::Dense(dense) => dense_function(dense, isa),
-            Layout::Integer(integer) => integer.visit(Select(isa)),
-        };
-        Self { function, layout }
+    /// The kernel of a layout on this processor.
+    pub(super) fn select(layout: Layout, cpu: &Cpu) -> Self {
+        Self(match layout {
+            Layout::Dense(dense) => dense_function(dense, cpu.isa()),
+            Layout::Integer(integer) => integer.visit(Select(cpu.isa())),
+        })
     }
 
-    /// Multiplies `tile` with the `tokens` tokens of `block` into the first rows of `sums`.
-    pub(super) fn run(&self, tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
-        let (codes, scales) = self.layout.tile_bytes(tile.cols);
-        let token_bytes = match self.layout {
-            Layout::Dense(_) => tile.cols * 4,
-            Layout::Integer(_) => tile.cols / super::GROUP * super::GROUP_BYTES,
-        };
-        assert!(
-            tile.codes.len() == codes
-                && tile.scales.len() == scales
-                && matches!(tokens, 1 | 2 | 4 | 8)
-                && block.len() == tokens * token_bytes
-        );
-        // SAFETY: `Cpu` holds an instruction set only where the processor has it; lengths were
-        // checked just now.
-        unsafe { (self.function)(tile, block, tokens, sums) }
+    /// Calls the function.
+    pub(super) fn run(self, tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+        // SAFETY: `Cpu` holds an instruction set only where the processor has it.
+        unsafe { (self.0)(tile, block, tokens, sums) }
     }
 }
 

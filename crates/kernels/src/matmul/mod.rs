@@ -38,7 +38,7 @@ pub struct Product<'a> {
 }
 
 /// Where tasks write a product's outputs.
-pub(crate) struct Output(*mut f32);
+struct Output(*mut f32);
 
 // SAFETY: tasks write disjoint values, while `matmul` holds the buffer borrowed.
 unsafe impl Send for Output {}
@@ -50,6 +50,9 @@ unsafe impl Sync for Output {}
 const TASK_BYTES: usize = 256 << 10;
 /// Bytes of activations that a task walks through for each tile.
 const PANEL_BYTES: usize = 256 << 10;
+
+/// Bytes of weights, times tokens, that are multiplied sooner than other threads can be told to help.
+const ALONE_BYTES: usize = 32 << 10;
 
 /// `out = x · weightᵀ` for matrices that share the input `x` (`[n, cols]`): the queries, keys and
 /// values of a layer, the gate and up projections. One fork-join.
@@ -90,9 +93,12 @@ pub fn matmul(cpu: &Cpu, x: &[f32], n: usize, products: &mut [Product<'_>], scra
     let tiles: usize = products.iter().map(|product| product.weight.tiles()).sum();
     let bytes: usize = products.iter().map(|p| p.weight.tiles() * p.weight.tile_bytes()).sum();
     let threads = cpu.pool().threads();
-    // Small tasks even out threads of unequal speed; none is smaller than a tile.
-    let task_tiles = (tiles * TASK_BYTES / bytes.max(1)).min(tiles / (threads * 8)).max(1);
-    let task_tiles = if threads == 1 && n == 1 { tiles } else { task_tiles };
+    let task_tiles = if bytes * n < ALONE_BYTES || (threads == 1 && n == 1) {
+        tiles.max(1)
+    } else {
+        // Small tasks even out threads of unequal speed.
+        (tiles * TASK_BYTES / bytes).min(tiles / (threads * 8)).max(1)
+    };
 
     cpu.pool().run(tiles.div_ceil(task_tiles), |task| {
         let (mut tile, end) = (task * task_tiles, tiles.min((task + 1) * task_tiles));
@@ -124,7 +130,7 @@ unsafe fn multiply(
     n: usize,
     output: &Output,
 ) {
-    let kernel = weight.kernel(cpu.isa());
+    let kernel = weight.kernel(cpu);
     let (cols, rows) = (weight.cols(), weight.rows());
     let token_bytes = if weight.is_integer() { cols / GROUP * GROUP_BYTES } else { cols * 4 };
     let panel = (PANEL_BYTES / token_bytes / 8 * 8).max(8);

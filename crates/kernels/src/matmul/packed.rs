@@ -4,7 +4,7 @@ use super::blocks::{self, Parts};
 use super::kernels::Kernel;
 use super::layout::{self, Coding, Dense, GROUP, Layout, QUADS, ROWS, SUPER, Scales};
 use super::scalar;
-use crate::{Cpu, Isa, Result};
+use crate::{Cpu, Result};
 
 /// A weight matrix `[rows = out, cols = in]` in the layout that kernels read: tiles of 16 rows,
 /// interleaved. Values are those of the file, exactly (F64 is rounded to single precision).
@@ -34,8 +34,6 @@ pub(super) struct Tile<'a> {
     pub(super) levels: &'a [u8; 16],
     /// What scales are multiplied by in look-up types.
     pub(super) factor: f32,
-    /// Columns of the matrix.
-    pub(super) cols: usize,
 }
 
 impl PackedMatrix {
@@ -118,7 +116,6 @@ impl PackedMatrix {
             scales: &self.scales[index * scales..][..scales],
             levels: &self.levels,
             factor: self.factor,
-            cols: self.cols,
         }
     }
 
@@ -131,8 +128,8 @@ impl PackedMatrix {
         matches!(self.layout, Layout::Integer(_))
     }
 
-    pub(super) fn kernel(&self, isa: Isa) -> Kernel {
-        Kernel::select(self.layout, isa)
+    pub(super) fn kernel(&self, cpu: &Cpu) -> Kernel {
+        Kernel::select(self.layout, cpu)
     }
 
     fn new(cpu: &Cpu, dtype: DType, rows: usize, cols: usize, pieces: &[&[u8]]) -> Result<Self> {

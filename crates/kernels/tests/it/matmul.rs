@@ -170,6 +170,13 @@ proptest! {
 }
 
 #[test]
+fn long_rows_are_walked_through_in_panels_of_tokens() {
+    check(DType::Q4_0, 17, 256, 33, 21);
+    check(DType::Q6_K, 17, 32, 33, 22);
+    check(DType::BF16, 17, 8191, 33, 23);
+}
+
+#[test]
 fn a_row_is_read_back_as_it_is_dequantized() {
     let cpu = Cpu::with_isa(2, Isa::Scalar);
     for dtype in weight_types() {
