@@ -1,7 +1,7 @@
 //! The Jinja environment of `transformers`, in minijinja.
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
+use minijinja::value::{Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
@@ -27,6 +27,10 @@ pub(super) fn new(
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_unknown_method_callback(unknown_method_callback);
     environment.add_filter("tojson", tojson);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: &str| {
         clock().format(format).ok_or_else(|| {
@@ -53,6 +57,30 @@ pub(super) fn render(
             None => TemplateError::Failed(message),
         }
     })
+}
+
+/// As in Python, what is undefined has no elements.
+fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    value.len().ok_or_else(|| {
+        let message = format!("a {} has no length", value.kind());
+        Error::new(ErrorKind::InvalidOperation, message)
+    })
+}
+
+/// As in Python, text and what is undefined can be looped over and `none` cannot.
+fn is_iterable(value: &Value) -> bool {
+    value.is_undefined()
+        || (!value.is_none() && value.try_iter().is_ok())
+        || value.as_str().is_some()
+}
+
+/// As in Python, whatever has a length and can be indexed: text and maps too.
+fn is_sequence(value: &Value) -> bool {
+    value.is_undefined()
+        || matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
 }
 
 fn raise_exception(message: &Value) -> Result<Value, Error> {

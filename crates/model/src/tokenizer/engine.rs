@@ -13,7 +13,7 @@ use tokenizers::{
 };
 
 use super::error::{Result, TokenizerError};
-use super::vocabulary::Vocabulary;
+use super::vocabulary::{ModelParts, Vocabulary};
 
 /// Cuts text into token ids.
 pub(super) struct Engine {
@@ -29,14 +29,9 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(vocabulary: &Vocabulary) -> Result<Self> {
-        let rows = vocabulary.tokens.iter().enumerate().filter(|(_, token)| token.in_model);
-        let texts = rows.map(|(id, token)| (token.text.clone(), id as u32));
+    pub(super) fn new(vocabulary: &Vocabulary, parts: ModelParts) -> Result<Self> {
         let mut builder = BPE::builder()
-            .vocab_and_merges(
-                texts.collect::<tokenizers::models::bpe::Vocab>(),
-                vocabulary.merges.clone(),
-            )
+            .vocab_and_merges(parts.vocab, parts.merges)
             .fuse_unk(vocabulary.fuse_unknown)
             .byte_fallback(vocabulary.byte_fallback)
             .ignore_merges(vocabulary.ignore_merges);

@@ -39,7 +39,7 @@ impl Tokenizer {
         let mut vocabulary = Vocabulary {
             alphabet,
             tokens,
-            merges: merges(&keys)?,
+            merges: Vec::new(),
             scores,
             added: Vec::new(),
             normalizer: serde_json::Value::Null,
@@ -50,6 +50,7 @@ impl Tokenizer {
             ignore_merges: false,
             strip_space: false,
         };
+        let mut merges = merges(&keys)?;
         let mut marks = marks(&keys, &vocabulary, &mut warnings)?;
         let mut add_bos = alphabet == Alphabet::SentencePiece;
         match alphabet {
@@ -60,7 +61,9 @@ impl Tokenizer {
                 vocabulary.ignore_merges = named.ignore_merges;
                 add_bos = named.add_bos;
             }
-            Alphabet::SentencePiece => sentence_piece(&keys, &mut vocabulary, &marks)?,
+            Alphabet::SentencePiece => {
+                sentence_piece(&keys, &mut vocabulary, &mut merges, &marks)?;
+            }
         }
         if let Some(normalizer) = keys.json(NORMALIZER)? {
             vocabulary.normalizer = normalizer;
@@ -68,7 +71,7 @@ impl Tokenizer {
         if let Some(pre_tokenizer) = keys.json(PRE_TOKENIZER)? {
             vocabulary.pre_tokenizer = pre_tokenizer;
         }
-        let broken = vocabulary.drop_broken_merges();
+        let (parts, broken) = vocabulary.set_merges(merges);
         if broken > 0 {
             warnings.push(format!(
                 "{broken} merges are of tokens that the vocabulary lacks; they are left out"
@@ -81,7 +84,7 @@ impl Tokenizer {
         if keys.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false) {
             marks.suffix.extend(marks.eos);
         }
-        Self::build(vocabulary, marks, templates(&keys)?, warnings)
+        Self::build(vocabulary, parts, marks, templates(&keys)?, warnings)
     }
 }
 
@@ -152,7 +155,7 @@ fn tokens(keys: &Keys<'_>) -> Result<Vec<Token>> {
         if text.is_empty() {
             tokens.push(Token::hole());
         } else if seen.insert(text.as_str()) {
-            // Added tokens are beside the model unless a merge turns out to make them.
+            // The others are found before the model sees the text.
             let in_model = matches!(kind, TokenKind::Normal | TokenKind::Byte | TokenKind::Unknown);
             tokens.push(Token { text: text.clone(), kind, in_model });
         } else if kind == TokenKind::Unused {
@@ -247,7 +250,12 @@ pub(super) fn sentence_piece_normalizer(space_prefix: bool) -> serde_json::Value
 }
 
 /// What the `llama` kind of tokenizer leaves to be understood.
-fn sentence_piece(keys: &Keys<'_>, vocabulary: &mut Vocabulary, marks: &Marks) -> Result<()> {
+fn sentence_piece(
+    keys: &Keys<'_>,
+    vocabulary: &mut Vocabulary,
+    merges: &mut Vec<(String, String)>,
+    marks: &Marks,
+) -> Result<()> {
     let space_prefix = keys.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     vocabulary.normalizer = sentence_piece_normalizer(space_prefix);
     vocabulary.strip_space = space_prefix;
@@ -260,12 +268,12 @@ fn sentence_piece(keys: &Keys<'_>, vocabulary: &mut Vocabulary, marks: &Marks) -
             vocabulary.unknown = Some(token.text.clone());
         }
     }
-    if vocabulary.merges.is_empty() {
+    if merges.is_empty() {
         let scores = vocabulary
             .scores
             .as_ref()
             .ok_or_else(|| TokenizerError::MissingKey("tokenizer.ggml.scores".to_owned()))?;
-        vocabulary.merges = merges_from_scores(&vocabulary.tokens, scores);
+        *merges = merges_from_scores(&vocabulary.tokens, scores);
     }
     Ok(())
 }

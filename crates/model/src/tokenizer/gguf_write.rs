@@ -74,7 +74,7 @@ impl Tokenizer {
         if vocabulary.alphabet == Alphabet::SentencePiece {
             let mut scores = match &vocabulary.scores {
                 Some(scores) => scores.clone(),
-                None => scores_from_merges(&vocabulary.tokens, &vocabulary.merges),
+                None => scores_from_merges(vocabulary),
             };
             scores.resize(rows, -1000.0);
             set("tokenizer.ggml.scores", scores.into());
@@ -89,7 +89,7 @@ impl Tokenizer {
         kinds.resize(rows, TokenKind::Unused as i32);
         set("tokenizer.ggml.token_type", kinds.into());
         let merges: Vec<String> =
-            vocabulary.merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
+            vocabulary.merge_texts().map(|(left, right)| format!("{left} {right}")).collect();
         set("tokenizer.ggml.merges", merges.into());
 
         let marks = [

@@ -9,7 +9,7 @@ use tokenizers::AddedToken;
 use super::bytes::from_byte_token;
 use super::error::{Result, TokenizerError};
 use super::json::{File, Merge, Model};
-use super::vocabulary::{Alphabet, Token, TokenKind, Vocabulary};
+use super::vocabulary::{Alphabet, ModelParts, Token, TokenKind, Vocabulary};
 use super::{Marks, Tokenizer};
 
 impl Tokenizer {
@@ -60,7 +60,7 @@ impl Tokenizer {
         let file: File = serde_json::from_slice(json)
             .map_err(|source| TokenizerError::Json { file: "tokenizer.json".to_owned(), source })?;
         let mut warnings = Vec::new();
-        let (post_processor, vocabulary) = vocabulary(file, &mut warnings)?;
+        let (post_processor, vocabulary, parts) = vocabulary(file, &mut warnings)?;
         let ids: HashMap<&str, u32> = (vocabulary.tokens.iter().enumerate())
             .filter(|(_, token)| !token.text.is_empty())
             .map(|(id, token)| (token.text.as_str(), id as u32))
@@ -92,12 +92,12 @@ impl Tokenizer {
             marks.suffix.extend(marks.eos.filter(|_| flags[1] == Some(true)));
         }
         drop(ids);
-        Self::build(vocabulary, marks, templates, warnings)
+        Self::build(vocabulary, parts, marks, templates, warnings)
     }
 }
 
-/// The description, and the post-processor, which belongs to the marks.
-fn vocabulary(file: File, warnings: &mut Vec<String>) -> Result<(Value, Vocabulary)> {
+/// The post-processor, which belongs to the marks, the description, and what the model is built of.
+fn vocabulary(file: File, warnings: &mut Vec<String>) -> Result<(Value, Vocabulary, ModelParts)> {
     let model = file.model;
     check_model(&model)?;
     let alphabet = alphabet(&file.pre_tokenizer, &file.normalizer, &file.decoder)?;
@@ -118,7 +118,7 @@ fn vocabulary(file: File, warnings: &mut Vec<String>) -> Result<(Value, Vocabula
     let mut vocabulary = Vocabulary {
         alphabet,
         tokens,
-        merges: model.merges.into_iter().map(|Merge(left, right)| (left, right)).collect(),
+        merges: Vec::new(),
         scores: None,
         added: Vec::new(),
         normalizer: file.normalizer,
@@ -151,13 +151,14 @@ fn vocabulary(file: File, warnings: &mut Vec<String>) -> Result<(Value, Vocabula
         }
         vocabulary.add(id, added.token)?;
     }
-    let broken = vocabulary.drop_broken_merges();
+    let merges = model.merges.into_iter().map(|Merge(left, right)| (left, right)).collect();
+    let (parts, broken) = vocabulary.set_merges(merges);
     if broken > 0 {
         return Err(TokenizerError::Inconsistent(format!(
             "{broken} merges are of tokens that the vocabulary lacks"
         )));
     }
-    Ok((file.post_processor, vocabulary))
+    Ok((file.post_processor, vocabulary, parts))
 }
 
 fn check_model(model: &Model) -> Result<()> {

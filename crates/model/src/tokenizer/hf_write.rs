@@ -53,7 +53,7 @@ impl Tokenizer {
                 byte_fallback: vocabulary.byte_fallback,
                 ignore_merges: vocabulary.ignore_merges,
                 vocab: Vocab(vocabulary),
-                merges: Merges(&vocabulary.merges),
+                merges: Merges(vocabulary),
             },
         };
         serde_json::to_vec_pretty(&file).expect("a tokenizer serializes")
@@ -169,12 +169,12 @@ impl Serialize for Vocab<'_> {
     }
 }
 
-struct Merges<'a>(&'a [(String, String)]);
+struct Merges<'a>(&'a Vocabulary);
 
 impl Serialize for Merges<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(Some(self.0.len()))?;
-        for (left, right) in self.0 {
+        let mut list = serializer.serialize_seq(Some(self.0.merges.len()))?;
+        for (left, right) in self.0.merge_texts() {
             list.serialize_element(&[left, right])?;
         }
         list.end()

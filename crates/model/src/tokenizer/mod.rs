@@ -24,7 +24,7 @@ pub use vocabulary::{Alphabet, TokenKind};
 
 use crate::chat::{ChatTemplate, SpecialTexts, TemplateError};
 use engine::Engine;
-use vocabulary::Vocabulary;
+use vocabulary::{ModelParts, Vocabulary};
 
 /// A byte-level or SentencePiece-style BPE tokenizer.
 ///
@@ -79,11 +79,12 @@ const END_OF_GENERATION: &[&str] = &[
 impl Tokenizer {
     fn build(
         vocabulary: Vocabulary,
+        parts: ModelParts,
         mut marks: Marks,
         chat_templates: Vec<(String, String)>,
         warnings: Vec<String>,
     ) -> Result<Self> {
-        let engine = Engine::new(&vocabulary)?;
+        let engine = Engine::new(&vocabulary, parts)?;
         let named = END_OF_GENERATION.iter().filter_map(|text| {
             let id = engine.id(text)?;
             (vocabulary.tokens[id as usize].kind != TokenKind::Normal).then_some(id)

@@ -1,9 +1,10 @@
 //! What describes a tokenizer, whichever file it came from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 use tokenizers::AddedToken;
+use tokenizers::models::bpe::Vocab;
 
 use super::error::{Result, TokenizerError};
 
@@ -69,8 +70,8 @@ pub(super) struct Vocabulary {
     pub(super) alphabet: Alphabet,
     /// By id.
     pub(super) tokens: Vec<Token>,
-    /// Pairs of texts, the most urgent merge first.
-    pub(super) merges: Vec<(String, String)>,
+    /// Pairs of ids, the most urgent merge first.
+    pub(super) merges: Vec<(u32, u32)>,
     /// SentencePiece's log-probabilities, by id, where the file has them.
     pub(super) scores: Option<Vec<f32>>,
     /// Tokens that are found in the text before the model sees it, with their ids.
@@ -108,20 +109,56 @@ impl Vocabulary {
         Ok(())
     }
 
-    /// Drops the merges whose parts or result the model's vocabulary lacks; says how many.
-    pub(super) fn drop_broken_merges(&mut self) -> usize {
-        let texts: HashMap<&str, ()> =
-            self.tokens.iter().filter(|t| t.in_model).map(|t| (t.text.as_str(), ())).collect();
-        let before = self.merges.len();
+    /// Takes the merges, the most urgent first, and returns what the model is built from.
+    ///
+    /// Merges of tokens that are found in the text before the model sees it can never happen and
+    /// are left out. So are merges of tokens that do not exist, which are counted.
+    pub(super) fn set_merges(&mut self, merges: Vec<(String, String)>) -> (ModelParts, usize) {
+        let mut vocab = Vocab::default();
+        vocab.reserve(self.tokens.len());
+        let mut beside = HashSet::new();
+        for (id, token) in self.tokens.iter().enumerate() {
+            if token.in_model {
+                vocab.insert(token.text.clone(), id as u32);
+            } else {
+                beside.insert(token.text.as_str());
+            }
+        }
+        let mut parts = ModelParts { vocab, merges: Vec::with_capacity(merges.len()) };
+        let mut broken = 0;
         let mut joined = String::new();
-        self.merges.retain(|(left, right)| {
+        self.merges = Vec::with_capacity(merges.len());
+        for (left, right) in merges {
             joined.clear();
-            joined.push_str(left);
-            joined.push_str(right);
-            [left, right, &joined].into_iter().all(|part| texts.contains_key(part.as_str()))
-        });
-        before - self.merges.len()
+            joined.push_str(&left);
+            joined.push_str(&right);
+            let texts = [left.as_str(), &right, &joined];
+            match texts.map(|text| parts.vocab.get(text).copied()) {
+                [Some(left_id), Some(right_id), Some(_)] => {
+                    self.merges.push((left_id, right_id));
+                    parts.merges.push((left, right));
+                }
+                ids => {
+                    let exists =
+                        |(text, id): (&str, Option<u32>)| id.is_some() || beside.contains(text);
+                    broken += usize::from(!texts.into_iter().zip(ids).all(exists));
+                }
+            }
+        }
+        (parts, broken)
     }
+
+    /// The texts of each merge, the most urgent first.
+    pub(super) fn merge_texts(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        let text = |id: u32| self.tokens[id as usize].text.as_str();
+        self.merges.iter().map(move |&(left, right)| (text(left), text(right)))
+    }
+}
+
+/// What the model is built from; it keeps neither in this form.
+pub(super) struct ModelParts {
+    pub(super) vocab: Vocab,
+    pub(super) merges: Vec<(String, String)>,
 }
 
 /// The merges a SentencePiece model with these tokens and scores does, best score first.
@@ -158,16 +195,16 @@ pub(super) fn merges_from_scores(tokens: &[Token], scores: &[f32]) -> Vec<(Strin
     merges.iter().map(|merge| (merge.left.to_owned(), merge.right.to_owned())).collect()
 }
 
-/// A score for each token that makes SentencePiece's algorithm merge in the order of `merges`.
-pub(super) fn scores_from_merges(tokens: &[Token], merges: &[(String, String)]) -> Vec<f32> {
-    let mut ranks: HashMap<String, usize> = HashMap::with_capacity(merges.len());
-    for (rank, (left, right)) in merges.iter().enumerate() {
-        ranks.entry(format!("{left}{right}")).or_insert(rank);
+/// A score for each token that makes SentencePiece's algorithm merge in the vocabulary's order.
+pub(super) fn scores_from_merges(vocabulary: &Vocabulary) -> Vec<f32> {
+    let mut ranks: HashMap<String, usize> = HashMap::with_capacity(vocabulary.merges.len());
+    for (rank, (left, right)) in vocabulary.merge_texts().enumerate() {
+        ranks.entry([left, right].concat()).or_insert(rank);
     }
-    (tokens.iter().enumerate())
+    (vocabulary.tokens.iter().enumerate())
         .map(|(id, token)| match token.kind {
             TokenKind::Normal => {
-                let rank = ranks.get(&token.text).copied().unwrap_or(merges.len() + id);
+                let rank = ranks.get(&token.text).copied().unwrap_or(vocabulary.merges.len() + id);
                 -(rank as f32)
             }
             TokenKind::UserDefined | TokenKind::Unused => -1000.0,

@@ -322,7 +322,8 @@ PYTHON = """{{ true }} {{ none }} {{ 1.0 }} {{ 3 / 2 }} {{ 7 // 2 }} {{ -7 % 3 }
 {{ "quote's" }} {{ ["quote's", 'dou"ble'] }} {{ 'é\\n' | tojson }} {{ [1, {'a': [], 'b': {}}] | tojson(indent=2) }} {{ {'b': 1, 'a': 2} | tojson(sort_keys=true, separators=(',', ':')) }} {{ 'é😀' | tojson(ensure_ascii=true) }}
 {{ messages[-1]['content'] }} {{ messages | length > 1 and not false }} {{ namespace(a=1).a }} {{ dict(a=1) }} {{ 'abc' | length }} {{ 5 | string + 'x' }} {{ '5' | int + 1 }}
 {%- set text %}block {{ 1 }}{% endset %}{{ text }} {% raw %}{{ raw }}{% endraw %} {{ strftime_now('%A %-d %B %y %H:%M:%S %j %p %I %%') }}
-{{ messages[0].content.split('<|im_end|>')[0].strip() }} {{ '<b>&"' }} {{ '<b>' | e }} {{ 'a\\tb' }} {{ '\\u00e9' }} {{ "a" "b" }} {{ 1 if false else 2 }} {{ ('a', 'b') | last }} {{ 'abc' | reverse }} {{ 'ab' * 2 }}"""
+{{ messages[0].content.split('<|im_end|>')[0].strip() }} {{ '<b>&"' }} {{ '<b>' | e }} {{ 'a\\tb' }} {{ '\\u00e9' }} {{ "a" "b" }} {{ 1 if false else 2 }} {{ ('a', 'b') | last }} {{ 'abc' | reverse }} {{ 'ab' * 2 }}
+{{ none is iterable }} {{ missing is iterable }} {{ 'a' is iterable }} {{ [] is iterable }} {{ 1 is iterable }} {{ {} is iterable }} {{ missing | length }} {{ messages | length }} {{ messages[0] | length }} {{ {'a': 1} | count }} {{ none is none }} {{ missing is none }} {{ messages is sequence }} {{ 'a' is sequence }} {{ {} is sequence }} {{ missing is sequence }} {{ none is sequence }} {{ 1 is sequence }}"""
 
 CASES = [
     ("chatml", CHATML, PLAIN, None, True, {}),
