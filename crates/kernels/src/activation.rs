@@ -52,7 +52,7 @@ for_each_isa! {
 
     fn gelu_tanh_mul_body(out: &mut [f32], gate: &[f32], up: &[f32]) {
         // (1 + tanh u) / 2 = 1 / (1 + e^(-2u)): no cancellation where tanh u is near -1.
-        const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+        const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
         for ((out, &x), &up) in out.iter_mut().zip(gate).zip(up) {
             let u = TWICE_SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x);
             *out = x * sigmoid(u) * up;

@@ -15,7 +15,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     // 1.5·2²³: adding it leaves the nearest integer in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts; products of the first with |n| ≤ 128 are exact.
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
@@ -71,7 +71,7 @@ pub(crate) fn normal_cdf(x: f32) -> f32 {
     let p = p * t - 0.015_016_835;
     let p = p * t + 0.198_131_31;
     let p = p * t + 0.244_160_73;
-    let p = p * t + 0.282_243_31;
+    let p = p * t + 0.282_243_3;
     let p = p * t + 0.282_093_2;
     let tail = 0.5 * t * exp(-y * y) * p;
     let tail = if x.is_nan() { x } else { tail };

@@ -67,13 +67,14 @@ fn normal_cdf(x: f64) -> f64 {
 #[test]
 fn gated_activations() {
     type Op = fn(&Cpu, &mut [f32], &[f32], &[f32]);
+    type Exact<'a> = &'a dyn Fn(f64) -> f64;
     let silu = |x: f64| x / (1.0 + (-x).exp());
     let gelu_tanh = |x: f64| {
         let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
         x / (1.0 + (-2.0 * u).exp())
     };
     let gelu = |x: f64| x * normal_cdf(x);
-    let ops: [(Op, &dyn Fn(f64) -> f64, f64); 3] =
+    let ops: [(Op, Exact<'_>, f64); 3] =
         [(silu_mul, &silu, 8e-7), (gelu_tanh_mul, &gelu_tanh, 2e-5), (gelu_erf_mul, &gelu, 2e-5)];
     for (op, exact, relative) in ops {
         for len in LENGTHS {
@@ -136,14 +137,14 @@ fn sums_and_scales() {
             x
         });
         // Cancellation: relative to the operands.
-        let expected: Vec<f64> = pairs().map(|(x, y)| x + 0.37f32 as f64 * y).collect();
+        let expected: Vec<f64> = pairs().map(|(x, y)| x + f64::from(0.37f32) * y).collect();
         let largest = pairs().map(|(x, y)| x.abs().max(y.abs())).fold(0.0, f64::max);
         check(&expected, 1e-7, 1e-7 * largest, |cpu| {
             let mut x = x.clone();
             add_scaled(cpu, &mut x, &y, 0.37);
             x
         });
-        let expected: Vec<f64> = f64s(&x).map(|x| x * 0.37f32 as f64).collect();
+        let expected: Vec<f64> = f64s(&x).map(|x| x * f64::from(0.37f32)).collect();
         check(&expected, 1e-7, 1e-44, |cpu| {
             let mut x = x.clone();
             scale(cpu, &mut x, 0.37);
