@@ -108,19 +108,22 @@ fn without_generation_tags(source: &str) -> String {
         rest = tag;
         let body = tag.strip_prefix(['-', '+']).unwrap_or(tag);
         let sign = &tag[..tag.len() - body.len()];
-        let Some(end) = body.find("%}") else { continue };
-        let inner = &body[..end];
-        let word = inner.strip_suffix(['-', '+']).unwrap_or(inner);
-        let replacement = match word.trim() {
-            "generation" => " with ",
-            "endgeneration" => " endwith ",
-            _ => continue,
-        };
+        let Some((replacement, end)) = generation_tag(body.trim_start()) else { continue };
         out.push_str(sign);
         out.push_str(replacement);
-        out.push_str(&inner[word.len()..]);
-        rest = &body[end..];
+        rest = end;
     }
     out.push_str(rest);
     out
+}
+
+/// What replaces the tag at the start of `tag`, and the tag's end: `%}`, perhaps with a sign.
+fn generation_tag(tag: &str) -> Option<(&'static str, &str)> {
+    let (replacement, rest) = match tag.strip_prefix("endgeneration") {
+        Some(rest) => (" endwith ", rest),
+        None => (" with ", tag.strip_prefix("generation")?),
+    };
+    let end = rest.trim_start();
+    let unsigned = end.strip_prefix(['-', '+']).unwrap_or(end);
+    unsigned.starts_with("%}").then_some((replacement, end))
 }

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use bevel_model::chat::{CHATML, ChatTemplate, DateTime, Message, SpecialTexts, TemplateError};
+use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 /// What `goldens/chat/make_chat.py` wrote.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct Case {
     name: String,
     template: String,
@@ -32,6 +33,11 @@ fn special() -> SpecialTexts {
     }
 }
 
+fn cases() -> Vec<Case> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/chat/cases.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
 fn render(case: &Case) -> Result<String, TemplateError> {
     ChatTemplate::with_clock(&case.template, special(), clock)?.render(
         &case.messages,
@@ -43,8 +49,7 @@ fn render(case: &Case) -> Result<String, TemplateError> {
 
 #[test]
 fn rendered_as_transformers_renders() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/chat/cases.json");
-    let cases: Vec<Case> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let cases = cases();
     let mut wrong = Vec::new();
     for case in &cases {
         let rendered = render(case);
@@ -61,6 +66,28 @@ fn rendered_as_transformers_renders() {
         }
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+proptest! {
+    /// A damaged template is rendered or refused.
+    #[test]
+    fn damaged_templates(
+        case in any::<prop::sample::Index>(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), "[{}%#\\-+'\" a|(\\[]{1,3}"), 1..4),
+    ) {
+        let cases = cases();
+        let mut case = cases[case.index(cases.len())].clone();
+        for (place, text) in damage {
+            let mut place = place.index(case.template.len() + 1);
+            while !case.template.is_char_boundary(place) {
+                place -= 1;
+            }
+            case.template.insert_str(place, &text);
+        }
+        if let Err(error) = render(&case) {
+            prop_assert!(error.to_string().contains("chat template"), "{}", error);
+        }
+    }
 }
 
 #[track_caller]

@@ -229,6 +229,34 @@ proptest! {
     }
 }
 
+proptest! {
+    /// A damaged file is read or refused; what was read can be used.
+    #[test]
+    fn damaged_tokenizer_json(
+        name in prop::sample::select(vec!["llama2", "qwen2"]),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cut in prop::option::weighted(0.1, any::<prop::sample::Index>()),
+    ) {
+        let mut json = hf_bytes(name);
+        for (place, byte) in damage {
+            let place = place.index(json.len());
+            json[place] = byte;
+        }
+        if let Some(cut) = cut {
+            json.truncate(cut.index(json.len()));
+        }
+        if let Ok(tokenizer) = Tokenizer::from_json_bytes(&json, None) {
+            let ids = tokenizer.encode("it's <s> 42\u{1f600}<|im_end|>", true, true).unwrap();
+            tokenizer.decode(&ids, false);
+            let mut metadata = Metadata::new();
+            if tokenizer.to_gguf(&mut metadata, tokenizer.vocab_size()).is_ok() {
+                let again = Tokenizer::from_gguf(&metadata).unwrap();
+                prop_assert_eq!(again.vocab_size(), tokenizer.vocab_size());
+            }
+        }
+    }
+}
+
 #[track_caller]
 fn check_refused(json: &str, part_of_the_message: &str) {
     let error = Tokenizer::from_json_bytes(json.as_bytes(), None).unwrap_err().to_string();
