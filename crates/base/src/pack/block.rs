@@ -99,45 +99,49 @@ pub(crate) trait Work {
 pub(crate) fn run_wide(work: impl Work) {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx2")]
-        fn avx2(work: impl Work) {
-            work.run();
-        }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-        fn avx512(work: impl Work) {
-            work.run();
-        }
         if is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
         {
             // SAFETY: the processor has the features, checked just above.
-            return unsafe { avx512(work) };
+            return unsafe { run_avx512(work) };
         }
         if is_x86_feature_detected!("avx2") {
             // SAFETY: the processor has the feature, checked just above.
-            return unsafe { avx2(work) };
+            return unsafe { run_avx2(work) };
         }
     }
     work.run();
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn run_avx2(work: impl Work) {
+    work.run();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn run_avx512(work: impl Work) {
+    work.run();
+}
+
 /// Unpacks whole blocks; the lengths were checked.
 pub(crate) fn unpack<B: Block<N>, const N: usize>(data: &[u8], out: &mut [f32]) {
-    struct Unpack<'a, B, const N: usize>(&'a [B], &'a mut [f32]);
+    run_wide(Unpack::<B, N>(bytemuck::cast_slice(data), out));
+}
 
-    impl<B: Block<N>, const N: usize> Work for Unpack<'_, B, N> {
-        #[inline(always)]
-        fn run(self) {
-            let (out, _) = self.1.as_chunks_mut();
-            for (block, out) in self.0.iter().zip(out) {
-                block.dequantize(out);
-            }
+struct Unpack<'a, B, const N: usize>(&'a [B], &'a mut [f32]);
+
+impl<B: Block<N>, const N: usize> Work for Unpack<'_, B, N> {
+    #[inline(always)]
+    fn run(self) {
+        let (out, _) = self.1.as_chunks_mut();
+        for (block, out) in self.0.iter().zip(out) {
+            block.dequantize(out);
         }
     }
-
-    run_wide(Unpack::<B, N>(bytemuck::cast_slice(data), out));
 }
 
 /// Packs whole blocks; the lengths, the values and the importance were checked.
@@ -146,24 +150,24 @@ pub(crate) fn pack<B: Quantize<N>, const N: usize>(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) {
-    struct Pack<'a, B, const N: usize>(&'a [f32], Option<&'a [f32]>, &'a mut [B]);
+    run_wide(Pack::<B, N>(values, importance, bytemuck::cast_slice_mut(out)));
+}
 
-    impl<B: Quantize<N>, const N: usize> Work for Pack<'_, B, N> {
-        #[inline(always)]
-        fn run(self) {
-            let (values, _) = self.0.as_chunks::<N>();
-            for (i, (x, block)) in values.iter().zip(self.2).enumerate() {
-                let x = each(|j| x[j].clamp(-B::LIMIT, B::LIMIT));
-                let w = match self.1 {
-                    Some(importance) => weights(&importance[i * N..][..N]),
-                    None => [1.0; N],
-                };
-                *block = B::quantize(&x, &w);
-            }
+struct Pack<'a, B, const N: usize>(&'a [f32], Option<&'a [f32]>, &'a mut [B]);
+
+impl<B: Quantize<N>, const N: usize> Work for Pack<'_, B, N> {
+    #[inline(always)]
+    fn run(self) {
+        let (values, _) = self.0.as_chunks::<N>();
+        for (i, (x, block)) in values.iter().zip(self.2).enumerate() {
+            let x = each(|j| x[j].clamp(-B::LIMIT, B::LIMIT));
+            let w = match self.1 {
+                Some(importance) => weights(&importance[i * N..][..N]),
+                None => [1.0; N],
+            };
+            *block = B::quantize(&x, &w);
         }
     }
-
-    run_wide(Pack::<B, N>(values, importance, bytemuck::cast_slice_mut(out)));
 }
 
 /// What a value of no importance weighs: little enough to change nothing else, enough to be rounded
@@ -182,4 +186,50 @@ fn weights<const N: usize>(importance: &[f32]) -> [f32; N] {
         let w = importance[i] / largest;
         if w > LEAST_WEIGHT { w } else { LEAST_WEIGHT }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack::{iq4, mxfp4, q3_k, q4_0, q4_1, q4_k, q6_k, q8_0, tq};
+
+    /// Blocks are the same to the byte in vectors of every width.
+    #[track_caller]
+    fn check<B: Quantize<N> + PartialEq + std::fmt::Debug, const N: usize>() {
+        let x: Vec<f32> = (0..2048u32)
+            .map(|i| {
+                let t = (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0;
+                t * t * t * 0.3
+            })
+            .collect();
+        let w: Vec<f32> = x.iter().rev().map(|v| v.abs() + 0.01).collect();
+        for importance in [None, Some(&w[..])] {
+            let blank = vec![B::zeroed(); x.len() / N];
+            let (mut narrow, mut wide) = (blank.clone(), blank.clone());
+            Pack(&x, importance, &mut narrow).run();
+            run_wide(Pack(&x, importance, &mut wide));
+            assert_eq!(narrow, wide);
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx2") {
+                let mut middle = blank;
+                // SAFETY: the processor has the feature, checked just above.
+                unsafe { run_avx2(Pack(&x, importance, &mut middle)) };
+                assert_eq!(narrow, middle);
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_do_not_depend_on_the_processor() {
+        check::<q4_0::BlockQ4_0, 32>();
+        check::<q4_1::BlockQ4_1, 32>();
+        check::<q8_0::BlockQ8_0, 32>();
+        check::<q3_k::BlockQ3K, 256>();
+        check::<q4_k::BlockQ4K, 256>();
+        check::<q6_k::BlockQ6K, 256>();
+        check::<iq4::BlockIQ4NL, 32>();
+        check::<iq4::BlockIQ4XS, 256>();
+        check::<tq::BlockTQ1_0, 256>();
+        check::<mxfp4::BlockMXFP4, 32>();
+    }
 }
