@@ -71,7 +71,7 @@ impl Tokenizer {
         if let Some(pre_tokenizer) = keys.json(PRE_TOKENIZER)? {
             vocabulary.pre_tokenizer = pre_tokenizer;
         }
-        let (parts, broken) = vocabulary.set_merges(merges);
+        let (parts, broken) = vocabulary.set_merges(merges)?;
         if broken > 0 {
             warnings.push(format!(
                 "{broken} merges are of tokens that the vocabulary lacks; they are left out"

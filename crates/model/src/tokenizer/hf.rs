@@ -141,8 +141,8 @@ fn vocabulary(file: File, warnings: &mut Vec<String>) -> Result<(Value, Vocabula
         if content.is_empty() {
             continue;
         }
-        // The vocabulary's id wins, as it does in the `tokenizers` crate.
-        let id = ids[content].unwrap_or(added.id);
+        // The vocabulary's id wins, as it does in the `tokenizers` crate, and then the first one.
+        let id = *ids.entry(content.clone()).or_default().get_or_insert(added.id);
         if id != added.id {
             warnings.push(format!(
                 "added token `{content}` says its id is {}, the vocabulary says {id}",
@@ -152,7 +152,7 @@ fn vocabulary(file: File, warnings: &mut Vec<String>) -> Result<(Value, Vocabula
         vocabulary.add(id, added.token)?;
     }
     let merges = model.merges.into_iter().map(|Merge(left, right)| (left, right)).collect();
-    let (parts, broken) = vocabulary.set_merges(merges);
+    let (parts, broken) = vocabulary.set_merges(merges)?;
     if broken > 0 {
         return Err(TokenizerError::Inconsistent(format!(
             "{broken} merges are of tokens that the vocabulary lacks"

@@ -113,13 +113,24 @@ impl Vocabulary {
     ///
     /// Merges of tokens that are found in the text before the model sees it can never happen and
     /// are left out. So are merges of tokens that do not exist, which are counted.
-    pub(super) fn set_merges(&mut self, merges: Vec<(String, String)>) -> (ModelParts, usize) {
+    ///
+    /// # Errors
+    /// Where two tokens are spelt alike.
+    pub(super) fn set_merges(
+        &mut self,
+        merges: Vec<(String, String)>,
+    ) -> Result<(ModelParts, usize)> {
         let mut vocab = Vocab::default();
         vocab.reserve(self.tokens.len());
         let mut beside = HashSet::new();
         for (id, token) in self.tokens.iter().enumerate() {
             if token.in_model {
-                vocab.insert(token.text.clone(), id as u32);
+                if let Some(other) = vocab.insert(token.text.clone(), id as u32) {
+                    return Err(TokenizerError::Inconsistent(format!(
+                        "tokens {other} and {id} are both `{}`",
+                        token.text
+                    )));
+                }
             } else {
                 beside.insert(token.text.as_str());
             }
@@ -145,7 +156,7 @@ impl Vocabulary {
                 }
             }
         }
-        (parts, broken)
+        Ok((parts, broken))
     }
 
     /// The texts of each merge, the most urgent first.

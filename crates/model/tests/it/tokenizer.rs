@@ -276,6 +276,7 @@ fn hostile_tokenizer_json() {
     check_refused(&model(r#""vocab": {"a": 4000000000}, "merges": []"#), "has the id 4000000000");
     check_refused(&model(r#""vocab": {"a": -1}, "merges": []"#), "invalid value");
     check_refused(&model(r#""vocab": {"a": 0, "b": 0}, "merges": []"#), "token 0 is both");
+    check_refused(&model(r#""vocab": {"a": 0, "a": 1}, "merges": []"#), "tokens 0 and 1 are both");
     check_refused(&model(r#""vocab": {"a": 0, "b": 1}, "merges": ["a b"]"#), "1 merges");
     check_refused(&model(r#""vocab": {"a": 0, "b": 1}, "merges": [["a"]]"#), "fewer than two");
     check_refused(&model(r#""vocab": {"a": 0}, "unk_token": "u""#), "unknown token `u`");
