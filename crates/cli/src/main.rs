@@ -1,9 +1,13 @@
 //! The `bevel` binary: flags in, library calls, messages and tables out.
 
+mod answer;
 mod args;
 mod commands;
 mod embedded;
+mod generation;
 mod model;
+mod sampling;
+mod text;
 mod ui;
 
 use std::process::ExitCode;

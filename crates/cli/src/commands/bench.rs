@@ -1,16 +1,128 @@
-//! `bevel bench`.
+//! `bevel bench`: speed and memory.
+
+use std::io::Write;
 
 use anyhow::Result;
+use bevel_eval::{Bench, BenchConfig, Machine, Series, peak_memory};
+use serde::Serialize;
 
 use crate::args::Global;
+use crate::model::{self, Loaded};
+use crate::sampling::Kv;
+use crate::ui::print_json;
+use crate::ui::progress::{Progress, Unit};
+use crate::ui::table::Table;
+use crate::ui::units::{bytes, duration, rate};
 
 /// Options of `bevel bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The model
+    /// The model: a path, a hub name, an alias or `tiny-austen`
     model: String,
+
+    /// Tokens of the prompt; 0 to leave prefill out
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    prompt: usize,
+
+    /// Tokens to generate; 0 to leave decoding out
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    decode: usize,
+
+    /// Measurements of each, after a warm-up that does not count
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    repetitions: u32,
+
+    /// Tokens in the cache before each measurement
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    depth: usize,
+
+    /// Tokens of context [default: as many as needed]
+    #[arg(long, value_name = "N", help_heading = "Context")]
+    ctx: Option<usize>,
+
+    #[command(flatten)]
+    kv: Kv,
 }
 
-pub(crate) fn run(args: &Args, _global: &Global) -> Result<()> {
-    anyhow::bail!("`bench` of `{}` is not built yet", args.model)
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Output<'a> {
+    model: &'a str,
+    architecture: &'a str,
+    parameters: u64,
+    tensor_bytes: u64,
+    load_seconds: f64,
+    peak_memory_bytes: Option<u64>,
+    machine: &'a Machine,
+    #[serde(flatten)]
+    bench: &'a Bench,
+}
+
+pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
+    let Loaded { model, cpu, load_time, .. } = model::load(&args.model, global)?;
+    let config = BenchConfig {
+        prompt: args.prompt,
+        decode: args.decode,
+        repetitions: args.repetitions as usize,
+        depth: args.depth,
+        context: args.ctx,
+        kv_type: args.kv.kv.into(),
+    };
+    let bar = Progress::new(global, "measuring", 0, Unit::Items);
+    let bench = config.run(&model, &cpu, &mut |step| {
+        bar.set_total(step.total as u64);
+        bar.set(step.done as u64);
+        bar.message(step.what);
+    })?;
+    drop(bar);
+
+    let checkpoint = model.checkpoint();
+    let output = Output {
+        model: &args.model,
+        architecture: checkpoint.config().family.gguf,
+        parameters: checkpoint.parameters(),
+        tensor_bytes: checkpoint.tensor_bytes(),
+        load_seconds: load_time.as_secs_f64(),
+        peak_memory_bytes: peak_memory(),
+        machine: &Machine::new(&cpu),
+        bench: &bench,
+    };
+    if global.json { print_json(&output) } else { print(&output, load_time) }
+}
+
+fn print(output: &Output<'_>, load_time: std::time::Duration) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let machine = output.machine;
+    writeln!(out, "machine  {}, {} threads, {}", machine.cpu, machine.threads, machine.isa)?;
+    writeln!(
+        out,
+        "model    {}, {} of weights, loaded in {}",
+        output.model,
+        bytes(output.tensor_bytes),
+        duration(load_time)
+    )?;
+    if let Some(peak) = output.peak_memory_bytes {
+        writeln!(out, "memory   {} at most", bytes(peak))?;
+    }
+    writeln!(out)?;
+    let mut table = Table::new(&[
+        "<tokens/s", "tokens", "depth", "mean", "±", "median", "min", "max",
+    ]);
+    let mut row = |name: &str, series: &Option<Series>| {
+        let Some(Series { tokens, spread, .. }) = series else { return };
+        table.row([
+            name.to_owned(),
+            tokens.to_string(),
+            output.bench.depth.to_string(),
+            rate(spread.mean),
+            rate(spread.deviation),
+            rate(spread.median),
+            rate(spread.min),
+            rate(spread.max),
+        ]);
+    };
+    row("prefill", &output.bench.prefill);
+    row("decode", &output.bench.decode);
+    write!(out, "{table}")?;
+    Ok(())
 }

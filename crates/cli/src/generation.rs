@@ -1,0 +1,79 @@
+//! What a model's publisher says about generating text with it.
+
+use anyhow::{Context, Result};
+use bevel_model::Checkpoint;
+use serde::Deserialize;
+
+/// `generation_config.json`, or the `general.sampling.*` keys of a GGUF file. All of it is optional.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct GenerationConfig {
+    #[serde(default)]
+    eos_token_id: Option<OneOrMore>,
+    #[serde(default)]
+    pub(crate) temperature: Option<f32>,
+    #[serde(default)]
+    pub(crate) top_k: Option<usize>,
+    #[serde(default)]
+    pub(crate) top_p: Option<f32>,
+    #[serde(default)]
+    pub(crate) min_p: Option<f32>,
+    #[serde(default)]
+    pub(crate) repetition_penalty: Option<f32>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(u32),
+    More(Vec<u32>),
+}
+
+impl GenerationConfig {
+    /// Reads what comes with `checkpoint`.
+    pub(crate) fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        if let Some(metadata) = checkpoint.gguf_metadata() {
+            let number = |key: &str| metadata.get(&format!("general.sampling.{key}"))?.as_f64();
+            return Ok(Self {
+                eos_token_id: None,
+                temperature: number("temp").map(|v| v as f32),
+                top_k: number("top_k").map(|v| v.max(0.0) as usize),
+                top_p: number("top_p").map(|v| v as f32),
+                min_p: number("min_p").map(|v| v as f32),
+                repetition_penalty: number("penalty_repeat").map(|v| v as f32),
+            });
+        }
+        let Some(dir) = checkpoint.hf_dir() else { return Ok(Self::default()) };
+        let path = dir.join("generation_config.json");
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .with_context(|| format!("`{}` is no generation config", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot read `{}`", path.display()))
+            }
+        }
+    }
+
+    /// Tokens that end an answer.
+    pub(crate) fn eos(&self) -> &[u32] {
+        match &self.eos_token_id {
+            None => &[],
+            Some(OneOrMore::One(id)) => std::slice::from_ref(id),
+            Some(OneOrMore::More(ids)) => ids,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_end_or_several() {
+        let parse = |text: &str| serde_json::from_str::<GenerationConfig>(text).unwrap();
+        assert_eq!(parse("{}").eos(), []);
+        assert_eq!(parse(r#"{"eos_token_id": 2}"#).eos(), [2]);
+        let both = parse(r#"{"eos_token_id": [1, 2], "temperature": 0.6, "do_sample": true}"#);
+        assert_eq!((both.eos(), both.temperature), ([1, 2].as_slice(), Some(0.6)));
+    }
+}
