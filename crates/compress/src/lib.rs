@@ -1,1 +1,36 @@
-//! quantization and conversion of models
+//! Conversion and round-to-nearest quantization of models: tensor by tensor from an opened
+//! [`Checkpoint`](bevel_model::Checkpoint) to a file that appears when it is complete.
+//!
+//! A [`Recipe`] says which type every tensor gets. [`Plan`] applies it to a model, which costs
+//! nothing; [`quantize`] and [`convert`] carry it out and [`Report`] what happened. Every output
+//! carries its recipe, its source's hash and bevel's version, and is a function of these alone:
+//! not of the machine, nor of the number of threads.
+
+mod convert;
+mod error;
+mod gguf;
+mod inspect;
+mod mix;
+mod output;
+mod pattern;
+mod plan;
+mod progress;
+mod provenance;
+mod recipe;
+mod report;
+mod transcode;
+
+pub use convert::{Target, convert};
+pub use error::{Error, Result};
+pub use gguf::quantize;
+pub use inspect::{
+    BrokenTensor, Container, Dimensions, Inspection, Memory, StoredTensor, TokenizerSummary,
+    TypeSummary, check, inspect,
+};
+pub use mix::{MIXES, Mix};
+pub use output::Options;
+pub use plan::{Plan, PlannedTensor};
+pub use progress::{OnProgress, Progress, Stage};
+pub use provenance::{Provenance, VERSION};
+pub use recipe::{Base, Override, Recipe};
+pub use report::{Report, TensorReport, Totals};

@@ -1,0 +1,218 @@
+//! A GGUF file to a Hugging Face directory: names, the order of rows, norms and experts as
+//! transformers has them.
+
+use std::fs;
+use std::path::Path;
+
+use bevel_base::{DType, Pool, Shape, pack};
+use bevel_formats::TensorSpec;
+use bevel_formats::safetensors::SafetensorsWriter;
+use bevel_model::tokenizer::Tokenizer;
+use bevel_model::{Checkpoint, Entry, Transform, regroup_rows};
+use serde_json::{Value, json};
+
+use super::{check_space, empty_report, hf_type, safetensors_metadata};
+use crate::output::AtomicDirectory;
+use crate::progress::{Meter, OnProgress, Stage};
+use crate::transcode::{Job, Tally, Transcoder};
+use crate::{Error, Options, Provenance, Recipe, Report, Result, TensorReport};
+
+/// A tensor of the file and what it becomes.
+struct Piece<'a> {
+    name: &'a str,
+    entry: &'a Entry,
+    /// One name, or one for each expert.
+    specs: Vec<TensorSpec>,
+    transform: Transform,
+}
+
+pub(super) fn convert(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    out: &Path,
+    options: &Options,
+    pool: &Pool,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<Report> {
+    let mut warnings = Vec::new();
+    let pieces = pieces(checkpoint, recipe, &mut warnings);
+    let tokenizer = tokenizer(checkpoint, &mut warnings)?;
+    options.accept(&warnings)?;
+    let specs: Vec<TensorSpec> = pieces.iter().flat_map(|p| p.specs.iter().cloned()).collect();
+    check_space(out, specs.iter().map(byte_len))?;
+
+    let provenance = Provenance::of(checkpoint, recipe, on_progress)?;
+    let directory = AtomicDirectory::create(out)?;
+    let mut writer = SafetensorsWriter::create(
+        &directory.workspace().join("model.safetensors"),
+        &safetensors_metadata(&provenance),
+        &specs,
+        options.shard_bytes,
+    )?;
+    let mut report = empty_report(checkpoint, recipe, out, provenance, warnings);
+    let total = pieces.iter().map(|p| p.entry.byte_len() as u64).sum();
+    let mut meter = Meter { stage: Stage::Write, done: 0, total, on_progress };
+    let mut transcoder = Transcoder::new(pool);
+    for piece in &pieces {
+        let bytes = checkpoint.read(piece.name)?;
+        let part_len = bytes.len() / piece.specs.len();
+        for (spec, part) in piece.specs.iter().zip(bytes.chunks(part_len.max(1))) {
+            let (from, part) = restore(checkpoint, piece, spec, part)?;
+            let job = Job { name: &spec.name, from, to: spec.dtype, row_len: spec.shape.row_len() };
+            let mut write = |data: &[u8]| Ok(writer.write(&spec.name, data)?);
+            let tally = transcoder.run(&job, &part, &mut meter, &mut write)?;
+            report.push_converted(spec, piece.entry.dtype, part_len as u64, tally, options)?;
+        }
+        drop(bytes);
+        checkpoint.release(piece.name);
+    }
+    let files = writer.finish()?;
+    report.files =
+        files.iter().map(|file| out.join(file.file_name().unwrap_or_default())).collect();
+
+    write_configs(checkpoint, &specs, tokenizer.as_ref(), directory.workspace())?;
+    directory.finish()?;
+    Ok(report)
+}
+
+/// What each tensor becomes. Those without a place in a checkpoint follow from the configuration,
+/// or are left out with a warning.
+fn pieces<'a>(
+    checkpoint: &'a Checkpoint,
+    recipe: &Recipe,
+    warnings: &mut Vec<String>,
+) -> Vec<Piece<'a>> {
+    let mut pieces = Vec::new();
+    for (name, entry) in checkpoint.tensors() {
+        let Some(hf) = checkpoint.config().hf_tensor(name, "model.") else {
+            if !name.starts_with("rope_f") {
+                warnings.push(format!(
+                    "tensor `{name}` has no place in a Hugging Face checkpoint and is left out"
+                ));
+            }
+            continue;
+        };
+        let dims = entry.shape.dims();
+        let is_stacked = name.contains("_exps");
+        let shape = Shape::from(dims[usize::from(is_stacked)..].to_vec());
+        let dtype = hf_type(recipe, name, entry.dtype);
+        let specs =
+            hf.names.into_iter().map(|name| TensorSpec::new(name, dtype, shape.clone())).collect();
+        pieces.push(Piece { name, entry, specs, transform: hf.transform });
+    }
+    pieces
+}
+
+/// Undoes what a GGUF file changes about a tensor; the type of the result and its bytes.
+fn restore<'a>(
+    checkpoint: &Checkpoint,
+    piece: &Piece<'_>,
+    spec: &TensorSpec,
+    part: &'a [u8],
+) -> Result<(DType, std::borrow::Cow<'a, [u8]>)> {
+    let dtype = piece.entry.dtype;
+    Ok(match piece.transform {
+        Transform::None => (dtype, part.into()),
+        Transform::InterleaveRows { .. } => {
+            let head_dim = checkpoint.config().head_dim;
+            (dtype, regroup_rows(part, spec.shape.dims()[0], head_dim, false).into())
+        }
+        Transform::PlusOne => {
+            let wrap = |source| Error::Tensor { tensor: piece.name.to_owned(), source };
+            let mut values = vec![0.0; spec.shape.len()];
+            pack::dequantize(dtype, part, &mut values).map_err(wrap)?;
+            (
+                DType::F32,
+                values.iter().flat_map(|v| (v - 1.0).to_le_bytes()).collect::<Vec<u8>>().into(),
+            )
+        }
+    })
+}
+
+impl Report {
+    /// Adds a tensor, also to the totals.
+    pub(super) fn push_converted(
+        &mut self,
+        spec: &TensorSpec,
+        from: DType,
+        bytes_before: u64,
+        tally: Tally,
+        options: &Options,
+    ) -> Result<()> {
+        let bytes_after = byte_len(spec);
+        self.totals.add(spec.shape.len() as u64, bytes_before, bytes_after);
+        self.push(
+            TensorReport {
+                name: spec.name.clone(),
+                shape: spec.shape.clone(),
+                from,
+                to: spec.dtype,
+                wanted: None,
+                bytes_before,
+                bytes_after,
+                relative_error: tally.relative_error(),
+                saturated: tally.saturated,
+            },
+            options,
+        )
+    }
+}
+
+pub(super) fn byte_len(spec: &TensorSpec) -> u64 {
+    spec.shape.byte_len(spec.dtype).map_or(u64::MAX, |len| len as u64)
+}
+
+/// The file's tokenizer; a file may have none.
+fn tokenizer(checkpoint: &Checkpoint, warnings: &mut Vec<String>) -> Result<Option<Tokenizer>> {
+    let metadata = checkpoint.gguf_metadata();
+    let has_tokenizer =
+        |m: &&bevel_formats::gguf::Metadata| m.contains_key("tokenizer.ggml.tokens");
+    let Some(metadata) = metadata.filter(has_tokenizer) else {
+        warnings.push("the model has no tokenizer, so the output has none".to_owned());
+        return Ok(None);
+    };
+    let tokenizer = Tokenizer::from_gguf(metadata)?;
+    warnings.extend(tokenizer.warnings().iter().cloned());
+    Ok(Some(tokenizer))
+}
+
+/// Writes `config.json` and, from the tokenizer, its files and `generation_config.json`.
+fn write_configs(
+    checkpoint: &Checkpoint,
+    specs: &[TensorSpec],
+    tokenizer: Option<&Tokenizer>,
+    dir: &Path,
+) -> Result<()> {
+    let bytes_of =
+        |dtype: DType| -> u64 { specs.iter().filter(|s| s.dtype == dtype).map(byte_len).sum() };
+    let dtypes = [DType::BF16, DType::F16, DType::F32];
+    let main = dtypes.into_iter().max_by_key(|&dtype| bytes_of(dtype)).unwrap_or(DType::BF16);
+    let biases: Vec<String> =
+        specs.iter().filter(|s| s.name.ends_with(".bias")).map(|s| s.name.clone()).collect();
+    let mut config = checkpoint.config().to_hf(main, &biases);
+    if let Some(tokenizer) = tokenizer {
+        let mut generation = json!({ "_from_model_config": true });
+        for (key, id) in [
+            ("bos_token_id", tokenizer.bos()),
+            ("eos_token_id", tokenizer.eos()),
+            ("pad_token_id", tokenizer.padding()),
+        ] {
+            if let Some(id) = id {
+                config[key] = json!(id);
+                generation[key] = json!(id);
+            }
+        }
+        match tokenizer.end_of_generation() {
+            [] => {}
+            [one] => generation["eos_token_id"] = json!(one),
+            several => generation["eos_token_id"] = json!(several),
+        }
+        write_json(&dir.join("generation_config.json"), &generation)?;
+        tokenizer.to_hf(dir)?;
+    }
+    write_json(&dir.join("config.json"), &config)
+}
+
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
+    fs::write(path, format!("{value:#}\n")).map_err(Error::io("write", path))
+}

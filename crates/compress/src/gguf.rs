@@ -1,0 +1,157 @@
+//! A model, quantized or not, to a GGUF file.
+
+use std::path::Path;
+
+use bevel_base::Pool;
+use bevel_formats::TensorSpec;
+use bevel_formats::gguf::{GgufWriter, Metadata, Value};
+use bevel_model::Checkpoint;
+use bevel_model::tokenizer::Tokenizer;
+
+use crate::output::{has_space, may_write, remove_stale};
+use crate::plan::{Plan, PlannedTensor};
+use crate::progress::{Meter, OnProgress, Stage};
+use crate::provenance::source_files;
+use crate::transcode::{Job, Tally, Transcoder};
+use crate::{Error, Options, Provenance, Recipe, Report, Result, TensorReport};
+
+/// ggml's version of its packed layouts, which readers compare.
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// Writes a model as a GGUF file with the types of a recipe, tensor by tensor: memory does not grow
+/// with the model. The same source and recipe give the same bytes.
+///
+/// # Errors
+/// [`Error::Target`] where `out` does not end in `.gguf`, [`Error::Exists`],
+/// [`Error::OverwritesInput`], [`Error::NoSpace`], [`Error::NotFinite`], [`Error::Strict`],
+/// [`Error::Stopped`], and those of reading and writing. Nothing is left behind.
+pub fn quantize(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    out: &Path,
+    options: &Options,
+    pool: &Pool,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<Report> {
+    if !is_gguf(out) {
+        let reason = "packed types are written to GGUF files, whose names end in `.gguf`";
+        return Err(Error::Target { path: out.to_owned(), reason: reason.to_owned() });
+    }
+    may_write(out, &source_files(checkpoint)?, options)?;
+    let mut plan = Plan::new(checkpoint, recipe)?;
+    let mut metadata = metadata(checkpoint, &mut plan.warnings)?;
+    options.accept(&plan.warnings)?;
+    has_space(out, plan.totals.bytes_after)?;
+
+    let provenance = Provenance::of(checkpoint, recipe, on_progress)?;
+    if let Some(file_type) = plan.file_type {
+        metadata.insert("general.file_type".to_owned(), Value::U32(file_type));
+    }
+    if plan.tensors.iter().any(|t| t.to.is_packed()) {
+        let version = Value::U32(QUANTIZATION_VERSION);
+        metadata.insert("general.quantization_version".to_owned(), version);
+    }
+    for (key, value) in provenance.pairs() {
+        metadata.insert(key.to_owned(), value.into());
+    }
+
+    let specs: Vec<TensorSpec> =
+        plan.tensors.iter().map(|t| TensorSpec::new(&t.name, t.to, t.shape.clone())).collect();
+    let mut writer = GgufWriter::create(out, &metadata, &specs, options.shard_bytes)?;
+    let mut report = Report {
+        input: checkpoint.path().into(),
+        output: out.to_owned(),
+        files: Vec::new(),
+        recipe: recipe.clone(),
+        provenance,
+        totals: plan.totals,
+        warnings: plan.warnings,
+        tensors: Vec::with_capacity(plan.tensors.len()),
+    };
+    let total = plan.totals.bytes_before;
+    let mut meter = Meter { stage: Stage::Write, done: 0, total, on_progress };
+    let mut transcoder = Transcoder::new(pool);
+    for planned in plan.tensors {
+        let bytes = checkpoint.read(&planned.name)?;
+        let mut write = |data: &[u8]| Ok(writer.write(&planned.name, data)?);
+        let tally = if planned.from.is_weight() {
+            let job = Job {
+                name: &planned.name,
+                from: planned.from,
+                to: planned.to,
+                row_len: planned.shape.row_len(),
+            };
+            transcoder.run(&job, &bytes, &mut meter, &mut write)?
+        } else {
+            write(&bytes)?;
+            meter.advance(&planned.name, bytes.len())?;
+            Tally::default()
+        };
+        drop(bytes);
+        checkpoint.release(&planned.name);
+        report.add(planned, tally, options)?;
+    }
+    report.files = writer.finish()?;
+    remove_stale(out, &report.files, options)?;
+    Ok(report)
+}
+
+/// True for names of GGUF files.
+pub(crate) fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+}
+
+impl Report {
+    fn add(&mut self, planned: PlannedTensor, tally: Tally, options: &Options) -> Result<()> {
+        let PlannedTensor { name, shape, from, to, wanted, bytes_before, bytes_after } = planned;
+        self.push(
+            TensorReport {
+                name,
+                shape,
+                from,
+                to,
+                wanted,
+                bytes_before,
+                bytes_after,
+                relative_error: tally.relative_error(),
+                saturated: tally.saturated,
+            },
+            options,
+        )
+    }
+
+    /// Adds a tensor whose place in the totals is counted already.
+    pub(crate) fn push(&mut self, tensor: TensorReport, options: &Options) -> Result<()> {
+        if tensor.saturated > 0 {
+            self.totals.saturated += tensor.saturated;
+            let TensorReport { name, to, saturated, .. } = &tensor;
+            self.warnings.push(format!(
+                "tensor `{name}`: {saturated} values are too large for {to} and became its largest; BF16 and F32 hold them"
+            ));
+            options.accept(&self.warnings)?;
+        }
+        self.tensors.push(tensor);
+        Ok(())
+    }
+}
+
+/// The source's metadata, or what a Hugging Face directory says, in GGUF's words.
+fn metadata(checkpoint: &Checkpoint, warnings: &mut Vec<String>) -> Result<Metadata> {
+    if let Some(metadata) = checkpoint.gguf_metadata() {
+        return Ok(metadata.clone());
+    }
+    let mut metadata = Metadata::new();
+    checkpoint.config().to_gguf(&mut metadata);
+    let Some(dir) = checkpoint.hf_dir() else { return Ok(metadata) };
+    if !dir.join("tokenizer.json").is_file() {
+        warnings.push(format!(
+            "`{}` has no `tokenizer.json`; the output has no tokenizer and can only be fed token ids",
+            dir.display()
+        ));
+        return Ok(metadata);
+    }
+    let tokenizer = Tokenizer::from_hf(dir)?;
+    warnings.extend(tokenizer.warnings().iter().cloned());
+    tokenizer.to_gguf(&mut metadata, checkpoint.config().vocab_size)?;
+    Ok(metadata)
+}

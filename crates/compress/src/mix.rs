@@ -1,0 +1,252 @@
+//! Which type a tensor gets in the mixes that users know by name, as llama.cpp defines them.
+
+use bevel_base::DType;
+use bevel_base::DType::*;
+use bevel_model::ModelConfig;
+
+/// A named way of spreading types over a model: a base type, and rules for the tensors that get
+/// another one. The first rule that applies wins.
+#[derive(Debug)]
+pub struct Mix {
+    /// What users type: `Q4_K_M`.
+    pub name: &'static str,
+    /// The type of what no rule is about.
+    pub base: DType,
+    /// `general.file_type` of a GGUF file.
+    pub file_type: u32,
+    rules: &'static [Rule],
+}
+
+/// Tensors whose name contains one of `tensors` get `dtype`, in the layers that `layers` says.
+#[derive(Debug)]
+struct Rule {
+    tensors: &'static [&'static str],
+    layers: Layers,
+    dtype: DType,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Layers {
+    All,
+    /// The first n.
+    First(usize),
+    /// The first n-th part.
+    FirstPart(usize),
+    /// The first and the last eighth, and every third between them.
+    MoreBits,
+    /// All, where at least four query heads share a value head.
+    SharedValues,
+    /// All, in a model of eight experts.
+    EightExperts,
+    /// All, in any other model.
+    NotEightExperts,
+}
+use Layers::*;
+
+const fn rule(tensors: &'static [&'static str], layers: Layers, dtype: DType) -> Rule {
+    Rule { tensors, layers, dtype }
+}
+
+const EMBEDDING: &[&str] = &["token_embd.weight"];
+const KEY: &[&str] = &["attn_k.weight"];
+/// Values, alone or in one matrix with queries and keys.
+const VALUE: &[&str] = &["attn_v.weight", "attn_qkv.weight"];
+const ATTENTION_OUTPUT: &[&str] = &["attn_output.weight"];
+const DOWN: &[&str] = &["ffn_down"];
+const EXPERTS: &[&str] = &["_exps.weight"];
+
+const fn mix(name: &'static str, base: DType, file_type: u32, rules: &'static [Rule]) -> Mix {
+    Mix { name, base, file_type, rules }
+}
+
+/// Four-bit tables: what the importance-matrix types get without an importance matrix.
+const TABLE_4_BIT: &[Rule] = &[
+    rule(VALUE, SharedValues, Q5_K),
+    rule(DOWN, FirstPart(8), Q5_K),
+    rule(ATTENTION_OUTPUT, EightExperts, Q5_K),
+];
+
+/// Every type and mix that can be written. Sources: `llama_tensor_get_type_impl` and
+/// `enum llama_ftype` of llama.cpp. The rules for output head, experts and models of 70B parameters
+/// hold for all mixes and are in [`Mix::dtype_of`].
+pub static MIXES: [Mix; 24] = [
+    mix("F32", F32, 0, &[]),
+    mix("F16", F16, 1, &[]),
+    mix("BF16", BF16, 32, &[]),
+    mix("Q8_0", Q8_0, 7, &[]),
+    mix("Q6_K", Q6_K, 18, &[]),
+    mix("Q5_K_M", Q5_K, 17, &[rule(VALUE, MoreBits, Q6_K), rule(DOWN, MoreBits, Q6_K)]),
+    mix("Q5_K_S", Q5_K, 16, &[]),
+    mix("Q5_1", Q5_1, 9, &[]),
+    mix("Q5_0", Q5_0, 8, &[]),
+    mix(
+        "Q4_K_M",
+        Q4_K,
+        15,
+        &[
+            rule(VALUE, MoreBits, Q6_K),
+            rule(DOWN, MoreBits, Q6_K),
+            rule(ATTENTION_OUTPUT, EightExperts, Q5_K),
+        ],
+    ),
+    mix(
+        "Q4_K_S",
+        Q4_K,
+        14,
+        &[
+            rule(VALUE, First(4), Q5_K),
+            rule(DOWN, FirstPart(8), Q5_K),
+            rule(ATTENTION_OUTPUT, EightExperts, Q5_K),
+        ],
+    ),
+    mix("IQ4_NL", IQ4_NL, 25, TABLE_4_BIT),
+    mix("IQ4_XS", IQ4_XS, 30, TABLE_4_BIT),
+    mix("Q4_1", Q4_1, 3, &[]),
+    mix("Q4_0", Q4_0, 2, &[]),
+    mix("MXFP4", MXFP4, 38, &[]),
+    mix("MXFP4_MOE", Q8_0, 38, &[rule(EXPERTS, All, MXFP4)]),
+    mix(
+        "Q3_K_L",
+        Q3_K,
+        13,
+        &[
+            rule(VALUE, All, Q5_K),
+            rule(DOWN, All, Q5_K),
+            rule(ATTENTION_OUTPUT, NotEightExperts, Q5_K),
+        ],
+    ),
+    mix(
+        "Q3_K_M",
+        Q3_K,
+        12,
+        &[
+            rule(VALUE, First(2), Q5_K),
+            rule(VALUE, All, Q4_K),
+            rule(DOWN, FirstPart(16), Q5_K),
+            rule(DOWN, All, Q4_K),
+            rule(ATTENTION_OUTPUT, EightExperts, Q5_K),
+            rule(ATTENTION_OUTPUT, All, Q4_K),
+        ],
+    ),
+    mix("Q3_K_S", Q3_K, 11, &[rule(ATTENTION_OUTPUT, EightExperts, Q5_K)]),
+    mix(
+        "Q2_K",
+        Q2_K,
+        10,
+        &[
+            rule(VALUE, SharedValues, Q4_K),
+            rule(VALUE, All, Q3_K),
+            rule(DOWN, All, Q3_K),
+            rule(ATTENTION_OUTPUT, EightExperts, Q5_K),
+            rule(ATTENTION_OUTPUT, All, Q3_K),
+        ],
+    ),
+    mix("Q2_K_S", Q2_K, 21, &[rule(VALUE, SharedValues, Q4_K), rule(DOWN, FirstPart(8), Q4_K)]),
+    mix("TQ2_0", TQ2_0, 37, &[rule(EMBEDDING, All, Q4_K)]),
+    mix("TQ1_0", TQ1_0, 36, &[rule(EMBEDDING, All, Q4_K)]),
+];
+
+/// Short names, as in llama.cpp's tools.
+const ALIASES: [(&str, &str); 3] = [("Q3_K", "Q3_K_M"), ("Q4_K", "Q4_K_M"), ("Q5_K", "Q5_K_M")];
+
+/// What the choice of a type depends on besides the tensor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts {
+    layers: usize,
+    /// Query heads that share a key and value head.
+    group: usize,
+    experts: usize,
+    pub(crate) tied: bool,
+    /// Llama 2 and 3 and Qwen 2 at 70 to 72 billion parameters.
+    is_70b: bool,
+}
+
+impl Facts {
+    pub(crate) fn of(config: &ModelConfig) -> Self {
+        let shares = config.heads != config.kv_heads;
+        let family = config.family.gguf;
+        Self {
+            layers: config.layers,
+            group: config.heads / config.kv_heads,
+            experts: config.experts.map_or(0, |e| e.count),
+            tied: config.tied,
+            is_70b: config.layers == 80 && (family == "qwen2" || family == "llama" && shares),
+        }
+    }
+}
+
+impl Mix {
+    /// The mix or type of this name; upper and lower case are alike.
+    pub fn named(name: &str) -> Option<&'static Mix> {
+        let alias = ALIASES.iter().find(|(short, _)| short.eq_ignore_ascii_case(name));
+        let name = alias.map_or(name, |(_, full)| full);
+        MIXES.iter().find(|mix| mix.name.eq_ignore_ascii_case(name))
+    }
+
+    /// The type of a tensor of `row_len` values a row in layer `layer` (0 outside the layers).
+    pub(crate) fn dtype_of(
+        &self,
+        facts: &Facts,
+        name: &str,
+        layer: usize,
+        row_len: usize,
+    ) -> DType {
+        if !self.base.is_packed() {
+            return self.base;
+        }
+        let is_one_of = |tensors: &[&str]| tensors.iter().any(|part| name.contains(part));
+        let is_head = name == "output.weight" || facts.tied && is_one_of(EMBEDDING);
+        if is_head {
+            return match self.base {
+                Q8_0 => Q8_0,
+                base if !row_len.is_multiple_of(base.block_len()) => Q8_0,
+                _ => Q6_K,
+            };
+        }
+        // Keys and values of an eight-expert model are small beside the experts.
+        if facts.experts == 8 && (is_one_of(KEY) || is_one_of(VALUE)) {
+            return Q8_0;
+        }
+        let rule = self
+            .rules
+            .iter()
+            .find(|rule| is_one_of(rule.tensors) && rule.layers.hold(facts, layer));
+        match rule.map_or(self.base, |rule| rule.dtype) {
+            // Eight query heads share a value head there, so values are small.
+            Q3_K | Q4_K if facts.is_70b && is_one_of(VALUE) => Q5_K,
+            dtype => dtype,
+        }
+    }
+}
+
+impl Layers {
+    fn hold(self, facts: &Facts, layer: usize) -> bool {
+        let n = facts.layers;
+        match self {
+            All => true,
+            First(count) => layer < count,
+            FirstPart(part) => layer < n / part,
+            MoreBits => layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2,
+            SharedValues => facts.group >= 4,
+            EightExperts => facts.experts == 8,
+            NotEightExperts => facts.experts != 8,
+        }
+    }
+}
+
+/// The type that stands in for `dtype` where its blocks do not divide a row of `row_len` values:
+/// one of about as many bits with blocks of 32, else F16. `None` where `dtype` fits.
+pub(crate) fn fallback(dtype: DType, row_len: usize) -> Option<DType> {
+    if row_len.is_multiple_of(dtype.block_len()) {
+        return None;
+    }
+    let smaller = match dtype {
+        IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_XS => IQ4_NL,
+        Q2_K | Q3_K | TQ1_0 | TQ2_0 => Q4_0,
+        Q4_K => Q5_0,
+        Q5_K => Q5_1,
+        Q6_K => Q8_0,
+        other => other,
+    };
+    Some(if row_len.is_multiple_of(smaller.block_len()) { smaller } else { F16 })
+}

@@ -1,0 +1,192 @@
+use bevel_base::{DType, Shape};
+use bevel_model::{Checkpoint, Place};
+use serde::Serialize;
+
+use crate::mix::{Facts, fallback};
+use crate::pattern::matches;
+use crate::report::{Totals, dims, optional_type_name, type_name};
+use crate::{Base, Error, Recipe, Result};
+
+/// A recipe applied to a model: the type of every tensor of the GGUF file it would become. Nothing
+/// is read but headers.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// The tensors, in the order in which they are written.
+    pub tensors: Vec<PlannedTensor>,
+    /// Sums over the tensors.
+    pub totals: Totals,
+    /// What goes otherwise than asked for, as sentences.
+    pub warnings: Vec<String>,
+    /// `general.file_type`; `None` where the source's holds.
+    pub(crate) file_type: Option<u32>,
+}
+
+/// What is to become of a tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedTensor {
+    /// Its name.
+    pub name: String,
+    /// Its dimensions, outermost first.
+    #[serde(serialize_with = "dims")]
+    pub shape: Shape,
+    /// The type it has.
+    #[serde(serialize_with = "type_name")]
+    pub from: DType,
+    /// The type it is going to have.
+    #[serde(serialize_with = "type_name")]
+    pub to: DType,
+    /// The type it should have, where that does not fit its rows.
+    #[serde(serialize_with = "optional_type_name", skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<DType>,
+    /// Stored bytes before.
+    pub bytes_before: u64,
+    /// Stored bytes after.
+    pub bytes_after: u64,
+}
+
+impl Plan {
+    /// Applies a recipe to a model.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] where a type's bytes overflow.
+    pub fn new(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Self> {
+        let facts = Facts::of(checkpoint.config());
+        let mut plan = Plan {
+            tensors: Vec::new(),
+            totals: Totals::default(),
+            warnings: Vec::new(),
+            file_type: None,
+        };
+        for (name, entry) in checkpoint.tensors() {
+            let wanted = wanted_type(&facts, recipe, name, &entry.shape, entry.dtype);
+            let fallback = fallback(wanted, entry.shape.row_len());
+            let to = fallback.unwrap_or(wanted);
+            let wrap = |source| Error::Tensor { tensor: name.clone(), source };
+            let bytes = |dtype| entry.shape.byte_len(dtype).map(|len| len as u64).map_err(wrap);
+            plan.add(PlannedTensor {
+                name: name.clone(),
+                shape: entry.shape.clone(),
+                from: entry.dtype,
+                to,
+                wanted: fallback.map(|_| wanted),
+                bytes_before: bytes(entry.dtype)?,
+                bytes_after: bytes(to)?,
+            });
+        }
+        plan.file_type = match recipe.base {
+            Base::Mix(mix) => Some(mix.file_type),
+            Base::Keep => plan.common_file_type(checkpoint),
+        };
+        plan.warn(checkpoint, recipe);
+        Ok(plan)
+    }
+
+    fn add(&mut self, tensor: PlannedTensor) {
+        let totals = &mut self.totals;
+        totals.add(tensor.shape.len() as u64, tensor.bytes_before, tensor.bytes_after);
+        totals.fallbacks += usize::from(tensor.wanted.is_some());
+        totals.requantized += usize::from(tensor.requantizes());
+        self.tensors.push(tensor);
+    }
+
+    /// The file type after the type that holds most bytes, where the source has none.
+    fn common_file_type(&self, checkpoint: &Checkpoint) -> Option<u32> {
+        if checkpoint.gguf_metadata().is_some_and(|m| m.contains_key("general.file_type")) {
+            return None;
+        }
+        let bytes = |dtype: DType| -> u64 {
+            self.tensors.iter().filter(|t| t.to == dtype).map(|t| t.bytes_after).sum()
+        };
+        let most = self.tensors.iter().map(|t| t.to).max_by_key(|&dtype| bytes(dtype))?;
+        crate::MIXES.iter().find(|mix| mix.base == most).map(|mix| mix.file_type)
+    }
+
+    fn warn(&mut self, checkpoint: &Checkpoint, recipe: &Recipe) {
+        for t in self.tensors.iter().filter(|t| t.wanted.is_some()) {
+            let (name, to, row) = (&t.name, t.to, t.shape.row_len());
+            let wanted = t.wanted.unwrap_or(to);
+            self.warnings.push(format!(
+                "tensor `{name}` becomes {to}: its rows of {row} values are no multiple of {wanted}'s blocks of {}",
+                wanted.block_len()
+            ));
+        }
+        let again: Vec<_> = self.tensors.iter().filter(|t| t.requantizes()).collect();
+        if let Some(first) = again.first() {
+            let finer = again.iter().filter(|t| t.from.bits_per_weight() <= t.to.bits_per_weight());
+            let gain = match finer.count() {
+                0 => String::new(),
+                count => format!(", {count} of them to as many bits or more, which gains nothing"),
+            };
+            self.warnings.push(format!(
+                "{} tensors were quantized before (`{}` to {}) and are quantized again{gain}: both errors add up; start from the original model for the best quality",
+                again.len(),
+                first.name,
+                first.from
+            ));
+        }
+        let eligible = |pattern: &str| {
+            self.tensors
+                .iter()
+                .any(|t| is_quantizable(&t.name, &t.shape) && matches(pattern, &t.name))
+        };
+        for pattern in recipe.patterns().filter(|pattern| !eligible(pattern)) {
+            self.warnings.push(format!(
+                "the pattern `{pattern}` matches no tensor that can be quantized; `bevel inspect --tensors` lists their names"
+            ));
+        }
+        if checkpoint.hf_dir().is_some() && !checkpoint.unused().is_empty() {
+            let (count, first) = (checkpoint.unused().len(), &checkpoint.unused()[0]);
+            self.warnings.push(format!(
+                "{count} tensors have no place in a GGUF file of this architecture and are left out, the first is `{first}`"
+            ));
+        }
+    }
+}
+
+impl PlannedTensor {
+    /// True where packed values are packed again in another way.
+    pub(crate) fn requantizes(&self) -> bool {
+        self.from.is_packed() && self.to.is_packed() && self.from != self.to
+    }
+}
+
+/// The type that a recipe gives to a tensor, whether it fits the rows or not.
+fn wanted_type(facts: &Facts, recipe: &Recipe, name: &str, shape: &Shape, dtype: DType) -> DType {
+    if !is_quantizable(name, shape) || !dtype.is_weight() || recipe.keeps(name) {
+        return storable(dtype);
+    }
+    if let Some(dtype) = recipe.override_of(name) {
+        return dtype;
+    }
+    let is_embedding = name == "token_embd.weight";
+    let is_head = name == "output.weight" || facts.tied && is_embedding;
+    let embedding_type = recipe.embedding_type.filter(|_| is_embedding);
+    if let Some(dtype) = embedding_type.or(recipe.output_type.filter(|_| is_head)) {
+        return dtype;
+    }
+    let layer = match Place::of(name) {
+        Place::Layer(layer, _) => layer,
+        Place::Global(_) => 0,
+    };
+    match recipe.base {
+        Base::Keep => storable(dtype),
+        Base::Mix(mix) if recipe.pure => mix.base,
+        Base::Mix(mix) => mix.dtype_of(facts, name, layer, shape.row_len()),
+    }
+}
+
+/// True for matrices that every reader takes in any type: no norms, no biases, no routers.
+pub(crate) fn is_quantizable(name: &str, shape: &Shape) -> bool {
+    shape.dims().len() >= 2
+        && name.ends_with("weight")
+        && !name.contains("_norm.weight")
+        && !name.contains("ffn_gate_inp.weight")
+}
+
+/// The type itself, or the smallest one that GGUF has and that holds its values.
+fn storable(dtype: DType) -> DType {
+    match dtype {
+        DType::F8_E4M3 | DType::F8_E5M2 => DType::BF16,
+        other => other,
+    }
+}

@@ -1,0 +1,226 @@
+use std::fmt;
+use std::str::FromStr;
+
+use bevel_base::DType;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::pattern::matches;
+use crate::{Error, MIXES, Mix, Result};
+
+/// What type every tensor of a model is to have. A TOML file, or flags that are short for one:
+///
+/// ```
+/// let recipe: bevel_compress::Recipe = r#"
+///     type = "Q4_K_M"
+///     output_type = "Q8_0"
+///     keep = ["blk.0.*"]
+///
+///     [[tensor]]
+///     pattern = "blk.*.ffn_down.weight"
+///     type = "Q6_K"
+/// "#
+/// .parse()?;
+/// assert_eq!(recipe.to_string().parse::<bevel_compress::Recipe>()?, recipe);
+/// # Ok::<(), bevel_compress::Error>(())
+/// ```
+///
+/// Norms, biases, routers and other vectors are not concerned: they keep their type.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The type or mix of what nothing below is about.
+    #[serde(rename = "type")]
+    pub base: Base,
+    /// Every tensor gets the base type itself, the output head too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pure: bool,
+    /// The output head's type, or the embedding's where it is the head.
+    #[serde(default, with = "optional_type", skip_serializing_if = "Option::is_none")]
+    pub output_type: Option<DType>,
+    /// The embedding's type.
+    #[serde(default, with = "optional_type", skip_serializing_if = "Option::is_none")]
+    pub embedding_type: Option<DType>,
+    /// Patterns of tensors that keep the type they have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keep: Vec<String>,
+    /// Types of single tensors. The first pattern that matches counts, before everything above.
+    #[serde(default, rename = "tensor", skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<Override>,
+}
+
+/// The type of the tensors whose name matches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Override {
+    /// `*` stands for any characters, `?` for one, `[0-3]` for one of those.
+    pub pattern: String,
+    /// The type.
+    #[serde(rename = "type", with = "written_type")]
+    pub dtype: DType,
+}
+
+/// A recipe's base.
+#[derive(Clone, Copy, Debug)]
+pub enum Base {
+    /// Types stay as they are.
+    Keep,
+    /// A type or mix.
+    Mix(&'static Mix),
+}
+
+impl Recipe {
+    /// A recipe of a base alone.
+    pub fn new(base: Base) -> Self {
+        Self {
+            base,
+            pure: false,
+            output_type: None,
+            embedding_type: None,
+            keep: Vec::new(),
+            overrides: Vec::new(),
+        }
+    }
+
+    /// The override for a tensor.
+    pub(crate) fn override_of(&self, name: &str) -> Option<DType> {
+        self.overrides.iter().find(|o| matches(&o.pattern, name)).map(|o| o.dtype)
+    }
+
+    /// True where a tensor keeps its type.
+    pub(crate) fn keeps(&self, name: &str) -> bool {
+        self.keep.iter().any(|pattern| matches(pattern, name))
+    }
+
+    /// Every pattern in the recipe.
+    pub(crate) fn patterns(&self) -> impl Iterator<Item = &str> {
+        self.keep.iter().chain(self.overrides.iter().map(|o| &o.pattern)).map(String::as_str)
+    }
+}
+
+impl FromStr for Recipe {
+    type Err = Error;
+
+    /// Reads TOML.
+    fn from_str(text: &str) -> Result<Self> {
+        toml::from_str(text).map_err(|error| Error::Recipe(error.to_string()))
+    }
+}
+
+impl fmt::Display for Recipe {
+    /// Writes TOML.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&toml::to_string(self).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl FromStr for Override {
+    type Err = Error;
+
+    /// Reads `PATTERN=TYPE`.
+    fn from_str(text: &str) -> Result<Self> {
+        let (pattern, name) = text
+            .rsplit_once('=')
+            .filter(|(pattern, _)| !pattern.is_empty())
+            .ok_or_else(|| Error::Recipe(format!("`{text}` is not of the form PATTERN=TYPE")))?;
+        Ok(Self { pattern: pattern.to_owned(), dtype: parse_type(name)? })
+    }
+}
+
+impl Base {
+    /// What a recipe calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Base::Keep => KEEP,
+            Base::Mix(mix) => mix.name,
+        }
+    }
+}
+
+const KEEP: &str = "keep";
+
+impl FromStr for Base {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        if name.eq_ignore_ascii_case(KEEP) {
+            return Ok(Base::Keep);
+        }
+        match Mix::named(name) {
+            Some(mix) => Ok(Base::Mix(mix)),
+            // A type that is no mix is one that cannot be written; say why.
+            None => parse_type(name).and_then(|_| Err(unknown(name))),
+        }
+    }
+}
+
+impl fmt::Display for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl PartialEq for Base {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Serialize for Base {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Base {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A tensor's type by its name, where files can have it.
+pub(crate) fn parse_type(name: &str) -> Result<DType> {
+    use DType::*;
+    let dtype: DType = name.parse().map_err(|_| unknown(name))?;
+    let reason = match dtype {
+        IQ2_XXS | IQ2_XS | IQ2_S => {
+            "its codebook is worth using only with calibration data, which this version does not collect; use Q2_K"
+        }
+        IQ3_XXS | IQ3_S => {
+            "its codebook is worth using only with calibration data, which this version does not collect; use Q3_K"
+        }
+        F64 | F8_E4M3 | F8_E5M2 => "GGUF readers do not run it; use F32, F16 or BF16",
+        _ if !dtype.is_weight() => "weights are floating point or packed",
+        _ => return Ok(dtype),
+    };
+    Err(Error::NotWritable { dtype, reason: reason.to_owned() })
+}
+
+fn unknown(name: &str) -> Error {
+    let mut known: Vec<&str> = MIXES.iter().map(|mix| mix.name).collect();
+    known.extend(["Q5_K", "Q4_K", "Q3_K"]);
+    Error::UnknownType { name: name.to_owned(), known: known.join(", ") }
+}
+
+mod written_type {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(dtype: &DType, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(dtype.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<DType, D::Error> {
+        parse_type(&String::deserialize(d)?).map_err(de::Error::custom)
+    }
+}
+
+mod optional_type {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(dtype: &Option<DType>, s: S) -> Result<S::Ok, S::Error> {
+        dtype.map(DType::name).serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<DType>, D::Error> {
+        written_type::deserialize(d).map(Some)
+    }
+}

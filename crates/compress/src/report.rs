@@ -1,0 +1,111 @@
+use std::path::PathBuf;
+
+use bevel_base::{DType, Shape};
+use serde::{Serialize, Serializer};
+
+use crate::{Provenance, Recipe};
+
+/// What a conversion or quantization did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The source.
+    pub input: PathBuf,
+    /// The file or directory that was asked for.
+    pub output: PathBuf,
+    /// The files with the weights.
+    pub files: Vec<PathBuf>,
+    /// What was asked for.
+    pub recipe: Recipe,
+    /// What the output carries about its origin.
+    pub provenance: Provenance,
+    /// Sums over the tensors.
+    pub totals: Totals,
+    /// What went otherwise than asked for, as sentences.
+    pub warnings: Vec<String>,
+    /// Every tensor, in the output's order.
+    pub tensors: Vec<TensorReport>,
+}
+
+/// What happened to one tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct TensorReport {
+    /// Its name in the output.
+    pub name: String,
+    /// Its dimensions, outermost first.
+    #[serde(serialize_with = "dims")]
+    pub shape: Shape,
+    /// The type it had.
+    #[serde(serialize_with = "type_name")]
+    pub from: DType,
+    /// The type it has.
+    #[serde(serialize_with = "type_name")]
+    pub to: DType,
+    /// The type it should have had, where that does not fit its rows.
+    #[serde(serialize_with = "optional_type_name", skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<DType>,
+    /// Stored bytes before.
+    pub bytes_before: u64,
+    /// Stored bytes after.
+    pub bytes_after: u64,
+    /// √(Σ(w − ŵ)² / Σw²): how far the values moved, as a part of how large they are.
+    pub relative_error: f64,
+    /// Values too large for the new type, which became its largest.
+    pub saturated: u64,
+}
+
+/// Sums over a model's tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Totals {
+    /// Weights.
+    pub parameters: u64,
+    /// Stored bytes of all tensors before.
+    pub bytes_before: u64,
+    /// Stored bytes of all tensors after.
+    pub bytes_after: u64,
+    /// Stored bits a weight before, scales counted.
+    pub bits_per_weight_before: f64,
+    /// Stored bits a weight after.
+    pub bits_per_weight_after: f64,
+    /// Tensors whose rows the wanted type does not fit.
+    pub fallbacks: usize,
+    /// Packed tensors that were packed again in another type.
+    pub requantized: usize,
+    /// Values too large for their new type.
+    pub saturated: u64,
+}
+
+impl Totals {
+    pub(crate) fn add(&mut self, parameters: u64, bytes_before: u64, bytes_after: u64) {
+        self.parameters += parameters;
+        self.bytes_before += bytes_before;
+        self.bytes_after += bytes_after;
+        let bits = |bytes: u64| bytes as f64 * 8.0 / self.parameters.max(1) as f64;
+        self.bits_per_weight_before = bits(self.bytes_before);
+        self.bits_per_weight_after = bits(self.bytes_after);
+    }
+}
+
+impl Report {
+    /// The tensors that moved most, worst first.
+    pub fn worst(&self, count: usize) -> Vec<&TensorReport> {
+        let mut sorted: Vec<_> = self.tensors.iter().filter(|t| t.relative_error > 0.0).collect();
+        sorted.sort_by(|a, b| b.relative_error.total_cmp(&a.relative_error));
+        sorted.truncate(count);
+        sorted
+    }
+}
+
+pub(crate) fn type_name<S: Serializer>(dtype: &DType, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(dtype.name())
+}
+
+pub(crate) fn optional_type_name<S: Serializer>(
+    dtype: &Option<DType>,
+    s: S,
+) -> Result<S::Ok, S::Error> {
+    dtype.map(DType::name).serialize(s)
+}
+
+pub(crate) fn dims<S: Serializer>(shape: &Shape, s: S) -> Result<S::Ok, S::Error> {
+    shape.dims().serialize(s)
+}
