@@ -48,9 +48,7 @@ impl GenerationConfig {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .with_context(|| format!("`{}` is no generation config", path.display())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => {
-                Err(error).with_context(|| format!("cannot read `{}`", path.display()))
-            }
+            Err(error) => Err(error).with_context(|| format!("cannot read `{}`", path.display())),
         }
     }
 

@@ -6,6 +6,7 @@ mod commands;
 mod embedded;
 mod generation;
 mod model;
+mod report;
 mod sampling;
 mod text;
 mod ui;

@@ -92,10 +92,7 @@ impl Sampling {
             top_k: self.top_k.or(model.top_k).unwrap_or(40),
             top_p: self.top_p.or(model.top_p).unwrap_or(0.95),
             min_p: self.min_p.or(model.min_p).unwrap_or(0.05),
-            repetition_penalty: self
-                .repeat_penalty
-                .or(model.repetition_penalty)
-                .unwrap_or(1.0),
+            repetition_penalty: self.repeat_penalty.or(model.repetition_penalty).unwrap_or(1.0),
             repetition_window: self.repeat_last_n,
             seed,
         };

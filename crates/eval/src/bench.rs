@@ -89,26 +89,29 @@ impl BenchConfig {
             session.feed(&tokens[..self.depth])?;
         }
         let mut done = 0;
-        let total = (self.repetitions + 1) * [self.prompt, self.decode].iter().filter(|&&n| n > 0).count();
-        let mut series = |what, count: usize, run: &mut dyn FnMut(&mut Session<'_>) -> Result<()>| {
-            if count == 0 {
-                return Ok(None);
-            }
-            let mut samples = Vec::with_capacity(self.repetitions);
-            for repetition in 0..=self.repetitions {
-                session.truncate(self.depth);
-                let start = Instant::now();
-                run(&mut session)?;
-                let seconds = start.elapsed().as_secs_f64().max(1e-9);
-                if repetition > 0 {
-                    samples.push(count as f64 / seconds);
+        let total =
+            (self.repetitions + 1) * [self.prompt, self.decode].iter().filter(|&&n| n > 0).count();
+        let mut series =
+            |what, count: usize, run: &mut dyn FnMut(&mut Session<'_>) -> Result<()>| {
+                if count == 0 {
+                    return Ok(None);
                 }
-                done += 1;
-                progress(BenchStep { what, done, total });
-            }
-            let series = Spread::of(&samples).map(|spread| Series { tokens: count, samples, spread });
-            Ok::<_, Error>(series)
-        };
+                let mut samples = Vec::with_capacity(self.repetitions);
+                for repetition in 0..=self.repetitions {
+                    session.truncate(self.depth);
+                    let start = Instant::now();
+                    run(&mut session)?;
+                    let seconds = start.elapsed().as_secs_f64().max(1e-9);
+                    if repetition > 0 {
+                        samples.push(count as f64 / seconds);
+                    }
+                    done += 1;
+                    progress(BenchStep { what, done, total });
+                }
+                let series =
+                    Spread::of(&samples).map(|spread| Series { tokens: count, samples, spread });
+                Ok::<_, Error>(series)
+            };
         let rest = &tokens[self.depth..];
         let prefill = series("prefill", self.prompt, &mut |session| {
             session.feed(&rest[..self.prompt])?;

@@ -115,7 +115,8 @@ impl PerplexityConfig {
             session.truncate(0);
             let vocab = model.config().vocab_size;
             mean.extend(surprises(&mut session, cpu, vocab, &tokens, scored)?);
-            bytes += text.byte_lens[window.scored.clone()].iter().map(|&n| u64::from(n)).sum::<u64>();
+            bytes +=
+                text.byte_lens[window.scored.clone()].iter().map(|&n| u64::from(n)).sum::<u64>();
             done += tokens.len();
             let perplexity = (mean.count() > 0).then(|| mean.mean().exp());
             progress(Running { done, total, perplexity });

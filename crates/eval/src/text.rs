@@ -21,7 +21,11 @@ impl Text {
     pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Self> {
         let tokens = tokenizer.encode(text, true, false)?;
         let byte_len = |&id: &u32| {
-            if tokenizer.is_special(id) { 0 } else { tokenizer.token_bytes(id).map_or(0, |b| b.len()) }
+            if tokenizer.is_special(id) {
+                0
+            } else {
+                tokenizer.token_bytes(id).map_or(0, |b| b.len())
+            }
         };
         let byte_lens = tokens.iter().map(|id| byte_len(id) as u32).collect();
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());

@@ -105,9 +105,8 @@ fn print(output: &Output<'_>, load_time: std::time::Duration) -> Result<()> {
         writeln!(out, "memory   {} at most", bytes(peak))?;
     }
     writeln!(out)?;
-    let mut table = Table::new(&[
-        "<tokens/s", "tokens", "depth", "mean", "±", "median", "min", "max",
-    ]);
+    let mut table =
+        Table::new(&["<tokens/s", "tokens", "depth", "mean", "±", "median", "min", "max"]);
     let mut row = |name: &str, series: &Option<Series>| {
         let Some(Series { tokens, spread, .. }) = series else { return };
         table.row([

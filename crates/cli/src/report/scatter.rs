@@ -1,0 +1,195 @@
+use std::fmt::Write;
+
+use super::escape;
+
+/// A plot of points over the size of a model in megabytes.
+pub(super) struct Scatter {
+    pub(super) title: &'static str,
+    pub(super) y_label: &'static str,
+    /// The vertical axis begins at zero, rather than a little below the least value.
+    pub(super) from_zero: bool,
+    pub(super) points: Vec<Point>,
+}
+
+/// A labelled point with an error bar of `y ± error`.
+pub(super) struct Point {
+    pub(super) x: f64,
+    pub(super) y: f64,
+    pub(super) error: f64,
+    pub(super) label: String,
+    pub(super) hollow: bool,
+}
+
+const WIDTH: f64 = 460.0;
+const HEIGHT: f64 = 300.0;
+/// Margins that hold the axes' numbers and names.
+const LEFT: f64 = 52.0;
+const RIGHT: f64 = 16.0;
+const TOP: f64 = 40.0;
+const BOTTOM: f64 = 44.0;
+
+/// An axis: values to pixels, and where its ticks are.
+struct Axis {
+    low: f64,
+    high: f64,
+    from: f64,
+    to: f64,
+    step: f64,
+}
+
+impl Axis {
+    /// An axis over `low..=high`, drawn from pixel `from` to pixel `to`, that ends on ticks.
+    fn new(low: f64, high: f64, from: f64, to: f64) -> Self {
+        let high = if high > low { high } else { low + 1.0 };
+        let step = step((high - low) / 4.0);
+        let (low, high) = ((low / step).floor() * step, (high / step).ceil() * step);
+        Self { low, high, from, to, step }
+    }
+
+    fn pixel(&self, value: f64) -> f64 {
+        self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
+    }
+
+    fn ticks(&self) -> impl Iterator<Item = f64> {
+        let count = ((self.high - self.low) / self.step).round() as usize;
+        (0..=count).map(|i| self.low + i as f64 * self.step)
+    }
+
+    /// A tick's number, with as many decimals as the step needs.
+    fn text(&self, value: f64) -> String {
+        let decimals = (-self.step.log10().floor()).max(0.0) as usize;
+        format!("{value:.decimals$}")
+    }
+}
+
+/// The least of 1, 2, 5, 10, 20, 50 … (and their tenths) that is at least `least`.
+fn step(least: f64) -> f64 {
+    let power = 10f64.powf(least.log10().floor());
+    let factor = [1.0, 2.0, 5.0].into_iter().find(|f| f * power >= least * 0.999);
+    factor.unwrap_or(10.0) * power
+}
+
+impl Scatter {
+    pub(super) fn svg(&self) -> String {
+        let range = |value: &dyn Fn(&Point) -> f64| {
+            self.points
+                .iter()
+                .map(value)
+                .fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)))
+        };
+        let (_, x_high) = range(&|p| p.x);
+        let (low, _) = range(&|p| p.y - p.error);
+        let (_, high) = range(&|p| p.y + p.error);
+        let x = Axis::new(0.0, x_high * 1.05, LEFT, WIDTH - RIGHT);
+        let y = Axis::new(if self.from_zero { 0.0 } else { low }, high, HEIGHT - BOTTOM, TOP);
+
+        let mut svg = format!(
+            "<figure><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">\n\
+             <text class=\"title\" x=\"0\" y=\"16\">{}</text>\n",
+            escape(self.title),
+            escape(self.title)
+        );
+        self.axes(&mut svg, &x, &y);
+        self.marks(&mut svg, &x, &y);
+        svg + "</svg></figure>\n"
+    }
+
+    fn axes(&self, svg: &mut String, x: &Axis, y: &Axis) {
+        for tick in y.ticks() {
+            let at = y.pixel(tick);
+            let _ = writeln!(
+                svg,
+                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
+                 <text class=\"tick\" text-anchor=\"end\" x=\"{}\" y=\"{:.1}\">{}</text>",
+                WIDTH - RIGHT,
+                LEFT - 7.0,
+                at + 3.5,
+                y.text(tick)
+            );
+        }
+        let bottom = HEIGHT - BOTTOM;
+        for tick in x.ticks() {
+            let at = x.pixel(tick);
+            let _ = writeln!(
+                svg,
+                "<line class=\"axis\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom}\" y2=\"{}\"/>\
+                 <text class=\"tick\" text-anchor=\"middle\" x=\"{at:.1}\" y=\"{}\">{}</text>",
+                bottom + 4.0,
+                bottom + 17.0,
+                x.text(tick)
+            );
+        }
+        let _ = writeln!(
+            svg,
+            "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{bottom}\" y2=\"{bottom}\"/>\
+             <text class=\"name\" text-anchor=\"end\" x=\"{}\" y=\"{}\">size, MB</text>\
+             <text class=\"name\" x=\"0\" y=\"31\">{}</text>",
+            WIDTH - RIGHT,
+            WIDTH - RIGHT,
+            HEIGHT - 6.0,
+            escape(self.y_label)
+        );
+    }
+
+    fn marks(&self, svg: &mut String, x: &Axis, y: &Axis) {
+        let mut order: Vec<&Point> = self.points.iter().collect();
+        order.sort_by(|a, b| a.x.total_cmp(&b.x));
+        let path: Vec<String> =
+            order.iter().map(|p| format!("{:.1},{:.1}", x.pixel(p.x), y.pixel(p.y))).collect();
+        let _ = writeln!(svg, "<polyline class=\"path\" points=\"{}\"/>", path.join(" "));
+        let mut labels: Vec<(f64, f64)> = Vec::new();
+        for point in order {
+            let (px, py) = (x.pixel(point.x), y.pixel(point.y));
+            let (top, bottom) = (y.pixel(point.y + point.error), y.pixel(point.y - point.error));
+            let class = if point.hollow { "point hollow" } else { "point" };
+            let _ = writeln!(
+                svg,
+                "<line class=\"error\" x1=\"{px:.1}\" x2=\"{px:.1}\" y1=\"{top:.1}\" y2=\"{bottom:.1}\"/>\
+                 <circle class=\"{class}\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"5\"><title>{}: {:.3}</title></circle>",
+                escape(&point.label),
+                point.y
+            );
+            // A label stands to the right of its point, to the left where it would leave the plot,
+            // and moves up where it would lie on another one.
+            let width = point.label.chars().count() as f64 * 6.6;
+            let to_left = px + 10.0 + width > WIDTH - RIGHT;
+            let left = if to_left { px - 10.0 - width } else { px + 10.0 };
+            let mut baseline = py - 7.0;
+            while labels
+                .iter()
+                .any(|&(l, b)| (b - baseline).abs() < 12.0 && l < left + width && left < l + width)
+            {
+                baseline -= 12.0;
+            }
+            labels.push((left, baseline));
+            let (anchor, at) = if to_left { ("end", px - 9.0) } else { ("start", px + 9.0) };
+            let _ = writeln!(
+                svg,
+                "<text class=\"label\" text-anchor=\"{anchor}\" x=\"{at:.1}\" y=\"{baseline:.1}\">{}</text>",
+                escape(&point.label)
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(low: f64, high: f64, expected: &[&str]) {
+        let axis = Axis::new(low, high, 0.0, 100.0);
+        let texts: Vec<String> = axis.ticks().map(|tick| axis.text(tick)).collect();
+        assert_eq!(texts, expected);
+        assert!(axis.pixel(low) >= -1e-9 && axis.pixel(high) <= 100.0 + 1e-9);
+    }
+
+    #[test]
+    fn ticks_are_round_and_enclose_the_values() {
+        check(0.0, 98.4, &["0", "50", "100"]);
+        check(0.0, 8.39, &["0", "5", "10"]);
+        check(26.0, 31.7, &["26", "28", "30", "32"]);
+        check(1.01, 1.05, &["1.01", "1.02", "1.03", "1.04", "1.05"]);
+        check(5.0, 5.0, &["5.0", "5.5", "6.0"]);
+    }
+}
