@@ -1,16 +1,282 @@
 //! `bevel quantize`.
 
-use anyhow::Result;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use bevel_base::{DType, Pool};
+use bevel_compress::{Base, OnProgress, Options, Override, Plan, Recipe, Report, Stage};
 
 use crate::args::Global;
+use crate::model;
+use crate::ui::interrupt::{self, Interrupted};
+use crate::ui::print_json;
+use crate::ui::progress::{Progress, Unit};
+use crate::ui::table::Table;
+use crate::ui::units::bytes;
+
+const EXPLANATION: &str = "\
+TYPE is a mix as llama.cpp defines it: Q4_K_M is a good start, Q6_K and Q8_0 lose next to nothing, Q3_K_M
+and Q2_K are for the smallest machines. Or it is one type, of which the output head gets a finer one:
+F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0, Q4_1, IQ4_NL, IQ4_XS, MXFP4, TQ1_0, TQ2_0.
+
+The flags are a short way to write a recipe. --recipe reads one from a TOML file:
+
+    type = \"Q4_K_M\"
+    output_type = \"Q8_0\"
+    keep = [\"blk.0.*\"]
+    [[tensor]]
+    pattern = \"blk.*.ffn_down.weight\"
+    type = \"Q6_K\"
+
+In patterns `*` stands for any characters, `?` for one and `[0-3]` for one of those. The first pattern
+that matches counts, those of flags before those of the file. The output carries the recipe, the hash of
+its source and bevel's version: the same three give the same bytes.";
 
 /// Options of `bevel quantize`.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXPLANATION)]
 pub(crate) struct Args {
-    /// The model
+    /// The model: a path, a hub name, an alias or `tiny-austen`
     model: String,
+
+    /// The type or mix, for example Q4_K_M; a recipe may say it
+    #[arg(value_name = "TYPE", required_unless_present = "recipe")]
+    base: Option<Base>,
+
+    /// The GGUF file to write
+    #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
+
+    /// Type of the tensors whose name matches, for example 'blk.*.ffn_down.weight=Q6_K'; repeatable
+    #[arg(long = "tensor", value_name = "PATTERN=TYPE")]
+    overrides: Vec<Override>,
+
+    /// Type of the output head, or of the embedding where it is the head
+    #[arg(long, value_name = "TYPE")]
+    output_type: Option<DType>,
+
+    /// Type of the embedding
+    #[arg(long, value_name = "TYPE")]
+    embedding_type: Option<DType>,
+
+    /// Tensors that keep the type they have; repeatable
+    #[arg(long, value_name = "PATTERN")]
+    keep: Vec<String>,
+
+    /// Give every tensor the type itself, the output head too
+    #[arg(long)]
+    pure: bool,
+
+    /// Read a recipe, to which the flags add
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+
+    /// Show what every tensor would become, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    writing: Writing,
 }
 
-pub(crate) fn run(args: &Args, _global: &Global) -> Result<()> {
-    anyhow::bail!("`quantize` of `{}` is not built yet", args.model)
+/// Options of verbs that write a model.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Writing {
+    /// Replace an output that exists
+    #[arg(long)]
+    force: bool,
+
+    /// Fail where something would go otherwise than asked for
+    #[arg(long)]
+    strict: bool,
+
+    /// Split the output into files of at most this size, for example 5GB
+    #[arg(long, alias = "split-size", value_name = "SIZE", value_parser = size)]
+    pub(crate) shard_size: Option<u64>,
+
+    /// Write the report, with every tensor's error, as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
+    let recipe = recipe(args)?;
+    let checkpoint = model::open(&args.model, global)?;
+    let Some(output) = args.output.as_ref().filter(|_| !args.dry_run) else {
+        return show_plan(&Plan::new(&checkpoint, &recipe)?, args.writing.strict, global);
+    };
+    let pool = Pool::new(global.threads);
+    let options = args.writing.options();
+    let _handler = interrupt::handle();
+    let outcome = with_progress(global, "quantizing", |on_progress| {
+        bevel_compress::quantize(&checkpoint, &recipe, output, &options, &pool, on_progress)
+    });
+    finish(outcome, &args.writing, global)
+}
+
+fn recipe(args: &Args) -> Result<Recipe> {
+    let mut recipe = match &args.recipe {
+        Some(path) => std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read `{}`", path.display()))?
+            .parse()
+            .with_context(|| format!("`{}`", path.display()))?,
+        None => Recipe::new(Base::Keep),
+    };
+    recipe.base = args.base.unwrap_or(recipe.base);
+    recipe.pure |= args.pure;
+    recipe.output_type = args.output_type.or(recipe.output_type);
+    recipe.embedding_type = args.embedding_type.or(recipe.embedding_type);
+    recipe.keep.extend(args.keep.iter().cloned());
+    recipe.overrides.splice(0..0, args.overrides.iter().cloned());
+    // What can be typed as a flag and what a file can say is checked in one place.
+    Ok(recipe.to_string().parse()?)
+}
+
+impl Writing {
+    pub(crate) fn options(&self) -> Options {
+        Options { force: self.force, strict: self.strict, shard_bytes: self.shard_size }
+    }
+}
+
+/// Runs `work` with a bar for each of its stages; Ctrl-C stops it between two steps.
+pub(crate) fn with_progress<T>(
+    global: &Global,
+    label: &str,
+    work: impl FnOnce(&mut OnProgress<'_>) -> T,
+) -> T {
+    let mut bar: Option<(Stage, Progress)> = None;
+    work(&mut |p| {
+        let stale = bar.as_ref().is_none_or(|(stage, _)| *stage != p.stage);
+        if stale {
+            let label = if p.stage == Stage::Hash { "hashing" } else { label };
+            bar = Some((p.stage, Progress::new(global, label, p.total, Unit::Bytes)));
+        }
+        if let Some((_, bar)) = &bar {
+            bar.set(p.done);
+            bar.message(p.name);
+        }
+        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })
+}
+
+/// Shows what a verb that writes a model did.
+pub(crate) fn finish(
+    outcome: bevel_compress::Result<Report>,
+    writing: &Writing,
+    global: &Global,
+) -> Result<()> {
+    let report = match outcome {
+        Err(bevel_compress::Error::Stopped) => return Err(Interrupted.into()),
+        outcome => outcome?,
+    };
+    warn(&report.warnings, global);
+    if let Some(path) = &writing.report {
+        std::fs::write(path, serde_json::to_string_pretty(&report)?)
+            .with_context(|| format!("cannot write `{}`", path.display()))?;
+    }
+    if global.json {
+        return print_json(&report);
+    }
+    let t = &report.totals;
+    let mut sizes = Table::new(&["<", "size", "bits/weight"]);
+    for (label, size, bits) in [
+        ("before", t.bytes_before, t.bits_per_weight_before),
+        ("after", t.bytes_after, t.bits_per_weight_after),
+    ] {
+        sizes.row([label.to_owned(), bytes(size), format!("{bits:.2}")]);
+    }
+    print!("{sizes}");
+    let worst = report.worst(5);
+    if !worst.is_empty() {
+        let mut table = Table::new(&["<tensors that moved most", "<from", "<to", "error"]);
+        for tensor in worst {
+            table.row([
+                tensor.name.clone(),
+                tensor.from.to_string(),
+                tensor.to.to_string(),
+                format!("{:.3} %", tensor.relative_error * 100.0),
+            ]);
+        }
+        print!("\n{table}");
+    }
+    for file in &report.files {
+        println!("\nwrote {}", file.display());
+    }
+    Ok(())
+}
+
+/// Shows warnings; a long list ends in its length.
+fn warn(warnings: &[String], global: &Global) {
+    const SHOWN: usize = 5;
+    let shown = if global.verbose { warnings.len() } else { SHOWN.min(warnings.len()) };
+    for warning in &warnings[..shown] {
+        global.warn(warning);
+    }
+    if shown < warnings.len() {
+        global.warn(format!("{} more of these; -v shows all", warnings.len() - shown));
+    }
+}
+
+fn show_plan(plan: &Plan, strict: bool, global: &Global) -> Result<()> {
+    if strict && !plan.warnings.is_empty() {
+        return Err(bevel_compress::Error::Strict(plan.warnings.clone()).into());
+    }
+    warn(&plan.warnings, global);
+    if global.json {
+        return print_json(plan);
+    }
+    let mut table = Table::new(&["<tensor", "<shape", "<from", "<to", "size"]);
+    for tensor in &plan.tensors {
+        table.row([
+            tensor.name.clone(),
+            tensor.shape.to_string(),
+            tensor.from.to_string(),
+            tensor.to.to_string(),
+            bytes(tensor.bytes_after),
+        ]);
+    }
+    let t = &plan.totals;
+    println!("{table}");
+    println!(
+        "{} → {}, {:.2} → {:.2} bits/weight",
+        bytes(t.bytes_before),
+        bytes(t.bytes_after),
+        t.bits_per_weight_before,
+        t.bits_per_weight_after
+    );
+    Ok(())
+}
+
+/// Reads `5GB`, `500M` or `1000000`.
+fn size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_uppercase().trim_end_matches('B') {
+        "" => 1.0,
+        "K" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        _ => return Err("expected a size such as 5GB or 500M".to_owned()),
+    };
+    match number.parse::<f64>().map(|n| n * factor) {
+        Ok(size) if (1.0..1e18).contains(&size) => Ok(size as u64),
+        _ => Err("expected a size such as 5GB or 500M".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("5GB"), Ok(5_000_000_000));
+        assert_eq!(size("1.5M"), Ok(1_500_000));
+        assert_eq!(size("17"), Ok(17));
+        assert!(size("5 apples").is_err());
+        assert!(size("0").is_err());
+    }
 }

@@ -1,0 +1,8 @@
+//! Tests of quantization, conversion and inspection.
+
+mod convert;
+mod inspect;
+mod memory;
+mod mixes;
+mod quantize;
+mod support;
