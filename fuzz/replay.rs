@@ -11,15 +11,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// The longest that one input may take, on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Runs `target` over the files in `fuzz/corpus/NAME` and over mutations of them, for at most
 /// `time`.
 ///
 /// # Panics
-/// Where the corpus is empty, where `target` panics, and where it holds more than 64 bytes at a
-/// time for each byte of input, 64 KiB to begin with. The offending input is saved beside the
-/// build's other products.
-pub(crate) fn replay(name: &str, time: Duration, target: impl Fn(&[u8])) {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
+/// Where the corpus is empty, where `target` panics or takes ten seconds, and where it holds more
+/// than 64 bytes at a time for each byte of input, `overhead` bytes to begin with. The offending
+/// input is saved beside the build's other products.
+pub(crate) fn replay(name: &str, time: Duration, overhead: usize, target: impl Fn(&[u8])) {
+    let directory = corpus(name);
     let mut files: Vec<PathBuf> = std::fs::read_dir(&directory)
         .unwrap_or_else(|error| panic!("{}: {error}", directory.display()))
         .map(|entry| entry.expect("a readable corpus").path())
@@ -29,7 +32,7 @@ pub(crate) fn replay(name: &str, time: Duration, target: impl Fn(&[u8])) {
     let corpus: Vec<Vec<u8>> =
         files.iter().map(|file| std::fs::read(file).expect("a readable corpus file")).collect();
     for input in &corpus {
-        run(name, input, &target);
+        run(name, input, overhead, &target);
     }
 
     let start = Instant::now();
@@ -40,20 +43,26 @@ pub(crate) fn replay(name: &str, time: Duration, target: impl Fn(&[u8])) {
             let other = &corpus[random.below(corpus.len())];
             mutate(&mut input, other, &mut random);
         }
-        run(name, &input, &target);
+        run(name, &input, overhead, &target);
         if start.elapsed() > time {
             break;
         }
     }
 }
 
-fn run(name: &str, input: &[u8], target: &impl Fn(&[u8])) {
+/// The directory of a target's seeds.
+pub(crate) fn corpus(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name)
+}
+
+fn run(name: &str, input: &[u8], overhead: usize, target: &impl Fn(&[u8])) {
     let before = LIVE.get();
     PEAK.set(before);
+    let start = Instant::now();
     let outcome = catch_unwind(AssertUnwindSafe(|| target(input)));
-    let held = PEAK.get() - before;
-    let allowed = (64 * input.len() + (64 << 10)) as isize;
-    if outcome.is_ok() && held <= allowed {
+    let (held, took) = (PEAK.get() - before, start.elapsed());
+    let allowed = (64 * input.len() + overhead) as isize;
+    if outcome.is_ok() && held <= allowed && took <= PATIENCE {
         return;
     }
     let saved = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.crash"));
@@ -61,7 +70,7 @@ fn run(name: &str, input: &[u8], target: &impl Fn(&[u8])) {
     eprintln!("the input is saved as {}", saved.display());
     match outcome {
         Err(panic) => resume_unwind(panic),
-        Ok(()) => panic!("{name} held {held} bytes for an input of {} bytes", input.len()),
+        Ok(()) => panic!("{name} held {held} bytes and took {took:?} for {} bytes", input.len()),
     }
 }
 

@@ -2,4 +2,10 @@
 
 mod chat;
 mod families;
+#[path = "../../../../fuzz/replay.rs"]
+mod replay;
+mod targets;
 mod tokenizer;
+
+#[global_allocator]
+static ALLOCATOR: replay::Counting = replay::Counting;

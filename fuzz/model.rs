@@ -1,0 +1,82 @@
+//! What the targets of the model crate do with their input, for its tests and for libFuzzer. Each
+//! tells whether the input was accepted, which the seeds must be.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use bevel_base::DType;
+use bevel_formats::gguf::{Header, Metadata};
+use bevel_kernels::{Cpu, Isa, KvType};
+use bevel_model::chat::{ChatTemplate, Message, SpecialTexts};
+use bevel_model::tokenizer::Tokenizer;
+use bevel_model::{Checkpoint, Error, Model, ModelConfig, Session};
+use serde_json::{Map, json};
+
+/// A `tokenizer.json`.
+pub(crate) fn tokenizer_json(bytes: &[u8]) -> bool {
+    Tokenizer::from_json_bytes(bytes, None).is_ok_and(|tokenizer| use_tokenizer(&tokenizer))
+}
+
+/// The metadata of a GGUF file, as a tokenizer.
+pub(crate) fn tokenizer_gguf(bytes: &[u8]) -> bool {
+    Header::parse(Path::new("fuzz.gguf"), bytes).is_ok_and(|header| {
+        Tokenizer::from_gguf(&header.metadata).is_ok_and(|tokenizer| use_tokenizer(&tokenizer))
+    })
+}
+
+/// Encodes, decodes and describes; what a tokenizer makes of the text is its own affair.
+fn use_tokenizer(tokenizer: &Tokenizer) -> bool {
+    const TEXT: &str = "hello  the\n\n 123 it's<|end|> <x> é▁👍🏽\u{1}\r\n";
+    let size = tokenizer.vocab_size() as u32;
+    for special in [false, true] {
+        match tokenizer.encode(TEXT, special, special) {
+            Ok(ids) => assert!(ids.iter().all(|&id| id < size), "an id outside the vocabulary"),
+            Err(_) => return false,
+        }
+        let ids: Vec<u32> = (0..size.min(64)).chain([size, u32::MAX]).collect();
+        tokenizer.decode(&ids, special);
+    }
+    let _ = tokenizer.to_gguf(&mut Metadata::new(), tokenizer.vocab_size() + 1);
+    true
+}
+
+/// A chat template.
+pub(crate) fn chat_template(bytes: &[u8]) -> bool {
+    let Ok(source) = std::str::from_utf8(bytes) else { return false };
+    let special = SpecialTexts { bos_token: Some("<s>".to_owned()), ..SpecialTexts::default() };
+    let Ok(template) = ChatTemplate::new(source, special) else { return false };
+    let messages = [("system", "Be brief."), ("user", "Hi\n  there"), ("assistant", "<ok> é")]
+        .map(|(role, text)| Message::new(role, text));
+    let tools = json!([{"type": "function", "function": {"name": "get_x", "parameters": {}}}]);
+    template.render(&messages, Some(&tools), true, Map::new()).is_ok()
+}
+
+/// A `config.json`.
+pub(crate) fn config_json(bytes: &[u8]) -> bool {
+    let Ok(value) = serde_json::from_slice(bytes) else { return false };
+    let Ok(config) = ModelConfig::from_hf(&value, "config.json") else { return false };
+    assert!(config.windowed.len() == config.layers && config.heads % config.kv_heads == 0);
+    config.to_hf(DType::F32, &[]);
+    config.to_gguf(&mut Metadata::new());
+    true
+}
+
+/// A whole GGUF file: its configuration, its tensors, and two steps of the model.
+pub(crate) fn model_gguf(bytes: &[u8]) -> bool {
+    static CPU: LazyLock<Cpu> =
+        LazyLock::new(|| Cpu::with_isa(1, Isa::detect().expect("`BEVEL_ISA` names one")));
+    let mut file = tempfile::NamedTempFile::new().expect("a writable temporary directory");
+    file.write_all(bytes).expect("a writable temporary directory");
+    let Ok(checkpoint) = Checkpoint::open(file.path()) else { return false };
+    checkpoint.config().to_hf(DType::F32, &[]);
+    let Ok(model) = Model::load(checkpoint, &CPU, &mut |_| {}) else { return false };
+    let Ok(mut session) = Session::new(&model, &CPU, 4, KvType::F32) else { return false };
+    let steps = [&[0, 1, 0][..], &[1]].map(|tokens| session.feed(tokens).map(<[f32]>::to_vec));
+    match &steps[0] {
+        Ok(logits) => assert!(logits.iter().all(|logit| logit.is_finite())),
+        Err(Error::NotFinite { .. } | Error::Token { .. }) => {}
+        Err(error) => panic!("a checked model fails with: {error}"),
+    }
+    steps.iter().all(Result::is_ok)
+}
