@@ -81,7 +81,8 @@ pub fn quantize(
                 to: planned.to,
                 row_len: planned.shape.row_len(),
             };
-            transcoder.run(&job, &bytes, &mut meter, &mut write)?
+            let release = || checkpoint.release(&planned.name);
+            transcoder.run(&job, &bytes, &mut meter, &release, &mut write)?
         } else {
             write(&bytes)?;
             meter.advance(&planned.name, bytes.len())?;

@@ -65,7 +65,8 @@ impl<'a> Transcoder<'a> {
     }
 
     /// Passes the rows in `data` on to `write` in the type `job.to`. Where both types are the same
-    /// the bytes are passed on as they are, once they are known to hold finite numbers.
+    /// the bytes are passed on as they are, once they are known to hold finite numbers. `release` is
+    /// called when a slab is done with, so that the pages of a large tensor need not stay in memory.
     ///
     /// # Errors
     /// [`Error::NotFinite`], [`Error::Tensor`], and those of `write` and `meter`.
@@ -74,6 +75,7 @@ impl<'a> Transcoder<'a> {
         job: &Job<'_>,
         data: &[u8],
         meter: &mut Meter<'_, '_>,
+        release: &dyn Fn(),
         write: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<Tally> {
         let row_bytes = job.row_bytes(job.from)?;
@@ -103,6 +105,7 @@ impl<'a> Transcoder<'a> {
             if job.from == job.to {
                 write(slab)?;
             }
+            release();
             meter.advance(job.name, slab.len())?;
         }
         Ok(total)

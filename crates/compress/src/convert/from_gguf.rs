@@ -60,7 +60,8 @@ pub(super) fn convert(
             let (from, part) = restore(checkpoint, piece, spec, part)?;
             let job = Job { name: &spec.name, from, to: spec.dtype, row_len: spec.shape.row_len() };
             let mut write = |data: &[u8]| Ok(writer.write(&spec.name, data)?);
-            let tally = transcoder.run(&job, &part, &mut meter, &mut write)?;
+            let release = || checkpoint.release(piece.name);
+            let tally = transcoder.run(&job, &part, &mut meter, &release, &mut write)?;
             report.push_converted(spec, piece.entry.dtype, part_len as u64, tally, options)?;
         }
         drop(bytes);

@@ -53,7 +53,8 @@ pub(super) fn convert(
         let mut write = |data: &[u8]| Ok(writer.write(&spec.name, data)?);
         let tally = if from.is_weight() {
             let job = Job { name: &spec.name, from, to: spec.dtype, row_len: spec.shape.row_len() };
-            transcoder.run(&job, data, &mut meter, &mut write)?
+            let release = || files.release(&spec.name);
+            transcoder.run(&job, data, &mut meter, &release, &mut write)?
         } else {
             write(data)?;
             meter.advance(&spec.name, data.len())?;

@@ -62,9 +62,9 @@ pub fn check(
                     values += bad;
                 }
             }
+            files.release(name);
             meter.advance(name, slab.len())?;
         }
-        files.release(name);
         if let Some(first) = first {
             broken.push(BrokenTensor { name: name.clone(), dtype: info.dtype, values, first });
         }

@@ -40,7 +40,7 @@ fn check(name: &str) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");
     // As small a type as fits, for the files' sake; only names and shapes matter.
-    let source = if config.dim % 32 == 0 { DType::Q4_0 } else { DType::F16 };
+    let source = if config.dim.is_multiple_of(32) { DType::Q4_0 } else { DType::F16 };
     write_gguf(&path, &config, source, |_, len| vec![0.0; len]);
     let checkpoint = Checkpoint::open(&path).unwrap();
     let mut checked = 0;
