@@ -68,7 +68,7 @@ const TABLE_4_BIT: &[Rule] = &[
 
 /// Every type and mix that can be written. Sources: `llama_tensor_get_type_impl` and
 /// `enum llama_ftype` of llama.cpp. The rules for output head, experts and models of 70B parameters
-/// hold for all mixes and are in [`Mix::dtype_of`].
+/// hold for all mixes and are where a mix is applied.
 pub static MIXES: [Mix; 24] = [
     mix("F32", F32, 0, &[]),
     mix("F16", F16, 1, &[]),

@@ -1,5 +1,6 @@
 use bevel_base::{DType, Shape};
 use bevel_model::{Checkpoint, Place};
+use indexmap::IndexMap;
 use serde::Serialize;
 
 use crate::mix::{Facts, fallback};
@@ -101,15 +102,29 @@ impl Plan {
         crate::MIXES.iter().find(|mix| mix.base == most).map(|mix| mix.file_type)
     }
 
-    fn warn(&mut self, checkpoint: &Checkpoint, recipe: &Recipe) {
-        for t in self.tensors.iter().filter(|t| t.wanted.is_some()) {
-            let (name, to, row) = (&t.name, t.to, t.shape.row_len());
-            let wanted = t.wanted.unwrap_or(to);
+    /// One sentence for all tensors that share type and row.
+    fn warn_of_fallbacks(&mut self) {
+        let mut alike: IndexMap<(DType, DType, usize), Vec<&str>> = IndexMap::new();
+        for t in &self.tensors {
+            if let Some(wanted) = t.wanted {
+                alike.entry((wanted, t.to, t.shape.row_len())).or_default().push(&t.name);
+            }
+        }
+        for ((wanted, to, row), names) in alike {
+            let (first, block) = (names[0], wanted.block_len());
+            let (count, verb) = (names.len(), if names.len() == 1 { "becomes" } else { "become" });
+            let which = match count {
+                1 => format!("tensor `{first}`"),
+                _ => format!("{count} tensors, the first is `{first}`,"),
+            };
             self.warnings.push(format!(
-                "tensor `{name}` becomes {to}: its rows of {row} values are no multiple of {wanted}'s blocks of {}",
-                wanted.block_len()
+                "{which} {verb} {to} instead of {wanted}: rows of {row} values are no multiple of its blocks of {block}"
             ));
         }
+    }
+
+    fn warn(&mut self, checkpoint: &Checkpoint, recipe: &Recipe) {
+        self.warn_of_fallbacks();
         let again: Vec<_> = self.tensors.iter().filter(|t| t.requantizes()).collect();
         if let Some(first) = again.first() {
             let finer = again.iter().filter(|t| t.from.bits_per_weight() <= t.to.bits_per_weight());

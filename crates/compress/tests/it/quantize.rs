@@ -134,13 +134,16 @@ fn strict_refuses_what_would_be_a_warning() {
     let strict = Options { strict: true, ..Options::default() };
     let error = convert_with(&source, &k_quants, &out, &strict).unwrap_err();
     assert!(matches!(&error, Error::Strict(_)), "{error}");
-    assert!(error.to_string().contains("`blk.0.attn_q.weight` becomes Q5_0"), "{error}");
+    assert!(
+        error.to_string().contains("`token_embd.weight`, become Q5_0 instead of Q4_K"),
+        "{error}"
+    );
     assert_eq!(listing(directory.path()), ["a.gguf"]);
 
     let report = convert(&source, &k_quants, &out).unwrap();
     // q, k, v, gate and up of both layers; the output's rule asks for Q8_0 itself.
     assert_eq!(report.totals.fallbacks, 11);
-    assert_eq!(report.warnings.len(), 11);
+    assert!(report.warnings[0].starts_with("9 tensors"), "{:?}", report.warnings);
 
     let typo = recipe("type = \"Q8_0\"\nkeep = [\"blk.9.*\"]");
     let report = convert(&source, &typo, &directory.path().join("c.gguf")).unwrap();
