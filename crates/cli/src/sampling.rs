@@ -14,7 +14,7 @@ use crate::generation::GenerationConfig;
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct Sampling {
     /// Temperature; 0 takes the likeliest token [default: the model's own, or 0.8]
-    #[arg(long, value_name = "T", value_parser = non_negative)]
+    #[arg(long, value_name = "T", value_parser = non_negative, allow_negative_numbers = true)]
     pub(crate) temp: Option<f32>,
 
     /// Choose among the K likeliest tokens; 0 for all [default: the model's own, or 40]
@@ -23,17 +23,17 @@ pub(crate) struct Sampling {
 
     /// Choose among the likeliest tokens that together have probability P; 1 for all [default: the
     /// model's own, or 0.95]
-    #[arg(long, value_name = "P", value_parser = probability)]
+    #[arg(long, value_name = "P", value_parser = probability, allow_negative_numbers = true)]
     pub(crate) top_p: Option<f32>,
 
     /// Leave out tokens less than P times as likely as the likeliest; 0 for none [default: the
     /// model's own, or 0.05]
-    #[arg(long, value_name = "P", value_parser = probability)]
+    #[arg(long, value_name = "P", value_parser = probability, allow_negative_numbers = true)]
     pub(crate) min_p: Option<f32>,
 
     /// Make tokens that came up lately less likely by this factor; 1 for off [default: the model's
     /// own, or 1]
-    #[arg(long, value_name = "FACTOR", value_parser = positive)]
+    #[arg(long, value_name = "FACTOR", value_parser = positive, allow_negative_numbers = true)]
     pub(crate) repeat_penalty: Option<f32>,
 
     /// How many tokens count as lately

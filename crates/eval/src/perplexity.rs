@@ -207,7 +207,8 @@ fn surprises(
 pub fn nats(logits: &[f32], token: u32) -> f64 {
     let highest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = logits.iter().map(|&l| (f64::from(l) - highest).exp()).sum();
-    sum.ln() + highest - f64::from(logits[token as usize])
+    // Differences first: large logits would swallow the small logarithm.
+    sum.ln() + (highest - f64::from(logits[token as usize]))
 }
 
 impl Perplexity {

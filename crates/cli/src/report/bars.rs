@@ -4,7 +4,7 @@ use super::{Variant, escape};
 use crate::ui::units::bytes;
 
 /// Colours in `page.css`.
-const COLOURS: usize = 8;
+const COLOURS: usize = 10;
 
 /// For each variant a bar as long as it is large, divided by the types of its tensors.
 pub(super) fn html(variants: &[Variant]) -> String {

@@ -213,7 +213,7 @@ fn figures(report: &Report) -> String {
 
 fn samples(report: &Report) -> String {
     let mut out = format!(
-        "<section>\n<h2>What they write</h2>\n<p class=\"caption\">Each was given “{}” and took the likeliest token every time.</p>\n<dl>\n",
+        "<section>\n<h2>What they write</h2>\n<p class=\"caption\">Each was given “{}” and drew the same random numbers.</p>\n<dl>\n",
         escape(&report.prompt)
     );
     for variant in &report.variants {

@@ -25,7 +25,7 @@ const HEIGHT: f64 = 300.0;
 /// Margins that hold the axes' numbers and names.
 const LEFT: f64 = 52.0;
 const RIGHT: f64 = 16.0;
-const TOP: f64 = 40.0;
+const TOP: f64 = 46.0;
 const BOTTOM: f64 = 44.0;
 
 /// An axis: values to pixels, and where its ticks are.
@@ -38,12 +38,10 @@ struct Axis {
 }
 
 impl Axis {
-    /// An axis over `low..=high`, drawn from pixel `from` to pixel `to`, that ends on ticks.
+    /// An axis over `low..=high`, drawn from pixel `from` to pixel `to`.
     fn new(low: f64, high: f64, from: f64, to: f64) -> Self {
         let high = if high > low { high } else { low + 1.0 };
-        let step = step((high - low) / 4.0);
-        let (low, high) = ((low / step).floor() * step, (high / step).ceil() * step);
-        Self { low, high, from, to, step }
+        Self { low, high, from, to, step: step((high - low) / 6.0) }
     }
 
     fn pixel(&self, value: f64) -> f64 {
@@ -51,8 +49,9 @@ impl Axis {
     }
 
     fn ticks(&self) -> impl Iterator<Item = f64> {
-        let count = ((self.high - self.low) / self.step).round() as usize;
-        (0..=count).map(|i| self.low + i as f64 * self.step)
+        let first = (self.low / self.step - 1e-9).ceil();
+        let last = (self.high / self.step + 1e-9).floor();
+        (0..=(last - first) as usize).map(move |i| (first + i as f64) * self.step)
     }
 
     /// A tick's number, with as many decimals as the step needs.
@@ -77,11 +76,14 @@ impl Scatter {
                 .map(value)
                 .fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)))
         };
-        let (_, x_high) = range(&|p| p.x);
+        let (x_low, x_high) = range(&|p| p.x);
         let (low, _) = range(&|p| p.y - p.error);
         let (_, high) = range(&|p| p.y + p.error);
-        let x = Axis::new(0.0, x_high * 1.05, LEFT, WIDTH - RIGHT);
-        let y = Axis::new(if self.from_zero { 0.0 } else { low }, high, HEIGHT - BOTTOM, TOP);
+        // Sizes that lie close together are looked at closely.
+        let x_from = if x_low < 0.5 * x_high { 0.0 } else { x_low - 0.3 * (x_high - x_low) };
+        let x = Axis::new(x_from, x_high + 0.15 * (x_high - x_from), LEFT, WIDTH - RIGHT);
+        let y_from = if self.from_zero { 0.0 } else { low - 0.1 * (high - low) };
+        let y = Axis::new(y_from, high + 0.08 * (high - y_from), HEIGHT - BOTTOM, TOP);
 
         let mut svg = format!(
             "<figure><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">\n\
@@ -181,15 +183,20 @@ mod tests {
         let axis = Axis::new(low, high, 0.0, 100.0);
         let texts: Vec<String> = axis.ticks().map(|tick| axis.text(tick)).collect();
         assert_eq!(texts, expected);
-        assert!(axis.pixel(low) >= -1e-9 && axis.pixel(high) <= 100.0 + 1e-9);
     }
 
     #[test]
-    fn ticks_are_round_and_enclose_the_values() {
-        check(0.0, 98.4, &["0", "50", "100"]);
-        check(0.0, 8.39, &["0", "5", "10"]);
-        check(26.0, 31.7, &["26", "28", "30", "32"]);
+    fn ticks_are_round_and_lie_on_the_axis() {
+        check(0.0, 98.4, &["0", "20", "40", "60", "80"]);
+        check(0.0, 8.39, &["0", "2", "4", "6", "8"]);
+        check(26.1, 31.7, &["27", "28", "29", "30", "31"]);
         check(1.01, 1.05, &["1.01", "1.02", "1.03", "1.04", "1.05"]);
-        check(5.0, 5.0, &["5.0", "5.5", "6.0"]);
+        check(5.0, 5.0, &["5.0", "5.2", "5.4", "5.6", "5.8", "6.0"]);
+    }
+
+    #[test]
+    fn the_ends_of_an_axis_are_its_pixels() {
+        let axis = Axis::new(2.0, 6.0, 300.0, 100.0);
+        assert_eq!((axis.pixel(2.0), axis.pixel(5.0), axis.pixel(6.0)), (300.0, 150.0, 100.0));
     }
 }

@@ -52,8 +52,3 @@ impl Drop for Handler {
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
-
-/// An error once Ctrl-C was pressed, for loops that can stop between two steps.
-pub(crate) fn check() -> Result<(), Interrupted> {
-    if requested() { Err(Interrupted) } else { Ok(()) }
-}

@@ -7,7 +7,7 @@ use bevel_eval::{BenchConfig, PerplexityConfig, Text, Windows};
 use bevel_kernels::{Cpu, KvType};
 use bevel_model::chat::{Message, TemplateError};
 use bevel_model::tokenizer::Tokenizer;
-use bevel_model::{Checkpoint, GenerateOptions, Model, Session, generate};
+use bevel_model::{Checkpoint, GenerateOptions, Model, SamplerConfig, Session, generate};
 
 use crate::args::Global;
 use crate::report::{Share, Variant};
@@ -21,6 +21,9 @@ pub(super) const TEXT_NAME: &str = "Pride and Prejudice, from the first chapter 
 
 /// Tokens of a window.
 pub(super) const CONTEXT: usize = 512;
+
+/// Temperature of the samples.
+const TEMPERATURE: f32 = 0.7;
 
 /// How much is measured.
 pub(super) struct Effort {
@@ -113,8 +116,14 @@ pub(super) fn variant(
     })?;
     drop(bar);
 
-    // Greedy, so that every machine writes the same.
-    let options = GenerateOptions { max_tokens: Some(60), ..GenerateOptions::default() };
+    // The same random numbers for all, so that what differs is the model.
+    let sampler = SamplerConfig {
+        temperature: TEMPERATURE,
+        top_p: 0.95,
+        seed: global.seed.unwrap_or(1),
+        ..SamplerConfig::default()
+    };
+    let options = GenerateOptions { max_tokens: Some(60), sampler, ..GenerateOptions::default() };
     let room = (prompt.tokens.len() + 60).min(model.config().context);
     let mut session = Session::new(&model, cpu, room, KvType::F16)?;
     let sample = generate(&mut session, &tokenizer, &prompt.tokens, &options, &mut |_| {

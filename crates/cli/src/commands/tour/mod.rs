@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     for recipe in &choice.recipes {
         let (file, seconds, warnings) = args.quantize(&path, &name, recipe, &cpu, global)?;
         let checkpoint = Checkpoint::open(&file)?;
-        let label = recipe.base.to_string();
+        let label = label(recipe);
         let measured = measure::variant(&label, checkpoint, &cpu, &prompt, &effort, global)?;
         variants.push(Variant { quantize_seconds: Some(seconds), warnings, ..measured });
     }
@@ -111,7 +111,10 @@ impl Args {
         let mut config = HubConfig::from_env();
         config.offline |= self.offline;
         if let Some(name) = &self.model {
-            return Ok((name.clone(), model::resolve_with(name, &config, global)?));
+            let path = model::resolve_with(name, &config, global)?;
+            let is_path = Path::new(name).exists();
+            let shown = path.file_name().filter(|_| is_path).map(|n| n.to_string_lossy().into());
+            return Ok((shown.unwrap_or_else(|| name.clone()), path));
         }
         match model::resolve_with(DEFAULT_MODEL, &config, global) {
             Ok(path) => Ok((DEFAULT_MODEL.to_owned(), path)),
@@ -137,9 +140,9 @@ impl Args {
     ) -> Result<(PathBuf, f64, Vec<String>)> {
         let checkpoint = Checkpoint::open(source)?;
         let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
-        let file = self.output.join(format!("{stem}.{}.gguf", recipe.base));
+        let file = self.output.join(format!("{stem}.{}.gguf", label(recipe).replace(' ', "-")));
         let total = checkpoint.tensor_bytes();
-        let label = format!("quantizing to {}", recipe.base);
+        let label = format!("quantizing to {}", label(recipe));
         let bar = Progress::new(global, &label, total, Unit::Bytes);
         let options = Options { force: true, ..Options::default() };
         let handler = interrupt::handle();
@@ -157,6 +160,11 @@ impl Args {
         let report = outcome?;
         Ok((file, start.elapsed().as_secs_f64(), report.warnings))
     }
+}
+
+/// What a recipe's model is called.
+fn label(recipe: &Recipe) -> String {
+    if recipe.pure { format!("{} pure", recipe.base) } else { recipe.base.to_string() }
 }
 
 /// Makes the output directory and tries that files can be written there, before minutes of work.

@@ -1,0 +1,56 @@
+use bevel_eval::{BenchConfig, Error, Machine, peak_memory};
+use bevel_kernels::KvType;
+
+use crate::tiny_austen;
+
+const CONFIG: BenchConfig = BenchConfig {
+    prompt: 40,
+    decode: 3,
+    repetitions: 2,
+    depth: 5,
+    context: None,
+    kv_type: KvType::F16,
+};
+
+#[test]
+fn as_many_samples_as_asked_for() {
+    let (model, _, cpu) = tiny_austen();
+    let mut steps = Vec::new();
+    let bench = CONFIG
+        .run(&model, &cpu, &mut |step| steps.push((step.what, step.done, step.total)))
+        .unwrap();
+    let (prefill, decode) = (bench.prefill.unwrap(), bench.decode.unwrap());
+    assert_eq!((prefill.tokens, prefill.samples.len()), (40, 2));
+    assert_eq!((decode.tokens, decode.samples.len()), (3, 2));
+    assert!(prefill.spread.min > 0.0 && prefill.spread.min <= prefill.spread.max);
+    // A warm-up and two measurements of each.
+    assert_eq!(steps.len(), 6);
+    assert_eq!((steps[2], steps[5]), (("prefill", 3, 6), ("decode", 6, 6)));
+}
+
+#[test]
+fn one_kind_alone() {
+    let (model, _, cpu) = tiny_austen();
+    let config = BenchConfig { prompt: 0, ..CONFIG };
+    let bench = config.run(&model, &cpu, &mut |_| ()).unwrap();
+    assert!(bench.prefill.is_none() && bench.decode.is_some());
+}
+
+#[test]
+fn a_context_that_is_too_small_is_refused() {
+    let (model, _, cpu) = tiny_austen();
+    let config = BenchConfig { context: Some(44), ..CONFIG };
+    let error = config.run(&model, &cpu, &mut |_| ()).unwrap_err();
+    assert!(matches!(&error, Error::Windows(text) if text.contains("45")), "{error}");
+}
+
+#[test]
+fn the_machine_says_what_it_is() {
+    let (_, _, cpu) = tiny_austen();
+    let machine = Machine::new(&cpu);
+    assert_eq!(machine.threads, 2);
+    if cfg!(target_os = "linux") {
+        assert!(peak_memory().unwrap() > 1 << 20);
+        assert!(machine.memory.unwrap() > 1 << 20);
+    }
+}
