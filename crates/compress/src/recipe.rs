@@ -43,7 +43,8 @@ pub struct Recipe {
     /// Patterns of tensors that keep the type they have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep: Vec<String>,
-    /// Types of single tensors. The first pattern that matches counts, before everything above.
+    /// Types of single tensors. The first pattern that matches counts, and goes before all of the
+    /// above but `keep`.
     #[serde(default, rename = "tensor", skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
 }
