@@ -200,7 +200,7 @@ fn surprises(
     Ok(all)
 }
 
-/// −ln softmax(logits)[token], summed in f64.
+/// −ln softmax(`logits`) at `token`, summed in f64.
 ///
 /// # Panics
 /// Where `token` is outside the vocabulary.

@@ -139,7 +139,7 @@ impl Scatter {
         let path: Vec<String> =
             order.iter().map(|p| format!("{:.1},{:.1}", x.pixel(p.x), y.pixel(p.y))).collect();
         let _ = writeln!(svg, "<polyline class=\"path\" points=\"{}\"/>", path.join(" "));
-        let mut labels: Vec<(f64, f64)> = Vec::new();
+        let mut labels: Vec<(f64, f64, f64)> = Vec::new();
         for point in order {
             let (px, py) = (x.pixel(point.x), y.pixel(point.y));
             let (top, bottom) = (y.pixel(point.y + point.error), y.pixel(point.y - point.error));
@@ -151,27 +151,32 @@ impl Scatter {
                 escape(&point.label),
                 point.y
             );
-            // A label stands to the right of its point, to the left where it would leave the plot,
-            // and moves up where it would lie on another one.
             let width = point.label.chars().count() as f64 * 6.6;
-            let to_left = px + 10.0 + width > WIDTH - RIGHT;
-            let left = if to_left { px - 10.0 - width } else { px + 10.0 };
-            let mut baseline = py - 7.0;
-            while labels
-                .iter()
-                .any(|&(l, b)| (b - baseline).abs() < 12.0 && l < left + width && left < l + width)
-            {
-                baseline -= 12.0;
-            }
-            labels.push((left, baseline));
-            let (anchor, at) = if to_left { ("end", px - 9.0) } else { ("start", px + 9.0) };
+            let (left, baseline) = place(px, py, width, &labels);
+            labels.push((left, baseline, width));
             let _ = writeln!(
                 svg,
-                "<text class=\"label\" text-anchor=\"{anchor}\" x=\"{at:.1}\" y=\"{baseline:.1}\">{}</text>",
+                "<text class=\"label\" x=\"{left:.1}\" y=\"{baseline:.1}\">{}</text>",
                 escape(&point.label)
             );
         }
     }
+}
+
+/// Where a label begins: right of its point, or left, above or below it where the label would leave
+/// the plot or lie on another one. `labels` are left ends, baselines and widths.
+fn place(px: f64, py: f64, width: f64, labels: &[(f64, f64, f64)]) -> (f64, f64) {
+    let (right, left) = (px + 9.0, px - 9.0 - width);
+    let (above, below) = (py - 7.0, py + 16.0);
+    let candidates = [(right, above), (left, above), (right, below), (left, below)];
+    let fits = |&(x, y): &(f64, f64)| {
+        let inside = x >= LEFT && x + width <= WIDTH - RIGHT + 4.0 && y < HEIGHT - BOTTOM;
+        inside
+            && !labels.iter().any(|&(other, baseline, other_width)| {
+                (baseline - y).abs() < 12.0 && other < x + width && x < other + other_width
+            })
+    };
+    candidates.into_iter().find(fits).unwrap_or((left.max(0.0), above))
 }
 
 #[cfg(test)]
