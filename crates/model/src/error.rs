@@ -117,6 +117,11 @@ pub enum Error {
         /// Tokens that fit.
         available: usize,
     },
+    /// There is nothing to go on from: the prompt has no tokens.
+    #[error(
+        "the prompt is empty, and the model has no token that begins a text; give it some text"
+    )]
+    EmptyPrompt,
     /// A token id is not in the vocabulary.
     #[error("token {token} is outside the vocabulary of {vocab} tokens")]
     Token {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bevel_kernels::{Cpu, KvType};
 
 use crate::tokenizer::Tokenizer;
-use crate::{Batch, KvCache, Model, Part, Result, Sampler, SamplerConfig, Sequence, State};
+use crate::{Batch, Error, KvCache, Model, Part, Result, Sampler, SamplerConfig, Sequence, State};
 
 /// Tokens that go through the model at once while a prompt is read: enough to reuse each weight many
 /// times, few enough that the buffers stay small.
@@ -54,12 +54,13 @@ impl<'m> Session<'m> {
     /// Runs `tokens` after those before and returns the logits after the last one, `[vocab]`.
     ///
     /// # Errors
-    /// Those of [`Session::step`].
+    /// Those of [`Session::step`]. Where they do not all fit, none is run.
     ///
     /// # Panics
     /// Where `tokens` is empty.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         assert!(!tokens.is_empty(), "logits need a token");
+        self.check_room(tokens.len())?;
         let chunks = tokens.chunks(PREFILL_CHUNK);
         let last = chunks.len() - 1;
         for (i, chunk) in chunks.enumerate() {
@@ -76,13 +77,10 @@ impl<'m> Session<'m> {
     /// `tokens`), `[outputs, vocab]`.
     ///
     /// # Errors
-    /// [`crate::Error::ContextFull`], and those of [`Model::forward`]. The session is then as before.
+    /// [`Error::ContextFull`], and those of [`Model::forward`]. The session is then as before.
     pub fn step(&mut self, tokens: &[u32], outputs: &[usize]) -> Result<&[f32]> {
         let before = self.sequence.len();
-        if before + tokens.len() > self.context {
-            let needed = before + tokens.len();
-            return Err(crate::Error::ContextFull { needed, available: self.context });
-        }
+        self.check_room(tokens.len())?;
         self.cache.extend(&mut self.sequence, tokens.len())?;
         let parts = [Part { tokens: tokens.len(), sequence: &self.sequence }];
         let batch = Batch { tokens, parts: &parts, outputs };
@@ -96,6 +94,14 @@ impl<'m> Session<'m> {
                 Err(error)
             }
         }
+    }
+
+    fn check_room(&self, count: usize) -> Result<()> {
+        let (needed, available) = (self.sequence.len() + count, self.context);
+        if needed > available {
+            return Err(Error::ContextFull { needed, available });
+        }
+        Ok(())
     }
 
     /// Goes back to the first `len` tokens.
@@ -166,7 +172,8 @@ pub struct Generation {
 /// [`ControlFlow::Break`].
 ///
 /// # Errors
-/// Those of [`Session::step`]; a context that fills up during the answer ends it without an error.
+/// [`Error::EmptyPrompt`], and those of [`Session::step`]; a context that fills up during the answer
+/// ends it without an error.
 pub fn generate(
     session: &mut Session<'_>,
     tokenizer: &Tokenizer,
@@ -174,6 +181,9 @@ pub fn generate(
     options: &GenerateOptions,
     on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generation> {
+    if prompt.is_empty() {
+        return Err(Error::EmptyPrompt);
+    }
     let mut sampler = Sampler::new(options.sampler.clone());
     let rest = session.reuse(prompt);
     let cached_tokens = prompt.len() - rest.len();

@@ -207,7 +207,8 @@ impl<'a> Partial<'a> {
     pub(super) fn merge(&mut self, isa: Isa, other: &Partial<'_>) {
         for i in 0..self.m.len() {
             let m = self.m[i].max(other.m[i]);
-            if m == f32::NEG_INFINITY {
+            // Scores that are no numbers have no maximum, but a sum: that must not be lost.
+            if m == f32::NEG_INFINITY && other.l[i] == 0.0 {
                 continue;
             }
             let (a, b) = (exp(self.m[i] - m), exp(other.m[i] - m));

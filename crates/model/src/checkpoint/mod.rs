@@ -82,8 +82,9 @@ impl Checkpoint {
             tied: !file.tensors().contains_key("output.weight"),
             tensor: &|name| {
                 let Some(info) = file.tensors().get(name) else { return Ok(None) };
+                // Nothing is read that the shape check would refuse.
                 if info.shape.len() > 1 << 16 {
-                    return Err(missing(name));
+                    return Ok(None);
                 }
                 let wrap =
                     |source| Error::Tensor { path: shown.clone(), tensor: name.into(), source };
@@ -145,11 +146,15 @@ impl Checkpoint {
                 dims.into()
             };
             for part in &origin.names {
-                let same = stored
-                    .get(part)
-                    .is_some_and(|p| p.shape == first.shape && p.dtype == first.dtype);
-                if !same {
-                    return Err(Error::MissingTensor { path: shown.clone(), tensor: part.clone() });
+                let missing = || Error::MissingTensor { path: shown.clone(), tensor: part.clone() };
+                let found = stored.get(part).ok_or_else(missing)?;
+                if (&found.shape, found.dtype) != (&first.shape, first.dtype) {
+                    return Err(Error::Shape {
+                        path: shown.clone(),
+                        tensor: part.clone(),
+                        expected: format!("{} of {}, as in expert 0", first.shape, first.dtype),
+                        found: format!("{} of {}", found.shape, found.dtype),
+                    });
                 }
                 used.insert(part.clone());
             }
@@ -172,7 +177,12 @@ impl Checkpoint {
         };
         for name in config.required_tensors() {
             let bias = name.strip_suffix("weight").map(|stem| format!("{stem}bias"));
-            add(name)?;
+            // A configuration can ask for very many: the first one missing is enough.
+            if !add(name.clone())? {
+                let names = config.hf_tensor(&name, prefix).map(|origin| origin.names);
+                let tensor = names.and_then(|names| names.into_iter().next()).unwrap_or(name);
+                return Err(Error::MissingTensor { path: shown, tensor });
+            }
             if let Some(bias) = bias {
                 add(bias)?;
             }
@@ -186,12 +196,19 @@ impl Checkpoint {
         }
         let tied_head =
             format!("{}lm_head.weight", prefix.strip_suffix("model.").unwrap_or(prefix));
-        let unused = stored
+        let unused: Vec<String> = stored
             .keys()
             .filter(|name| !used.contains(*name) && !name.ends_with("rotary_emb.inv_freq"))
             .filter(|name| !(config.tied && **name == tied_head))
             .cloned()
             .collect();
+        // Beside the decoder there may be other models, such as one that sees.
+        let layers = format!("{prefix}layers.");
+        let left_out =
+            unused.iter().find(|name| name.starts_with(&layers) && changes_results(name));
+        if let Some(name) = left_out {
+            return Err(no_such_tensor(shown, &config, name, stored[name].dtype));
+        }
         let source = Source::HuggingFace { dir: dir.to_owned(), files };
         Self { path: shown, config, tensors, unused, source }.checked()
     }
@@ -212,8 +229,8 @@ impl Checkpoint {
             };
             if entry.shape.dims() != expected {
                 return Err(Error::Shape {
+                    tensor: self.shown_name(name),
                     path: self.path,
-                    tensor: name.clone(),
                     expected: Shape::from(expected).to_string(),
                     found: entry.shape.to_string(),
                 });
@@ -221,27 +238,29 @@ impl Checkpoint {
             if !entry.dtype.is_weight() {
                 let problem = "expected floating-point or packed weights".to_owned();
                 return Err(Error::TensorType {
+                    tensor: self.shown_name(name),
                     path: self.path,
-                    tensor: name.clone(),
                     dtype: entry.dtype,
                     problem,
                 });
             }
         }
-        // Tensors the forward pass would leave out change what the model computes.
-        if let Some(name) = unknown.iter().find(|n| n.ends_with(".bias") || n.contains("norm")) {
-            return Err(Error::TensorType {
-                path: self.path,
-                dtype: self.tensors[name].dtype,
-                problem: format!(
-                    "a {} model has no such tensor; running without it would give wrong results",
-                    self.config.family.gguf
-                ),
-                tensor: name.clone(),
-            });
+        if let Some(name) = unknown.iter().find(|name| changes_results(name)) {
+            let dtype = self.tensors[name].dtype;
+            return Err(no_such_tensor(self.path, &self.config, name, dtype));
         }
         self.unused.extend(unknown);
         Ok(self)
+    }
+
+    /// What the files call a tensor, for messages: GGUF names are unknown to a user who has a
+    /// Hugging Face directory.
+    fn shown_name(&self, name: &str) -> String {
+        match self.tensors.get(name).map(|entry| &entry.origin) {
+            Some(Origin::Stored(stored)) => stored.clone(),
+            Some(Origin::Derived(hf)) => hf.names[0].clone(),
+            Some(Origin::Computed(_)) | None => name.to_owned(),
+        }
     }
 
     /// The file or directory.
@@ -390,6 +409,20 @@ impl Checkpoint {
             Source::HuggingFace { files, .. } => files.tensor(name)?,
         })
     }
+}
+
+/// Whether a model that was trained with this tensor computes something else without it.
+fn changes_results(name: &str) -> bool {
+    name.ends_with(".bias") || name.contains("norm")
+}
+
+fn no_such_tensor(path: String, config: &ModelConfig, name: &str, dtype: DType) -> Error {
+    let family = config.family.hf[0];
+    let problem = format!(
+        "a {family} model of {} layers has no such tensor; running without it would give wrong results",
+        config.layers
+    );
+    Error::TensorType { path, tensor: name.to_owned(), dtype, problem }
 }
 
 /// Regroups the rows of query or key projections between the two orders of rope; `rows` may be a

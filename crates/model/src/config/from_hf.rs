@@ -231,7 +231,7 @@ fn windowed(
     }
     if family.gguf.starts_with("qwen") {
         let first = c.usize_opt("max_window_layers")?.unwrap_or(layers);
-        return Ok((0..layers).map(|i| i >= first).collect());
+        return Ok((0..layers.min(10_001)).map(|i| i >= first).collect());
     }
     let every = c.usize_opt("sliding_window_pattern")?.unwrap_or(family.global_every);
     Ok(super::window_pattern(layers, every))

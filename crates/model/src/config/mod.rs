@@ -116,21 +116,36 @@ impl ModelConfig {
                 format!("is {}, no multiple of the {} key-value heads", self.heads, self.kv_heads),
             );
         }
+        // Rope turns pairs of values, and its table is made before any tensor's shape is known.
+        if self.head_dim > 1 << 16 || !self.head_dim.is_multiple_of(2) {
+            return bad(
+                "head dimension",
+                format!("is {}; expected an even number up to {}", self.head_dim, 1 << 16),
+            );
+        }
         if self.q_dim() > LIMIT {
             return bad("number of heads", format!("times head dimension is {}", self.q_dim()));
         }
         for rope in [Some(&self.rope), self.local_rope.as_ref()].into_iter().flatten() {
-            if rope.rotary_dim > self.head_dim || !rope.rotary_dim.is_multiple_of(2) {
+            let whole = rope.rotary_dim > 0 && rope.rotary_dim.is_multiple_of(2);
+            if rope.rotary_dim > self.head_dim || !whole {
                 return bad(
                     "rotary dimension",
                     format!(
-                        "is {}; expected an even number up to the head dimension {}",
+                        "is {}; expected an even number from 2 to the head dimension {}",
                         rope.rotary_dim, self.head_dim
                     ),
                 );
             }
             if !(rope.theta.is_finite() && rope.theta > 0.0) {
                 return bad("rope theta", format!("is {}", rope.theta));
+            }
+            for (name, factors) in rope.scaling.factors() {
+                let (expected, found) = (rope.rotary_dim / 2, factors.len());
+                if found != expected {
+                    let problem = format!("has {found} factors; expected {expected}");
+                    return bad(name, problem);
+                }
             }
         }
         for (key, value) in [

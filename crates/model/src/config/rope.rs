@@ -79,6 +79,17 @@ impl RopeScaling {
         }
     }
 
+    /// The lists of divisors that a file spells out, with their names in `config.json`.
+    pub(crate) fn factors(&self) -> Vec<(&'static str, &[f32])> {
+        match self {
+            RopeScaling::LongRope { short, long, .. } => {
+                vec![("short_factor", short), ("long_factor", long)]
+            }
+            RopeScaling::Divisors(divisors) => vec![("rope factors", divisors)],
+            _ => Vec::new(),
+        }
+    }
+
     /// YaRN's recommended factor on cosine and sine.
     pub(crate) fn yarn_attention_factor(factor: f64) -> f64 {
         if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 }

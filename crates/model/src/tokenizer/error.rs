@@ -9,6 +9,11 @@ pub enum TokenizerError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// A Hugging Face directory has no `tokenizer.json`.
+    #[error(
+        "`{0}` has no `tokenizer.json`; bevel does not read `tokenizer.model` or `vocab.json`: save the tokenizer with a fast tokenizer of transformers, which writes that file"
+    )]
+    NoTokenizer(String),
     /// A JSON file of the tokenizer does not say what it should.
     #[error("`{file}` is not a tokenizer file: {source}")]
     Json {

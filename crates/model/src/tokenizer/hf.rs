@@ -24,8 +24,10 @@ impl Tokenizer {
     /// Where a file cannot be read, is no tokenizer file, or asks for what bevel does not have.
     pub fn from_hf(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        let json = std::fs::read(&path)
-            .map_err(|source| TokenizerError::Io { path: path.display().to_string(), source })?;
+        let json = std::fs::read(&path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => TokenizerError::NoTokenizer(dir.display().to_string()),
+            _ => TokenizerError::Io { path: path.display().to_string(), source },
+        })?;
         let config = read_json(&dir.join("tokenizer_config.json"))?;
         let map = read_json(&dir.join("special_tokens_map.json"))?;
         let mut templates = template_files(dir)?;

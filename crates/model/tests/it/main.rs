@@ -2,6 +2,8 @@
 
 mod chat;
 mod families;
+mod hostile;
+mod limits;
 #[path = "../../../../fuzz/replay.rs"]
 mod replay;
 mod targets;
