@@ -4,9 +4,14 @@ use std::ptr::NonNull;
 
 /// A fixed-length, zero-initialised buffer whose first element lies on a 64-byte boundary: the
 /// width of a cache line and of the widest vector register.
+///
+/// Large buffers take memory only where they are written: the zeros are the system's own pages.
 pub struct AlignedVec<T: bytemuck::Pod> {
+    /// The first element.
     ptr: NonNull<T>,
     len: usize,
+    /// What was allocated: `ALIGN` bytes more than the elements need, the first one's place within.
+    allocation: NonNull<u8>,
 }
 
 const ALIGN: usize = 64;
@@ -15,18 +20,23 @@ impl<T: bytemuck::Pod> AlignedVec<T> {
     /// `len` zeros.
     pub fn zeroed(len: usize) -> Self {
         if len == 0 || size_of::<T>() == 0 {
-            return Self { ptr: NonNull::dangling(), len };
+            return Self { ptr: NonNull::dangling(), len, allocation: NonNull::dangling() };
         }
         let layout = Self::layout(len);
         // SAFETY: the layout's size is not zero (checked above).
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(ptr) = NonNull::new(raw.cast::<T>()) else { handle_alloc_error(layout) };
-        Self { ptr, len }
+        let Some(allocation) = NonNull::new(raw) else { handle_alloc_error(layout) };
+        let offset = raw.align_offset(ALIGN);
+        // SAFETY: the offset is less than `ALIGN`, by which the allocation is longer than needed.
+        let ptr = unsafe { allocation.add(offset) }.cast::<T>();
+        Self { ptr, len, allocation }
     }
 
+    /// The allocator is asked for a small alignment: for a large one it would write the zeros itself.
     fn layout(len: usize) -> Layout {
-        let bytes = len.checked_mul(size_of::<T>()).expect("buffer length overflows");
-        Layout::from_size_align(bytes, ALIGN.max(align_of::<T>())).expect("buffer length overflows")
+        let bytes = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(ALIGN));
+        Layout::from_size_align(bytes.expect("buffer length overflows"), align_of::<T>())
+            .expect("buffer length overflows")
     }
 }
 
@@ -34,7 +44,7 @@ impl<T: bytemuck::Pod> Drop for AlignedVec<T> {
     fn drop(&mut self) {
         if self.len != 0 && size_of::<T>() != 0 {
             // SAFETY: allocated in `zeroed` with this very layout.
-            unsafe { dealloc(self.ptr.as_ptr().cast(), Self::layout(self.len)) }
+            unsafe { dealloc(self.allocation.as_ptr(), Self::layout(self.len)) }
         }
     }
 }
@@ -80,3 +90,20 @@ impl<T: bytemuck::Pod + std::fmt::Debug> std::fmt::Debug for AlignedVec<T> {
 unsafe impl<T: bytemuck::Pod + Send> Send for AlignedVec<T> {}
 // SAFETY: shared access gives only `&[T]`.
 unsafe impl<T: bytemuck::Pod + Sync> Sync for AlignedVec<T> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_zeroed_and_whole() {
+        for len in [0, 1, 7, 64, 1000, 1 << 20] {
+            let mut buffer = AlignedVec::<f32>::zeroed(len);
+            assert_eq!(buffer.len(), len);
+            assert!(len == 0 || (buffer.as_ptr() as usize).is_multiple_of(64));
+            assert!(buffer.iter().all(|&x| x == 0.0));
+            buffer.fill(1.0);
+            assert_eq!(buffer.clone().iter().sum::<f32>(), len as f32);
+        }
+    }
+}
