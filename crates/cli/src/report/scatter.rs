@@ -139,7 +139,9 @@ impl Scatter {
         let path: Vec<String> =
             order.iter().map(|p| format!("{:.1},{:.1}", x.pixel(p.x), y.pixel(p.y))).collect();
         let _ = writeln!(svg, "<polyline class=\"path\" points=\"{}\"/>", path.join(" "));
-        let mut labels: Vec<(f64, f64, f64)> = Vec::new();
+        // Points are in the way of labels as other labels are.
+        let mut labels: Vec<(f64, f64, f64)> =
+            order.iter().map(|p| (x.pixel(p.x) - 6.0, y.pixel(p.y) + 4.0, 12.0)).collect();
         for point in order {
             let (px, py) = (x.pixel(point.x), y.pixel(point.y));
             let (top, bottom) = (y.pixel(point.y + point.error), y.pixel(point.y - point.error));
