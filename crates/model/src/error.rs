@@ -104,9 +104,14 @@ pub enum Error {
         /// What failed.
         source: bevel_kernels::Error,
     },
-    /// The tokenizer cannot be built or cannot encode.
-    #[error(transparent)]
-    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    /// The model comes with no tokenizer that bevel can use.
+    #[error("`{path}`: no usable tokenizer: {source}")]
+    Tokenizer {
+        /// The model.
+        path: String,
+        /// What is wrong with it.
+        source: crate::tokenizer::TokenizerError,
+    },
     /// A sequence would outgrow the memory set aside for it.
     #[error(
         "the context is full: {needed} tokens are needed, {available} fit; ask for a larger --ctx or a shorter prompt"

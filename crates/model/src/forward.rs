@@ -136,7 +136,12 @@ impl Model {
     /// Those of [`Weights::load`].
     pub fn load(checkpoint: Checkpoint, cpu: &Cpu, progress: &mut dyn FnMut(u64)) -> Result<Self> {
         let weights = Weights::load(&checkpoint, cpu, progress)?;
-        Ok(Self { checkpoint, weights })
+        Ok(Self::new(checkpoint, weights))
+    }
+
+    /// Joins a checkpoint and the weights loaded from it.
+    pub fn new(checkpoint: Checkpoint, weights: Weights) -> Self {
+        Self { checkpoint, weights }
     }
 
     /// The configuration.

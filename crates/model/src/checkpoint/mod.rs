@@ -15,6 +15,7 @@ use bevel_formats::{gguf, safetensors};
 use indexmap::IndexMap;
 
 use crate::config::{GgufFacts, RopeScaling};
+use crate::tokenizer::Tokenizer;
 use crate::{Error, ModelConfig, Result};
 
 /// An opened model: its configuration and its tensors, by GGUF names. Nothing but headers is read
@@ -297,6 +298,18 @@ impl Checkpoint {
             Source::Gguf(_) => None,
             Source::HuggingFace { dir, .. } => Some(dir),
         }
+    }
+
+    /// The tokenizer that comes with the model. [`Tokenizer::warnings`] tells what it had to guess.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where there is none, or none that bevel can use.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let tokenizer = match &self.source {
+            Source::Gguf(file) => Tokenizer::from_gguf(file.metadata()),
+            Source::HuggingFace { dir, .. } => Tokenizer::from_hf(dir),
+        };
+        tokenizer.map_err(|source| Error::Tokenizer { path: self.path.clone(), source })
     }
 
     /// Bytes of all tensors.
