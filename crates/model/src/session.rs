@@ -196,8 +196,9 @@ pub fn generate(
     let mut text = StopText::new(&options.stop);
     let mut tokens: Vec<u32> = Vec::new();
     let mut history = prompt.to_vec();
+    let enough = |count: usize| options.max_tokens.is_some_and(|max| count >= max);
     let mut finish = loop {
-        if options.max_tokens.is_some_and(|max| tokens.len() >= max) {
+        if enough(0) {
             break FinishReason::MaxTokens;
         }
         if tokenizer.end_of_generation().contains(&token) && !options.ignore_eos {
@@ -211,6 +212,9 @@ pub fn generate(
         }
         if stopped {
             break FinishReason::StopString;
+        }
+        if enough(tokens.len()) {
+            break FinishReason::MaxTokens;
         }
         if session.tokens().len() >= session.context() {
             break FinishReason::ContextFull;

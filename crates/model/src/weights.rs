@@ -36,7 +36,7 @@ pub(crate) struct LayerWeights {
 
 #[derive(Debug)]
 pub(crate) enum Ffn {
-    Dense(Mlp),
+    Dense(Box<Mlp>),
     /// `router` is `[experts, dim]`.
     Experts {
         router: PackedMatrix,
@@ -189,17 +189,17 @@ impl Loader<'_> {
         let ffn = match self.config.experts {
             None if fused => {
                 let both = name("ffn_up");
-                Ffn::Dense(Mlp {
+                Ffn::Dense(Box::new(Mlp {
                     gate: self.linear(&both, Some(0..ffn_dim))?,
                     up: self.linear(&both, Some(ffn_dim..2 * ffn_dim))?,
                     down: self.linear(&name("ffn_down"), None)?,
-                })
+                }))
             }
-            None => Ffn::Dense(Mlp {
+            None => Ffn::Dense(Box::new(Mlp {
                 gate: self.linear(&name("ffn_gate"), None)?,
                 up: self.linear(&name("ffn_up"), None)?,
                 down: self.linear(&name("ffn_down"), None)?,
-            }),
+            })),
             Some(experts) => Ffn::Experts {
                 router: self.matrix(&name("ffn_gate_inp.weight"), None, 0)?,
                 experts: (0..experts.count)

@@ -6,6 +6,8 @@ use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::json::tojson;
+use super::limits::{self, Output};
+use super::source::prepare;
 use super::{DateTime, TemplateError};
 
 const NAME: &str = "chat_template";
@@ -25,7 +27,11 @@ pub(super) fn new(
     let mut environment = Environment::new();
     environment.set_syntax(syntax);
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_unknown_method_callback(|state, value, method, args| {
+        limits::check_method(value, method)?;
+        unknown_method_callback(state, value, method, args)
+    });
+    limits::set(&mut environment);
     environment.add_filter("tojson", tojson);
     environment.add_filter("length", length);
     environment.add_filter("count", length);
@@ -39,7 +45,7 @@ pub(super) fn new(
         })
     });
     environment
-        .add_template_owned(NAME, without_generation_tags(source))
+        .add_template_owned(NAME, prepare(source))
         .map_err(|error| TemplateError::Syntax(sentence(&error)))?;
     Ok(environment)
 }
@@ -48,9 +54,11 @@ pub(super) fn render(
     environment: &Environment<'_>,
     context: &impl serde::Serialize,
 ) -> Result<String, TemplateError> {
-    let rendered =
-        environment.get_template(NAME).and_then(|template| template.render(Serde(context)));
-    rendered.map_err(|error| {
+    let mut output = Output::default();
+    let rendered = environment
+        .get_template(NAME)
+        .and_then(|template| template.render_captured_to(Serde(context), &mut output).map(drop));
+    rendered.map(|()| output.into_text()).map_err(|error| {
         let message = sentence(&error);
         match message.split_once(RAISED) {
             Some((_, raised)) => TemplateError::Refused(raised.to_owned()),
@@ -89,41 +97,14 @@ fn raise_exception(message: &Value) -> Result<Value, Error> {
 
 /// The error in one line: what happened and in which line of the template.
 fn sentence(error: &Error) -> String {
-    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    let what = match error.kind() {
+        ErrorKind::OutOfFuel => limits::TOO_LONG.to_owned(),
+        ErrorKind::WriteFailure => limits::TOO_LARGE.to_owned(),
+        kind => error.detail().map_or_else(|| kind.to_string(), str::to_owned),
+    };
     match error.line() {
         Some(_) if what.contains(RAISED) => what,
         Some(line) => format!("{what} (line {line} of the template)"),
         None => what,
     }
-}
-
-/// `transformers` marks what the assistant wrote with `{% generation %}` … `{% endgeneration %}`;
-/// the marks open a scope and write nothing.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start + 2);
-        out.push_str(before);
-        rest = tag;
-        let body = tag.strip_prefix(['-', '+']).unwrap_or(tag);
-        let sign = &tag[..tag.len() - body.len()];
-        let Some((replacement, end)) = generation_tag(body.trim_start()) else { continue };
-        out.push_str(sign);
-        out.push_str(replacement);
-        rest = end;
-    }
-    out.push_str(rest);
-    out
-}
-
-/// What replaces the tag at the start of `tag`, and the tag's end: `%}`, perhaps with a sign.
-fn generation_tag(tag: &str) -> Option<(&'static str, &str)> {
-    let (replacement, rest) = match tag.strip_prefix("endgeneration") {
-        Some(rest) => (" endwith ", rest),
-        None => (" with ", tag.strip_prefix("generation")?),
-    };
-    let end = rest.trim_start();
-    let unsigned = end.strip_prefix(['-', '+']).unwrap_or(end);
-    unsigned.starts_with("%}").then_some((replacement, end))
 }

@@ -5,6 +5,8 @@
 
 mod environment;
 mod json;
+mod limits;
+mod source;
 mod time;
 
 use serde::{Deserialize, Serialize};

@@ -135,3 +135,58 @@ fn dates() {
     assert_eq!(date(4_107_542_400), (2100, 3, 1, 0, 0, 0));
     assert_eq!(date(-1), (1969, 12, 31, 23, 59, 59));
 }
+
+/// Templates come from anywhere, and one may try to take all time or memory.
+#[test]
+fn templates_without_an_end() {
+    const LOOP: &str = "{% for i in range(99999) %}{% for j in range(99999) %}";
+    const ENDS: &str = "{% endfor %}{% endfor %}";
+    check_error(&format!("{LOOP}{ENDS}"), "did not come to an end");
+    check_error(&format!("{LOOP}{{{{ 'a' * 1000000 }}}}{ENDS}"), "more than 64 MiB");
+    check_error("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion");
+    check_error("{{ 'a' | indent(99999999999) }}", "width");
+    check_error("{{ 'a\nb' | indent(width=99999999999) }}", "width");
+    check_error("{{ [1] | slice(99999999999) }}", "count");
+    check_error("{{ [1] | batch(99999999999, 0) }}", "count");
+    check_error("{{ '%099999999999d' | format(1) }}", "width");
+    check_error("{{ '%*d' | format(99999999999, 1) }}", "width");
+    check_error("{{ '{:99999999999}'.format(1) }}", "width");
+    let grow = |step: &str| {
+        format!(
+            "{{% set ns = namespace(x='ab') %}}{LOOP}{{% set ns.x = {step} %}}{ENDS}{{{{ ns.x }}}}"
+        )
+    };
+    check_error(&grow("ns.x ~ ns.x"), "64 MiB");
+    check_error(&grow("[ns.x]"), "nested too deep");
+    check_error(&grow("{'x': ns.x}"), "nested too deep");
+    check_error(&grow("ns"), "nested too deep");
+    check_error(&grow("namespace(x=ns)"), "nested too deep");
+    check_error("{% set ns = namespace() %}{% set ns.x = ns) ~ (1 %}{{ ns }}", "does not parse");
+}
+
+#[test]
+fn namespaces_keep_copies() {
+    let check = |source: &str, expected: &str| {
+        let template = ChatTemplate::with_clock(source, special(), clock).unwrap();
+        let message = [Message::new("user", "x")];
+        let text = template.render(&message, None, true, Map::new()).unwrap();
+        assert_eq!(text, expected, "{source}");
+    };
+    let after = |tags: &str| format!("{{% set ns = namespace(a=1) %}}{tags}");
+    check(&after("{% set ns.a = ns %}{{ ns.a.a }}"), "1");
+    check(&after("{%- set ns.a, b = 2, '%}' -%} {{ ns.a ~ b }}"), "2%}");
+    check(&after("{% set ns.a = 'x' if false %}{{ ns.a is defined }}"), "False");
+    check(
+        &after("{% set ns.a = messages + [{'role': '%'}] %}{{ ns.a | tojson }}"),
+        r#"[{"role": "user", "content": "x"}, {"role": "%"}]"#,
+    );
+    check(&after("{% set ns.a = messages | map(attribute='role') %}{{ ns.a | list }}"), "['user']");
+    check(&after("{% set ns.a %}b{% endset %}{{ ns.a }}"), "b");
+    check(&after("{% set ns.a | upper %}b{% endset %}{{ ns.a }}"), "B");
+    check(&after("{% set ns.a | default(ns, true) %}{% endset %}{{ ns.a.a }}"), "1");
+    check(
+        &after("{# {% set ns.a = ' #}{% raw %}{% set ns.a = 2 %}{% endraw %}{{ ns.a }}"),
+        "{% set ns.a = 2 %}1",
+    );
+    check("{{ '{% generation %}' }}{% generation %}x{% endgeneration %}", "{% generation %}x");
+}
