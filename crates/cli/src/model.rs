@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bevel_formats::hub::{self, HubConfig};
 use bevel_kernels::Cpu;
 use bevel_model::tokenizer::Tokenizer;
-use bevel_model::{Checkpoint, Model};
+use bevel_model::{Checkpoint, Model, Weights};
 
 use crate::args::Global;
 use crate::embedded;
@@ -37,15 +37,9 @@ pub(crate) fn cpu(global: &Global) -> Result<Cpu> {
     Cpu::new(global.threads).map_err(anyhow::Error::msg)
 }
 
-/// The tokenizer that comes with a model.
+/// The tokenizer that comes with a model; what it had to guess is told.
 pub(crate) fn tokenizer(checkpoint: &Checkpoint, global: &Global) -> Result<Tokenizer> {
-    let tokenizer = match (checkpoint.hf_dir(), checkpoint.gguf_metadata()) {
-        (Some(dir), _) => Tokenizer::from_hf(dir),
-        (None, Some(metadata)) => Tokenizer::from_gguf(metadata),
-        (None, None) => anyhow::bail!("`{}` has no tokenizer", checkpoint.path()),
-    };
-    let tokenizer =
-        tokenizer.with_context(|| format!("`{}`: no usable tokenizer", checkpoint.path()))?;
+    let tokenizer = checkpoint.tokenizer()?;
     for warning in tokenizer.warnings() {
         global.warn(warning);
     }
@@ -67,8 +61,14 @@ pub(crate) fn load(name: &str, global: &Global) -> Result<Loaded> {
     let cpu = cpu(global)?;
     let start = Instant::now();
     let checkpoint = Checkpoint::open(&path)?;
-    let tokenizer = tokenizer(&checkpoint, global)?;
-    let bar = Progress::new(global, "loading", checkpoint.tensor_bytes(), Unit::Bytes);
-    let model = Model::load(checkpoint, &cpu, &mut |bytes| bar.set(bytes))?;
+    // A large vocabulary takes as long as the weights of a small model.
+    let (tokenizer, weights) = std::thread::scope(|scope| {
+        let tokenizer = scope.spawn(|| tokenizer(&checkpoint, global));
+        let bar = Progress::new(global, "loading", checkpoint.tensor_bytes(), Unit::Bytes);
+        let weights = Weights::load(&checkpoint, &cpu, &mut |bytes| bar.set(bytes));
+        (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), weights)
+    });
+    let (tokenizer, weights) = (tokenizer?, weights?);
+    let model = Model::new(checkpoint, weights);
     Ok(Loaded { model, tokenizer, cpu, load_time: start.elapsed() })
 }
