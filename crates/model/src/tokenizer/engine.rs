@@ -13,6 +13,7 @@ use tokenizers::{
 };
 
 use super::error::{Result, TokenizerError};
+use super::hf::parts;
 use super::vocabulary::{ModelParts, Vocabulary};
 
 /// Cuts text into token ids.
@@ -48,6 +49,7 @@ impl Engine {
         }
 
         refuse_precompiled(&vocabulary.normalizer)?;
+        refuse_growth(&vocabulary.normalizer, &vocabulary.pre_tokenizer)?;
         let normalizer: Option<NormalizerWrapper> = parse("normalizer", &vocabulary.normalizer)?;
         let pre_tokenizer: Option<PreTokenizerWrapper> =
             parse("pre-tokenizer", &vocabulary.pre_tokenizer)?;
@@ -103,6 +105,33 @@ fn refuse_precompiled(normalizer: &Value) -> Result<()> {
             .try_for_each(refuse_precompiled),
         Some(_) | None if normalizer.get("precompiled_charsmap").is_some() => refuse(),
         _ => Ok(()),
+    }
+}
+
+/// How many times longer a normalizer and pre-tokenizer may make a text. Those in use triple it.
+const GROWTH: usize = 1000;
+
+/// Forty steps that each double a text would fill the memory.
+fn refuse_growth(normalizer: &Value, pre_tokenizer: &Value) -> Result<()> {
+    let steps = [parts(normalizer), parts(pre_tokenizer)].concat();
+    let growth = steps.into_iter().map(growth).fold(1, usize::saturating_mul);
+    if growth > GROWTH {
+        let what = format!("steps that make a text up to {growth} times longer");
+        return Err(TokenizerError::Unsupported(what));
+    }
+    Ok(())
+}
+
+/// How many times longer one step may make a text.
+fn growth(step: &Value) -> usize {
+    if step["type"] == "ByteLevel" {
+        return 2; // Bytes become characters of up to two bytes.
+    }
+    let Some(content) = step["content"].as_str() else { return 1 };
+    match step["pattern"]["String"].as_str() {
+        Some(pattern) if !pattern.is_empty() => content.len().div_ceil(pattern.len()).max(1),
+        // An expression may match between any two characters.
+        _ => content.len() + 1,
     }
 }
 

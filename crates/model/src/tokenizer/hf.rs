@@ -211,8 +211,11 @@ fn rows(vocab: Vec<(String, u32)>, added: impl Iterator<Item = u32>) -> Result<V
 /// All objects in a part and in the parts it is a sequence of.
 pub(super) fn parts(part: &Value) -> Vec<&Value> {
     let inner = ["pretokenizers", "normalizers", "decoders", "processors"];
-    let inner = inner.iter().find_map(|key| part[*key].as_array());
-    inner.map_or_else(|| vec![part], |parts_in| parts_in.iter().flat_map(parts).collect())
+    let mut inner = inner.iter().filter_map(|key| part[*key].as_array()).peekable();
+    match inner.peek() {
+        None => vec![part],
+        Some(_) => inner.flatten().flat_map(parts).collect(),
+    }
 }
 
 fn is(part: &Value, kind: &str) -> bool {

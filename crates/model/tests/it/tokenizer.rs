@@ -300,6 +300,25 @@ fn hostile_tokenizer_json() {
         ),
         "token 0 is both `a` and `x`",
     );
+    // Text bombs: each step is harmless, all of them together are not.
+    let bomb = |steps: &str, other: &str| {
+        format!(
+            r#"{{{BYTE_LEVEL}, "normalizer": {{"type": "Sequence", {other} "normalizers": [{steps}]}},
+            "model": {{"type": "BPE", "vocab": {{"a": 0}}, "merges": []}}}}"#
+        )
+    };
+    let doubles = r#"{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}"#;
+    for step in [doubles, r#"{"type": "ByteLevel"}"#] {
+        check_refused(&bomb(&[step; 40].join(","), ""), "times longer");
+    }
+    let hidden = bomb(&[doubles; 40].join(","), r#""pretokenizers": [],"#);
+    check_refused(&hidden, "times longer");
+    let long = "b".repeat(2000);
+    let replace = |pattern: &str| {
+        format!(r#"{{"type": "Replace", "pattern": {pattern}, "content": "{long}"}}"#)
+    };
+    check_refused(&bomb(&replace(r#"{"Regex": "x*"}"#), ""), "4002 times longer");
+    check_refused(&bomb(&replace(r#"{"String": ""}"#), ""), "times longer");
 }
 
 fn small_gguf() -> Metadata {
