@@ -6,11 +6,14 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use bevel_base::DType;
+use bevel_formats::TensorSpec;
 use bevel_formats::gguf::{Header, Metadata};
+use bevel_formats::safetensors::SafetensorsWriter;
 use bevel_kernels::{Cpu, Isa, KvType};
 use bevel_model::chat::{ChatTemplate, Message, SpecialTexts};
 use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{Checkpoint, Error, Model, ModelConfig, Session};
+use indexmap::IndexMap;
 use serde_json::{Map, json};
 
 /// A `tokenizer.json`.
@@ -52,31 +55,64 @@ pub(crate) fn chat_template(bytes: &[u8]) -> bool {
     template.render(&messages, Some(&tools), true, Map::new()).is_ok()
 }
 
-/// A `config.json`.
+/// A `config.json`, and the directory of small tensors that fits it.
 pub(crate) fn config_json(bytes: &[u8]) -> bool {
     let Ok(value) = serde_json::from_slice(bytes) else { return false };
     let Ok(config) = ModelConfig::from_hf(&value, "config.json") else { return false };
     assert!(config.windowed.len() == config.layers && config.heads % config.kv_heads == 0);
     config.to_hf(DType::F32, &[]);
     config.to_gguf(&mut Metadata::new());
-    true
+
+    let mut specs: Vec<TensorSpec> = Vec::new();
+    let mut values = 0usize;
+    for name in config.required_tensors() {
+        let stored = config.hf_tensor(&name, "model.").expect("a required tensor is stored");
+        let shape = config.tensor_shape(&name).expect("a required tensor has a shape");
+        let skipped = usize::from(name.contains("_exps"));
+        values = values.saturating_add(shape.iter().product());
+        if values > 1 << 14 {
+            return true;
+        }
+        let spec = |name| TensorSpec::new(name, DType::BF16, shape[skipped..].to_vec());
+        specs.extend(stored.names.into_iter().map(spec));
+    }
+    let directory = tempfile::tempdir().expect("a writable temporary directory");
+    let file = directory.path().join("model.safetensors");
+    let mut writer = SafetensorsWriter::create(&file, &IndexMap::new(), &specs, None)
+        .expect("a writable temporary directory");
+    for spec in &specs {
+        let len = spec.shape.byte_len(spec.dtype).expect("a small tensor");
+        writer.write(&spec.name, &vec![0x3c; len]).expect("the declared tensors");
+    }
+    writer.finish().expect("a writable temporary directory");
+    std::fs::write(directory.path().join("config.json"), bytes).expect("as above");
+    let checkpoint =
+        Checkpoint::open(directory.path()).expect("tensors that fit the configuration");
+    run(checkpoint)
 }
 
 /// A whole GGUF file: its configuration, its tensors, and two steps of the model.
 pub(crate) fn model_gguf(bytes: &[u8]) -> bool {
-    static CPU: LazyLock<Cpu> =
-        LazyLock::new(|| Cpu::with_isa(1, Isa::detect().expect("`BEVEL_ISA` names one")));
     let mut file = tempfile::NamedTempFile::new().expect("a writable temporary directory");
     file.write_all(bytes).expect("a writable temporary directory");
     let Ok(checkpoint) = Checkpoint::open(file.path()) else { return false };
     checkpoint.config().to_hf(DType::F32, &[]);
+    run(checkpoint)
+}
+
+/// Two steps of a model, which may fail only where its weights are no numbers.
+fn run(checkpoint: Checkpoint) -> bool {
+    static CPU: LazyLock<Cpu> =
+        LazyLock::new(|| Cpu::with_isa(1, Isa::detect().expect("`BEVEL_ISA` names one")));
     let Ok(model) = Model::load(checkpoint, &CPU, &mut |_| {}) else { return false };
     let Ok(mut session) = Session::new(&model, &CPU, 4, KvType::F32) else { return false };
     let steps = [&[0, 1, 0][..], &[1]].map(|tokens| session.feed(tokens).map(<[f32]>::to_vec));
-    match &steps[0] {
-        Ok(logits) => assert!(logits.iter().all(|logit| logit.is_finite())),
-        Err(Error::NotFinite { .. } | Error::Token { .. }) => {}
-        Err(error) => panic!("a checked model fails with: {error}"),
+    for step in &steps {
+        match step {
+            Ok(logits) => assert!(logits.iter().all(|logit| logit.is_finite())),
+            Err(Error::NotFinite { .. } | Error::Token { .. }) => {}
+            Err(error) => panic!("a checked model fails with: {error}"),
+        }
     }
     steps.iter().all(Result::is_ok)
 }

@@ -45,7 +45,7 @@ fn chat_templates() {
 #[test]
 fn config_json() {
     let seeds = ["llama3.json", "gemma3.json", "phi3.json", "qwen3_moe.json"];
-    check("config_json", &seeds, 64 << 10, model::config_json);
+    check("config_json", &seeds, 1 << 20, model::config_json);
 }
 
 #[test]
