@@ -7,6 +7,7 @@ mod error;
 mod mapping;
 pub mod pack;
 mod pool;
+mod signal;
 mod tensor;
 
 pub use aligned::AlignedVec;
@@ -14,4 +15,5 @@ pub use dtype::DType;
 pub use error::{Error, Result};
 pub use mapping::Mapping;
 pub use pool::Pool;
+pub use signal::refuse_writes_past_the_limit;
 pub use tensor::{Shape, TensorView};

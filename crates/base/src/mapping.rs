@@ -1,4 +1,5 @@
 use std::fs::File;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::Path;
 
@@ -14,13 +15,21 @@ impl Mapping {
     /// Maps the whole file.
     ///
     /// # Errors
-    /// [`Error::Io`] where the file cannot be opened or mapped.
+    /// [`Error::Io`] where the path is no regular file, or it cannot be opened or mapped.
     pub fn open(path: &Path) -> Result<Self> {
         let io = |source| Error::Io { path: path.display().to_string(), source };
-        let file = File::open(path).map_err(io)?;
-        if file.metadata().map_err(io)?.is_dir() {
-            return Err(io(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+        // Asked before opening, which waits for a writer where the path is a pipe.
+        let kind = std::fs::metadata(path).map_err(io)?.file_type();
+        if kind.is_dir() {
+            return Err(io(ErrorKind::IsADirectory.into()));
         }
+        if !kind.is_file() {
+            return Err(io(std::io::Error::new(
+                ErrorKind::InvalidInput,
+                "it is a pipe or a device, which cannot be mapped; copy its content to a file",
+            )));
+        }
+        let file = File::open(path).map_err(io)?;
         // SAFETY: the mapping is read-only. A file truncated by another process while it is mapped
         // raises SIGBUS, as in every program that maps model files; writers here rename into place.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;

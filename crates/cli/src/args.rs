@@ -56,11 +56,11 @@ pub(crate) enum Command {
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Threads; 0 means one for each processor
-    #[arg(short, long, global = true, value_name = "N", default_value_t = 0, value_parser = threads)]
+    #[arg(short, long, global = true, value_name = "N", allow_negative_numbers = true, default_value_t = 0, value_parser = threads)]
     pub(crate) threads: usize,
 
     /// Start of the random numbers; a run with the same seed gives the same result
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", allow_negative_numbers = true)]
     pub(crate) seed: Option<u64>,
 
     /// Print results, warnings and errors only

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     ui::panic::install();
     let cli = args::Cli::parse();
     ui::interrupt::install();
+    bevel_base::refuse_writes_past_the_limit();
     let outcome = std::panic::catch_unwind(|| commands::run(&cli));
     ui::exit_code(&cli.global, outcome)
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use bevel_formats::hub::{self, HubConfig};
 use bevel_kernels::Cpu;
 use bevel_model::tokenizer::Tokenizer;
@@ -24,7 +24,21 @@ pub(crate) fn resolve_with(name: &str, config: &HubConfig, global: &Global) -> R
     if name == embedded::NAME && !PathBuf::from(name).exists() {
         return embedded::unpack(&config.bevel_cache);
     }
-    Ok(hub::resolve(name, config, &mut Fetch::new(global))?)
+    match hub::resolve(name, config, &mut Fetch::new(global)) {
+        Err(hub::Error::NoSuchPath { path }) => bail!(no_such_path(path)),
+        resolved => Ok(resolved?),
+    }
+}
+
+/// Why a MODEL argument leads nowhere.
+fn no_such_path(path: String) -> String {
+    match std::fs::read_link(&path) {
+        Ok(target) => {
+            format!("`{path}` is a link to `{}`, which does not exist", target.display())
+        }
+        // The hub knows its own names; the embedded model is one more.
+        Err(_) => format!("{}, `{}`", hub::Error::NoSuchPath { path }, embedded::NAME),
+    }
 }
 
 /// Opens a MODEL argument: headers only.

@@ -18,7 +18,7 @@ pub(crate) struct Sampling {
     pub(crate) temp: Option<f32>,
 
     /// Choose among the K likeliest tokens; 0 for all [default: the model's own, or 40]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     pub(crate) top_k: Option<usize>,
 
     /// Choose among the likeliest tokens that together have probability P; 1 for all [default: the
@@ -37,11 +37,11 @@ pub(crate) struct Sampling {
     pub(crate) repeat_penalty: Option<f32>,
 
     /// How many tokens count as lately
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 64)]
     pub(crate) repeat_last_n: usize,
 
     /// Longest answer, in tokens [default: what the context holds]
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<usize>,
 
     /// End the answer where this text appears; may be given more than once

@@ -38,11 +38,11 @@ pub enum Error {
     #[error("the recipe is not valid: {0}")]
     Recipe(String),
     /// A type's or mix's name that bevel does not know.
-    #[error("unknown type `{name}`; known are {known}")]
+    #[error("unknown type `{name}`; {known}")]
     UnknownType {
         /// What was asked for.
         name: String,
-        /// What there is.
+        /// What there is, and which of it comes close.
         known: String,
     },
     /// A type that can be read but not written.

@@ -143,7 +143,13 @@ impl AtomicDirectory {
         let mut name = path.file_name().ok_or_else(refused)?.to_owned();
         name.push(format!(".{}.partial", std::process::id()));
         let partial = path.with_file_name(name);
-        std::fs::create_dir(&partial).map_err(Error::io("create", &partial))?;
+        let directory = directory_of(path);
+        if !directory.is_dir() {
+            let reason =
+                format!("there is no directory `{}`; create it first", directory.display());
+            return Err(Error::Target { path: path.to_owned(), reason });
+        }
+        std::fs::create_dir(&partial).map_err(Error::io("create", path))?;
         Ok(Self { partial, path: path.to_owned(), finished: false })
     }
 

@@ -199,7 +199,18 @@ pub(crate) fn parse_type(name: &str) -> Result<DType> {
 fn unknown(name: &str) -> Error {
     let mut known: Vec<&str> = MIXES.iter().map(|mix| mix.name).collect();
     known.extend(["Q5_K", "Q4_K", "Q3_K"]);
-    Error::UnknownType { name: name.to_owned(), known: known.join(", ") }
+    let meant = closest(name, &known).map(|close| format!("did you mean `{close}`? "));
+    let known = format!("{}known are {}", meant.unwrap_or_default(), known.join(", "));
+    Error::UnknownType { name: name.to_owned(), known }
+}
+
+/// The known name that a slip of the finger or two leads from, `_` and case not counted.
+fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let letters = |name: &str| name.replace(['_', '-', ' '], "").to_uppercase();
+    let distance = |known: &&str| strsim::osa_distance(&letters(name), &letters(known));
+    let close = known.iter().copied().min_by_key(distance)?;
+    // Half of a short name would be another name.
+    (distance(&close) <= 2 && distance(&close) < letters(close).len() / 2).then_some(close)
 }
 
 mod written_type {

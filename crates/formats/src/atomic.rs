@@ -38,12 +38,19 @@ impl AtomicFile {
     /// Creates the partial file beside `path`.
     ///
     /// # Errors
-    /// [`Error::Io`] where `path` is a directory or its directory cannot be written.
+    /// [`Error::Unwritable`] where the directory of `path` does not exist, and [`Error::Io`] where it
+    /// cannot be written or `path` is a directory itself.
     pub fn create(path: &Path) -> Result<Self> {
         let refused = |kind: io::ErrorKind| Error::io("write", path)(kind.into());
         let name = path.file_name().ok_or_else(|| refused(io::ErrorKind::IsADirectory))?;
         if path.is_dir() {
             return Err(refused(io::ErrorKind::IsADirectory));
+        }
+        let directory = directory_of(path);
+        if !directory.is_dir() {
+            let reason =
+                format!("there is no directory `{}`; create it first", directory.display());
+            return Err(Error::Unwritable { path: path.to_owned(), reason });
         }
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let mut partial_name = name.to_owned();
@@ -53,7 +60,7 @@ impl AtomicFile {
             .write(true)
             .create_new(true)
             .open(&partial)
-            .map_err(Error::io("create", &partial))?;
+            .map_err(Error::io("create", path))?;
         let file = BufWriter::with_capacity(1 << 18, file);
         Ok(Self { file: Some(file), partial, path: path.to_owned() })
     }
@@ -127,15 +134,19 @@ impl Drop for AtomicFile {
     }
 }
 
+/// The directory that a path lies in.
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// Makes a rename survive a power failure, where the system can do that.
 fn sync_directory_of(path: &Path) {
     #[cfg(unix)]
     {
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        if let Ok(directory) = File::open(directory) {
+        if let Ok(directory) = File::open(directory_of(path)) {
             let _ = directory.sync_all();
         }
     }

@@ -76,13 +76,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 fn explain(source: &io::Error) -> String {
     match source.kind() {
         io::ErrorKind::StorageFull => {
-            "the disk is full; free some space or write to another one".to_owned()
+            "the disk is full (no space left on device); free some space or write to another one"
+                .to_owned()
         }
         io::ErrorKind::QuotaExceeded => {
             "the disk quota is used up; free some space or write to another disk".to_owned()
         }
         io::ErrorKind::FileTooLarge => {
-            "the file grows past what the file system or `ulimit -f` allows".to_owned()
+            "the file grows past what the file system or `ulimit -f` allows (file too large)"
+                .to_owned()
         }
         io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
         io::ErrorKind::NotFound => "no such file or directory".to_owned(),

@@ -21,23 +21,29 @@ pub(crate) struct Args {
     model: String,
 
     /// Tokens of the prompt; 0 to leave prefill out
-    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, default_value_t = 512)]
     prompt: usize,
 
     /// Tokens to generate; 0 to leave decoding out
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        default_value_t = 128
+    )]
     decode: usize,
 
     /// Measurements of each, after a warm-up that does not count
-    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     repetitions: u32,
 
     /// Tokens in the cache before each measurement
-    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, default_value_t = 0)]
     depth: usize,
 
     /// Tokens of context [default: as many as needed]
-    #[arg(long, value_name = "N", help_heading = "Context")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Context")]
     ctx: Option<usize>,
 
     #[command(flatten)]

@@ -42,11 +42,11 @@ enum FloatType {
 }
 
 const EXPLANATION: &str = "\
-Converts a Hugging Face directory to a GGUF file and back, changes the type of the weights, joins the
-shards of a split file, or splits it (--shard-size). Tokenizer, chat template and configuration go along;
+Converts a Hugging Face directory to a GGUF file and back, changes the type of the weights, joins the \
+shards of a split file, or splits it (--shard-size). Tokenizer, chat template and configuration go along; \
 GGUF keys that bevel does not know are kept from GGUF to GGUF.
 
-In a Hugging Face directory quantized weights become F16, or the type that --dtype says, and files are
+In a Hugging Face directory quantized weights become F16, or the type that --dtype says, and files are \
 split at 5 GB unless --shard-size says otherwise.";
 
 /// As in the hub's own tools.
@@ -61,6 +61,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     };
     let recipe = Recipe::new(base.unwrap_or(Base::Keep));
     let checkpoint = model::open(&args.model, global)?;
+    args.writing.may_report(checkpoint.path().as_ref(), &args.output)?;
     let pool = Pool::new(global.threads);
     let mut options = args.writing.options();
     if Target::of(&args.output) == Target::HuggingFace {

@@ -18,10 +18,10 @@ use crate::ui::units::rate;
 const EXPLANATION: &str = "\
 Perplexities are comparable only between equal conventions, windows and texts.
 
-By default the text is cut as llama.cpp's perplexity tool does it: consecutive windows of --ctx tokens,
-each beginning with the model's begin-of-text token if it has one, the second half of each scored.
-With --stride N windows overlap, as in the Hugging Face documentation: each begins N tokens after the
-one before and scores the tokens that are new. Small strides give every token more context, and take
+By default the text is cut as llama.cpp's perplexity tool does it: consecutive windows of --ctx tokens, \
+each beginning with the model's begin-of-text token if it has one, the second half of each scored. \
+With --stride N windows overlap, as in the Hugging Face documentation: each begins N tokens after the \
+one before and scores the tokens that are new. Small strides give every token more context, and take \
 longer.";
 
 /// Options of `bevel eval`.
@@ -36,11 +36,11 @@ pub(crate) struct Args {
     text: PathBuf,
 
     /// Tokens of a window
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 512)]
     ctx: usize,
 
     /// Overlapping windows that begin N tokens apart
-    #[arg(long, value_name = "N", conflicts_with = "llama")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "llama")]
     stride: Option<usize>,
 
     /// llama.cpp's convention, which is the default
@@ -48,7 +48,7 @@ pub(crate) struct Args {
     llama: bool,
 
     /// Use the first N tokens of the text only
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     tokens: Option<usize>,
 
     #[command(flatten)]

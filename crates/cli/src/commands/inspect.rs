@@ -10,9 +10,9 @@ use crate::args::Global;
 use crate::model;
 use crate::sampling::Kv;
 use crate::ui::interrupt::{self, Interrupted};
-use crate::ui::print_json;
 use crate::ui::table::Table;
 use crate::ui::units::{bytes, count};
+use crate::ui::{plain, print_json, print_text};
 
 /// Options of `bevel inspect`.
 #[derive(Debug, clap::Args)]
@@ -21,7 +21,7 @@ pub(crate) struct Args {
     model: String,
 
     /// Tokens of context to tell the memory for; by default the model's own
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     ctx: Option<usize>,
 
     #[command(flatten)]
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     if global.json {
         print_json(&Output { inspection: &inspection, memory, broken: broken.as_deref() })?;
     } else {
-        show(&inspection, memory, args);
+        print_text(&shown(&inspection, memory, args))?;
     }
     match broken.as_deref() {
         Some([]) => {
@@ -80,18 +80,29 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         Some(broken) => {
             for t in broken {
                 global.warn(format!(
-                    "tensor `{}` ({}): {} values are no finite numbers, the first is value {}",
-                    t.name, t.dtype, t.values, t.first
+                    "tensor `{}` ({}): {} of its values {} finite, the first is value {}",
+                    t.name,
+                    t.dtype,
+                    t.values,
+                    if t.values == 1 { "is not" } else { "are not" },
+                    t.first
                 ));
             }
-            bail!("{} tensors are damaged; download or convert the model again", broken.len());
+            let tensors = match broken {
+                [_] => "1 tensor is".to_owned(),
+                _ => format!("{} tensors are", broken.len()),
+            };
+            bail!("{tensors} damaged; download or convert the model again");
         }
         None => Ok(()),
     }
 }
 
-fn show(i: &Inspection, memory: Option<Memory>, args: &Args) {
-    let line = |label: &str, value: String| println!("{label:<14}{value}");
+fn shown(i: &Inspection, memory: Option<Memory>, args: &Args) -> String {
+    let mut text = String::new();
+    let mut line = |label: &str, value: String| {
+        text += &format!("{label:<14}{}\n", plain(&value));
+    };
     line("model", i.name.clone().unwrap_or_else(|| i.path.display().to_string()));
     if let Some(architecture) = &i.architecture {
         line("architecture", architecture.clone());
@@ -155,19 +166,20 @@ fn show(i: &Inspection, memory: Option<Memory>, args: &Args) {
             format!("{:.2}", t.bits_per_weight),
         ]);
     }
-    print!("\n{types}");
+    text += &format!("\n{types}");
     if args.tensors {
         let mut table = Table::new(&["<tensor", "<type", "<shape", "size"]);
         for t in &i.tensors {
             table.row([t.name.clone(), t.dtype.to_string(), t.shape.to_string(), bytes(t.bytes)]);
         }
-        print!("\n{table}");
+        text += &format!("\n{table}");
     }
     if args.metadata {
         let mut table = Table::new(&["<key", "<value"]);
         for (key, value) in &i.metadata {
             table.row([key.clone(), value.clone()]);
         }
-        print!("\n{table}");
+        text += &format!("\n{table}");
     }
+    text
 }

@@ -1,23 +1,25 @@
 //! `bevel quantize`.
 
+use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bevel_base::{DType, Pool};
 use bevel_compress::{Base, OnProgress, Options, Override, Plan, Recipe, Report, Stage};
+use bevel_formats::AtomicFile;
 
 use crate::args::Global;
 use crate::model;
 use crate::ui::interrupt::{self, Interrupted};
-use crate::ui::print_json;
 use crate::ui::progress::{Progress, Unit};
 use crate::ui::table::Table;
 use crate::ui::units::bytes;
+use crate::ui::{plain, print_json, print_text};
 
 const EXPLANATION: &str = "\
-TYPE is a mix as llama.cpp defines it: Q4_K_M is a good start, Q6_K and Q8_0 lose next to nothing, Q3_K_M
-and Q2_K are for the smallest machines. Or it is one type, of which the output head gets a finer one:
+TYPE is a mix as llama.cpp defines it: Q4_K_M is a good start, Q6_K and Q8_0 lose next to nothing, Q3_K_M \
+and Q2_K are for the smallest machines. Or it is one type, of which the output head gets a finer one: \
 F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0, Q4_1, IQ4_NL, IQ4_XS, MXFP4, TQ1_0, TQ2_0.
 
 The flags are a short way to write a recipe. --recipe reads one from a TOML file:
@@ -29,8 +31,8 @@ The flags are a short way to write a recipe. --recipe reads one from a TOML file
     pattern = \"blk.*.ffn_down.weight\"
     type = \"Q6_K\"
 
-In patterns `*` stands for any characters, `?` for one and `[0-3]` for one of those. The first pattern
-that matches counts, those of flags before those of the file. The output carries the recipe, the hash of
+In patterns `*` stands for any characters, `?` for one and `[0-3]` for one of those. The first pattern \
+that matches counts, those of flags before those of the file. The output carries the recipe, the hash of \
 its source and bevel's version: the same three give the same bytes.";
 
 /// Options of `bevel quantize`.
@@ -106,6 +108,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let Some(output) = args.output.as_ref().filter(|_| !args.dry_run) else {
         return show_plan(&Plan::new(&checkpoint, &recipe)?, args.writing.strict, global);
     };
+    args.writing.may_report(checkpoint.path().as_ref(), output)?;
     let pool = Pool::new(global.threads);
     let options = args.writing.options();
     let _handler = interrupt::handle();
@@ -136,6 +139,24 @@ fn recipe(args: &Args) -> Result<Recipe> {
 impl Writing {
     pub(crate) fn options(&self) -> Options {
         Options { force: self.force, strict: self.strict, shard_bytes: self.shard_size }
+    }
+
+    /// Refuses a report that would replace the model, the output or, without `--force`, anything.
+    pub(crate) fn may_report(&self, model: &Path, output: &Path) -> Result<()> {
+        let Some(report) = &self.report else { return Ok(()) };
+        let shown = report.display();
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        ensure!(
+            ![model, output].map(real).contains(&real(report)),
+            "`{shown}` cannot be a model and the report; choose another name for the report"
+        );
+        ensure!(
+            self.force || !report.exists(),
+            "`{shown}` exists; remove it, choose another name, or replace it with --force"
+        );
+        // Dropped at once: only a place that cannot be written is to be noticed before the work.
+        AtomicFile::create(report)?;
+        Ok(())
     }
 }
 
@@ -172,8 +193,10 @@ pub(crate) fn finish(
     };
     warn(&report.warnings, global);
     if let Some(path) = &writing.report {
-        std::fs::write(path, serde_json::to_string_pretty(&report)?)
+        let mut file = AtomicFile::create(path)?;
+        file.write_all(serde_json::to_string_pretty(&report)?.as_bytes())
             .with_context(|| format!("cannot write `{}`", path.display()))?;
+        file.finish()?;
     }
     if global.json {
         return print_json(&report);
@@ -186,7 +209,7 @@ pub(crate) fn finish(
     ] {
         sizes.row([label.to_owned(), bytes(size), format!("{bits:.2}")]);
     }
-    print!("{sizes}");
+    let mut text = sizes.to_string();
     let worst = report.worst(5);
     if !worst.is_empty() {
         let mut table = Table::new(&["<tensors that moved most", "<from", "<to", "error"]);
@@ -198,12 +221,12 @@ pub(crate) fn finish(
                 format!("{:.3} %", tensor.relative_error * 100.0),
             ]);
         }
-        print!("\n{table}");
+        text += &format!("\n{table}");
     }
     for file in &report.files {
-        println!("\nwrote {}", file.display());
+        text += &format!("\nwrote {}\n", plain(&file.display().to_string()));
     }
-    Ok(())
+    print_text(&text)
 }
 
 /// Shows warnings; a long list ends in its length.
@@ -237,15 +260,13 @@ fn show_plan(plan: &Plan, strict: bool, global: &Global) -> Result<()> {
         ]);
     }
     let t = &plan.totals;
-    println!("{table}");
-    println!(
-        "{} → {}, {:.2} → {:.2} bits/weight",
+    print_text(&format!(
+        "{table}\n{} → {}, {:.2} → {:.2} bits/weight\n",
         bytes(t.bytes_before),
         bytes(t.bytes_after),
         t.bits_per_weight_before,
         t.bits_per_weight_after
-    );
-    Ok(())
+    ))
 }
 
 /// Reads `5GB`, `500M` or `1000000`.

@@ -54,7 +54,7 @@ pub(crate) struct Args {
     stats: bool,
 
     /// Tokens of context [default: the model's own, up to 8192 or what the prompt needs]
-    #[arg(long, value_name = "N", help_heading = "Context")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Context")]
     ctx: Option<usize>,
 
     #[command(flatten)]

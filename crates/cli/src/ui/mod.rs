@@ -7,4 +7,4 @@ pub(crate) mod progress;
 pub(crate) mod table;
 pub(crate) mod units;
 
-pub(crate) use message::{exit_code, print_json};
+pub(crate) use message::{exit_code, plain, print_json, print_text};

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::plain;
+
 /// Rows of cells below a heading.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -17,9 +19,10 @@ impl Table {
         Self { rows: vec![headings], left }
     }
 
-    /// Adds a row, one cell a column.
+    /// Adds a row, one cell a column. Control characters in it are spelt out.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        let cells: Vec<String> = cells.into_iter().collect();
+        let cells: Vec<String> =
+            cells.into_iter().map(|cell| plain(&cell).replace('\n', "\\n")).collect();
         assert_eq!(cells.len(), self.left.len(), "one cell a column");
         self.rows.push(cells);
     }

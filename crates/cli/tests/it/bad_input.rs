@@ -19,6 +19,59 @@ fn models_that_are_none() {
     check_failure(&run(&file("cut.gguf", b"GGUF\x03\0\0\0\xff\xff\xff\xff")), 1, &["cut.gguf"]);
 }
 
+#[cfg(unix)]
+#[test]
+fn paths_that_are_no_files() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let pipe = path("pipe.gguf");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for path in [pipe.as_str(), "/dev/null"] {
+        check_failure(&output(&["inspect", path]), 1, &[path, "it is a pipe or a device"]);
+    }
+    let link = path("link.gguf");
+    std::os::unix::fs::symlink("nowhere.gguf", &link).unwrap();
+    check_failure(&output(&["inspect", &link]), 1, &["is a link to `nowhere.gguf`"]);
+    check_failure(&output(&["inspect", "tiny-austin"]), 1, &["does not exist", ", `tiny-austen`"]);
+}
+
+/// A limit on the size of files stops writes like a full disk does.
+#[cfg(unix)]
+#[test]
+fn outputs_that_cannot_be_written() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    for (verb, name, expected) in [
+        ("quantize", "no/q.gguf", "no/q.gguf`: there is no directory"),
+        ("convert", "no/model", "no/model`: there is no directory"),
+    ] {
+        let mut args = vec![verb, "tiny-austen", "-o"];
+        let out = path(name);
+        args.push(&out);
+        args.extend((verb == "quantize").then_some("Q8_0"));
+        check_failure(&output(&args), 1, &[expected, "create it first"]);
+    }
+    let (out, report) = (path("q.gguf"), path("no/report.json"));
+    let run =
+        |report: &str| output(&["quantize", "tiny-austen", "Q8_0", "-o", &out, "--report", report]);
+    check_failure(&run(&report), 1, &["no/report.json`: there is no directory"]);
+    check_failure(&run(&out), 1, &["q.gguf` cannot be a model and the report"]);
+    fs::write(path("old.json"), "").unwrap();
+    check_failure(&run(&path("old.json")), 1, &["old.json` exists", "--force"]);
+    fs::remove_file(path("old.json")).unwrap();
+    let quantize = crate::bevel(&["quantize", "tiny-austen", "Q8_0", "-o", &out]);
+    // The model is in the cache by now.
+    let limited = std::process::Command::new("sh")
+        .args(["-c", r#"ulimit -f 64; exec "$0" "$@""#])
+        .arg(quantize.get_program())
+        .args(quantize.get_args())
+        .envs(quantize.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .output()
+        .unwrap();
+    check_failure(&limited, 1, &["q.gguf`: the file grows past", "ulimit -f"]);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
 #[test]
 fn a_directory_without_weights() {
     let dir = scratch();

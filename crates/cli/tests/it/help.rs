@@ -45,6 +45,9 @@ fn wrong_usage_exits_with_2() {
         (&["run", "tiny-austen", "x", "-f", "y"][..], "--file"),
         (&["run", "tiny-austen", "x", "-t", "100000"][..], "0 to 1024"),
         (&["run", "tiny-austen", "x", "-q", "-v"][..], "--verbose"),
+        (&["run", "tiny-austen", "x", "--ctx", "-5"][..], "invalid value '-5' for '--ctx"),
+        (&["run", "tiny-austen", "x", "--seed", "-1"][..], "invalid value '-1' for '--seed"),
+        (&["quantize", "tiny-austen", "q4km"][..], "did you mean `Q4_K_M`?"),
         (&["bench", "tiny-austen", "-r", "0"][..], "1..=10000"),
     ] {
         check_failure(&output(args), 2, &[expected]);

@@ -134,17 +134,28 @@ fn a_full_context_ends_the_answer() {
 
 #[test]
 fn a_closed_pipe_ends_quietly() {
-    let mut child = bevel(&["run", "tiny-austen", PROMPT, "--ignore-eos", "-n", "900"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut first = [0; 1];
-    let mut pipe = child.stdout.take().unwrap();
-    pipe.read_exact(&mut first).unwrap();
-    drop(pipe);
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+    for (args, read) in [
+        (&["run", "tiny-austen", PROMPT, "--ignore-eos", "-n", "900"][..], 1),
+        (&["inspect", "tiny-austen", "--tensors"][..], 0),
+        (&["quantize", "tiny-austen", "Q8_0", "--dry-run"][..], 0),
+    ] {
+        let mut child = bevel(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut pipe = child.stdout.take().unwrap();
+        pipe.read_exact(&mut vec![0; read]).unwrap();
+        drop(pipe);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""), "{args:?}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_behind_stdout_is_told() {
+    for args in [&["inspect", "tiny-austen"][..], &["run", "tiny-austen", PROMPT, "-n", "2"][..]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = bevel(args).stdout(full).stderr(Stdio::piped()).output().unwrap();
+        crate::check_failure(&output, 1, &["cannot write to stdout: No space left"]);
+    }
 }
 
 #[test]

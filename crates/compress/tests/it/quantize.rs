@@ -106,7 +106,10 @@ fn recipes_decide_about_tensors() {
 #[test]
 fn recipes_that_ask_for_nonsense_are_refused() {
     for (toml, reason) in [
-        ("type = \"Q9\"", "unknown type `Q9`"),
+        ("type = \"Q9\"", "unknown type `Q9`; known are F32"),
+        ("type = \"q4km\"", "did you mean `Q4_K_M`? known are F32"),
+        ("type = \"Q6-K\"", "did you mean `Q6_K`?"),
+        ("type = \"IQ4_LN\"", "did you mean `IQ4_NL`?"),
         ("type = \"IQ3_S\"", "calibration"),
         ("type = \"Q4_0\"\noutput_type = \"I32\"", "weights are floating point or packed"),
         ("type = \"Q4_0\"\ntypo = 1", "typo"),

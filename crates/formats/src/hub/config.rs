@@ -59,7 +59,12 @@ impl HubConfig {
     /// The settings that the process's environment asks for, proxies included.
     pub fn from_env() -> Self {
         let proxy = ureq::Proxy::try_from_env();
-        Self { proxy, ..Self::from_vars(|name| std::env::var(name).ok()) }
+        // Where HOME is not set, the system's list of users may know it.
+        let home = || std::env::home_dir()?.into_os_string().into_string().ok();
+        let var = |name: &str| {
+            std::env::var(name).ok().or_else(|| if name == "HOME" { home() } else { None })
+        };
+        Self { proxy, ..Self::from_vars(var) }
     }
 
     /// The settings for these variables, which mean what they mean to `huggingface_hub`:

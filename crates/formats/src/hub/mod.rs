@@ -171,7 +171,7 @@ fn from_cache(cache: &RepoCache, repo: &RepoId) -> Result<PathBuf> {
         true => Some(repo.revision().to_owned()),
         false => cache.commit_of(repo.revision()),
     };
-    let Some(commit) = commit else { return Err(missing("any file", cache.root())) };
+    let Some(commit) = commit else { return Err(missing("the model", cache.root())) };
     let snapshot = cache.snapshot(&commit);
     let siblings: Vec<Sibling> = cache::files_below(&snapshot);
     let wanted = repo.selection().unwrap_or("its weights");

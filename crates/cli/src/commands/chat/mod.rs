@@ -40,7 +40,7 @@ pub(crate) struct Args {
 
     /// Tokens of context; when it is full, the oldest turns are dropped [default: the model's own, up
     /// to 8192]
-    #[arg(long, value_name = "N", help_heading = "Context")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Context")]
     ctx: Option<usize>,
 
     #[command(flatten)]

@@ -111,7 +111,7 @@ fn a_lost_blob_is_fetched_again() {
 fn offline_asks_nobody_and_says_what_is_missing() {
     let mut fixture = sharded();
     fixture.config.offline = true;
-    let nothing = ["`owner/model`", "any file is not in the cache", "HF_HUB_OFFLINE"];
+    let nothing = ["`owner/model`", "the model is not in the cache", "HF_HUB_OFFLINE"];
     assert_contains(&fixture.error(REPO), &nothing);
     fixture.config.offline = false;
     let snapshot = fixture.fetch(REPO).unwrap();
