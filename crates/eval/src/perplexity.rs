@@ -129,7 +129,7 @@ impl PerplexityConfig {
         let context = self.context;
         if context < 4 {
             return Err(Error::Windows(format!(
-                "a window of {context} tokens is too short to score anything; --ctx begins at 4"
+                "windows of {context} tokens are too short to score anything; --ctx begins at 4"
             )));
         }
         match self.windows {

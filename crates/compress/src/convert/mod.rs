@@ -39,7 +39,7 @@ impl Target {
 ///
 /// # Errors
 /// Those of [`quantize`](crate::quantize), and [`Error::Target`] where a directory should hold
-/// packed types.
+/// packed types or is named like a file of weights.
 pub fn convert(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
@@ -52,12 +52,26 @@ pub fn convert(
         return crate::quantize(checkpoint, recipe, out, options, pool, on_progress);
     }
     refuse_packed(recipe, out)?;
+    refuse_file_name(out)?;
     may_write(out, &source_files(checkpoint)?, options)?;
     is_replaceable(out)?;
     match checkpoint.hf_dir() {
         Some(dir) => from_hf::convert(checkpoint, dir, recipe, out, options, pool, on_progress),
         None => from_gguf::convert(checkpoint, recipe, out, options, pool, on_progress),
     }
+}
+
+/// A directory named like a file is a surprise.
+fn refuse_file_name(out: &Path) -> Result<()> {
+    const FILES: [&str; 5] = ["safetensors", "bin", "pt", "pth", "ggml"];
+    let extension = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    if !FILES.contains(&extension.as_str()) {
+        return Ok(());
+    }
+    let reason = format!(
+        "a directory with `config.json`, the tokenizer and the weights is written, and no `.{extension}` file; choose a directory's name, or one that ends in `.gguf`"
+    );
+    Err(Error::Target { path: out.to_owned(), reason })
 }
 
 fn refuse_packed(recipe: &Recipe, out: &Path) -> Result<()> {

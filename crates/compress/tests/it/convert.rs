@@ -128,6 +128,17 @@ fn packed_weights_become_floats_in_a_directory() {
 }
 
 #[test]
+fn a_directory_is_not_named_like_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["model.safetensors", "pytorch_model.BIN"] {
+        let out = directory.path().join(name);
+        let error = convert(&tiny_austen(), &recipe("type = \"keep\""), &out).unwrap_err();
+        assert!(error.to_string().contains("choose a directory's name"), "{error}");
+        assert!(!out.exists());
+    }
+}
+
+#[test]
 fn a_directory_with_other_things_in_it_is_not_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
