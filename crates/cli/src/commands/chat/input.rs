@@ -1,11 +1,13 @@
 //! Messages typed at a terminal, with line editing and history, or read from a pipe.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustyline::error::ReadlineError;
 use rustyline::{Config, DefaultEditor};
+
+use crate::text::MOST;
 
 /// Where messages come from.
 pub(super) struct Input {
@@ -79,9 +81,11 @@ impl Drop for Input {
 /// A line of a pipe, without its end.
 fn pipe_line() -> Result<Option<String>> {
     let mut bytes = Vec::new();
-    if io::stdin().lock().read_until(b'\n', &mut bytes).context("cannot read stdin")? == 0 {
+    let mut stdin = io::stdin().lock().take(MOST);
+    if stdin.read_until(b'\n', &mut bytes).context("cannot read stdin")? == 0 {
         return Ok(None);
     }
+    ensure!(stdin.limit() > 0, "a line of stdin has {MOST} bytes and more");
     while bytes.last().is_some_and(|b| matches!(b, b'\n' | b'\r')) {
         bytes.pop();
     }
