@@ -3,15 +3,15 @@
 
 use bevel_kernels::{
     AttentionScratch, AttentionSpec, Cpu, Product, RopeSpec, RopeTable, Scratch, SequenceSpan,
-    Slot, add_bias, add_scaled, attention, matmul, rms_norm, rms_norm_in_place, rope, scale,
-    softcap,
+    Slot, add_scaled, attention, matmul, rms_norm, rms_norm_in_place, rope, scale, softcap,
 };
 
 use crate::cache::{KvCache, Sequence};
 use crate::config::RopeConfig;
 use crate::family::QkNorm;
+use crate::linear::project;
 use crate::mlp::MlpState;
-use crate::weights::{LayerWeights, Linear};
+use crate::weights::LayerWeights;
 use crate::{Checkpoint, Error, ModelConfig, Result, Weights};
 
 /// A model that is ready to run: configuration and weights. What changes from step to step lies in
@@ -204,13 +204,7 @@ impl Model {
         let n = state.slots.len();
         branch_norm(cpu, config, &layer.attn_norm, &state.x, &mut state.h);
         let [q, k, v] = [&mut state.q, &mut state.k, &mut state.v];
-        project(
-            cpu,
-            &state.h,
-            n,
-            &mut [(&layer.q, q), (&layer.k, k), (&layer.v, v)],
-            &mut state.matmul,
-        );
+        project(cpu, &state.h, n, [(&layer.q, q), (&layer.k, k), (&layer.v, v)], &mut state.matmul);
         for (x, weight, heads) in [
             (&mut state.q, &layer.q_norm, config.heads),
             (&mut state.k, &layer.k_norm, config.kv_heads),
@@ -250,7 +244,7 @@ impl Model {
             &spec,
             &mut state.attention,
         );
-        project(cpu, &state.attended, n, &mut [(&layer.o, &mut state.h)], &mut state.matmul);
+        project(cpu, &state.attended, n, [(&layer.o, &mut state.h)], &mut state.matmul);
         join(cpu, config, &layer.post_attn_norm, &mut state.h, &mut state.x);
     }
 
@@ -316,36 +310,4 @@ fn join(cpu: &Cpu, config: &ModelConfig, norm: &Option<Vec<f32>>, h: &mut [f32],
         rms_norm_in_place(cpu, h, weight, config.norm_eps, h.len() / config.dim, config.dim);
     }
     add_scaled(cpu, x, h, config.residual_scale);
-}
-
-/// Linear layers that share their input `x`, `[n, in]`.
-pub(crate) fn project(
-    cpu: &Cpu,
-    x: &[f32],
-    n: usize,
-    layers: &mut [(&Linear, &mut Vec<f32>)],
-    scratch: &mut Scratch,
-) {
-    match layers {
-        [(a, out_a)] => {
-            matmul(cpu, x, n, &mut [Product { weight: &a.weight, out: out_a }], scratch);
-        }
-        [(a, out_a), (b, out_b)] => {
-            let a = Product { weight: &a.weight, out: out_a };
-            let b = Product { weight: &b.weight, out: out_b };
-            matmul(cpu, x, n, &mut [a, b], scratch);
-        }
-        [(a, out_a), (b, out_b), (c, out_c)] => {
-            let a = Product { weight: &a.weight, out: out_a };
-            let b = Product { weight: &b.weight, out: out_b };
-            let c = Product { weight: &c.weight, out: out_c };
-            matmul(cpu, x, n, &mut [a, b, c], scratch);
-        }
-        _ => unreachable!("at most three layers share an input"),
-    }
-    for (layer, out) in layers {
-        if let Some(bias) = &layer.bias {
-            add_bias(cpu, out, bias, n, bias.len());
-        }
-    }
 }

@@ -8,6 +8,7 @@ mod config;
 mod error;
 mod family;
 mod forward;
+mod linear;
 mod mlp;
 mod sampler;
 mod session;

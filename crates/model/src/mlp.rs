@@ -6,7 +6,7 @@ use bevel_kernels::{Cpu, Product, Scratch, gelu_tanh_mul, matmul, silu_mul, soft
 use crate::ModelConfig;
 use crate::config::Experts;
 use crate::family::Activation;
-use crate::forward::project;
+use crate::linear::project;
 use crate::weights::{Ffn, Mlp};
 
 /// Buffers of the MLP.
@@ -73,14 +73,14 @@ impl Mlp {
         for buffer in [&mut state.gate, &mut state.up, &mut state.hidden] {
             buffer.resize(len, 0.0);
         }
-        let mut pair = [(&self.gate, &mut state.gate), (&self.up, &mut state.up)];
-        project(cpu, h, n, &mut pair, scratch);
+        let pair = [(&self.gate, &mut state.gate), (&self.up, &mut state.up)];
+        project(cpu, h, n, pair, scratch);
         let act_mul = match config.family.activation {
             Activation::Silu => silu_mul,
             Activation::GeluTanh => gelu_tanh_mul,
         };
         act_mul(cpu, &mut state.hidden, &state.gate, &state.up);
-        project(cpu, &state.hidden, n, &mut [(&self.down, h)], scratch);
+        project(cpu, &state.hidden, n, [(&self.down, h)], scratch);
     }
 }
 

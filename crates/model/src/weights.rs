@@ -5,6 +5,7 @@ use bevel_base::{DType, pack};
 use bevel_kernels::{Cpu, PackedMatrix};
 
 use crate::family::QkNorm;
+use crate::linear::Linear;
 use crate::{Checkpoint, Error, ModelConfig, Result};
 
 /// A model's weights in the layouts the kernels run on.
@@ -53,15 +54,6 @@ pub(crate) struct Mlp {
     pub(crate) up: Linear,
     /// `[dim, ffn]`
     pub(crate) down: Linear,
-}
-
-/// W · x + b
-#[derive(Debug)]
-pub(crate) struct Linear {
-    /// `[out, in]`
-    pub(crate) weight: PackedMatrix,
-    /// `[out]`
-    pub(crate) bias: Option<Vec<f32>>,
 }
 
 /// The token embedding, `[vocab, dim]`, kept as it is stored: a step looks up a few rows only.
