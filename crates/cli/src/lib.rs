@@ -20,6 +20,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub use bevel_base as base;
 pub use bevel_compress as compress;
 pub use bevel_eval as eval;

@@ -1,5 +1,7 @@
 //! The `bevel` binary: flags in, library calls, messages and tables out.
 
+#![forbid(unsafe_code)]
+
 mod answer;
 mod args;
 mod commands;

@@ -6,6 +6,8 @@
 //! carries its recipe, its source's hash and bevel's version, and is a function of these alone:
 //! not of the machine, nor of the number of threads.
 
+#![forbid(unsafe_code)]
+
 mod convert;
 mod error;
 mod gguf;

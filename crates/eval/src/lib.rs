@@ -1,5 +1,7 @@
 //! How well a model predicts text, and how fast it runs.
 
+#![forbid(unsafe_code)]
+
 mod bench;
 mod error;
 mod machine;

@@ -1,5 +1,7 @@
 //! Readers and writers of model files. Nothing here runs a model.
 
+#![forbid(unsafe_code)]
+
 mod atomic;
 mod error;
 pub mod gguf;

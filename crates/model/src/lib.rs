@@ -1,6 +1,8 @@
 //! Decoder models: configuration, weights, the forward pass over a paged batch, tokenizer and chat
 //! template. Families are data ([`Family`]); the forward pass exists once.
 
+#![forbid(unsafe_code)]
+
 mod cache;
 pub mod chat;
 mod checkpoint;
