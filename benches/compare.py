@@ -50,6 +50,8 @@ def perplexity(args, model, threads):
                  "--json", *extra])
     theirs = call([sys.executable, HERE / "rival.py", "perplexity", model, args.text,
                    "--ctx", args.ctx, "--threads", threads, *extra])
+    for place in ("model", "text"):  # paths of this machine
+        del ours[place]
     ratio = ours["perplexity"] / theirs["perplexity"]
     return {"ratio": ratio, "bevel": ours, "llama.cpp": theirs}
 
@@ -83,8 +85,11 @@ def main():
             results.setdefault(model.name, []).append(result)
             print(model.name, threads, json.dumps(result["ratio"]), file=sys.stderr, flush=True)
     version = call([sys.executable, "-c", "import llama_cpp, json; print(json.dumps(llama_cpp.__version__))"])
-    shown = " ".join(["python benches/compare.py", args.what, *(m.name for m in args.models),
-                      "--rounds", str(args.rounds), "--threads", *map(str, args.threads)])
+    options = (["--rounds", args.rounds, "--prompt", args.prompt, "--generate", args.generate]
+               if args.what == "speed" else
+               ["--text", Path(args.text).name, "--ctx", args.ctx, "--tokens", args.tokens or "all"])
+    shown = " ".join(map(str, ["python benches/compare.py", args.what, *(m.name for m in args.models),
+                               "--threads", *args.threads, *options]))
     args.out.write_text(json.dumps({
         "command": shown,
         "machine": {"cpu": cpu(), "kernel": platform.release()},
