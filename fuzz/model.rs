@@ -21,6 +21,15 @@ pub(crate) fn tokenizer_json(bytes: &[u8]) -> bool {
     Tokenizer::from_json_bytes(bytes, None).is_ok_and(|tokenizer| use_tokenizer(&tokenizer))
 }
 
+/// A `tokenizer_config.json` beside a good `tokenizer.json`.
+pub(crate) fn tokenizer_config(bytes: &[u8]) -> bool {
+    const TOKENIZER: &[u8] = include_bytes!("corpus/tokenizer_json/byte_level.json");
+    Tokenizer::from_json_bytes(TOKENIZER, Some(bytes)).is_ok_and(|tokenizer| {
+        let _ = (tokenizer.chat_template(false), tokenizer.chat_template(true));
+        use_tokenizer(&tokenizer)
+    })
+}
+
 /// The metadata of a GGUF file, as a tokenizer.
 pub(crate) fn tokenizer_gguf(bytes: &[u8]) -> bool {
     Header::parse(Path::new("fuzz.gguf"), bytes).is_ok_and(|header| {

@@ -4,6 +4,9 @@ mod bad_input;
 mod chat;
 mod eval;
 mod help;
+mod recipes;
+#[path = "../../../../fuzz/replay.rs"]
+mod replay;
 mod run;
 mod tour;
 
@@ -13,6 +16,9 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 use tempfile::TempDir;
+
+#[global_allocator]
+static ALLOCATOR: replay::Counting = replay::Counting;
 
 /// A directory that all tests of this process share: the cache with the unpacked model.
 static CACHE: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());

@@ -31,6 +31,12 @@ fn tokenizer_json() {
 }
 
 #[test]
+fn tokenizer_config() {
+    let seeds = ["full.json", "template.json"];
+    check("tokenizer_config", &seeds, EXPRESSIONS, model::tokenizer_config);
+}
+
+#[test]
 fn tokenizer_gguf() {
     let seeds = ["gpt2.gguf", "sentence_piece.gguf"];
     check("tokenizer_gguf", &seeds, EXPRESSIONS, model::tokenizer_gguf);
