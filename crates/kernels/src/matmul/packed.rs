@@ -163,6 +163,10 @@ impl PackedMatrix {
                 for i in 0..codes.len() / code_bytes {
                     let codes = &mut codes[i * code_bytes..][..code_bytes];
                     let scales = &mut scales[i * scale_bytes..][..scale_bytes];
+                    // Codes are or-ed in: a first touch that reads would map the system's page of
+                    // zeros, which the write after it has to replace in every thread's view.
+                    codes.fill(0);
+                    scales.fill(0);
                     let first = (index * part + i) * ROWS;
                     for lane in 0..ROWS.min(rows - first) {
                         put_row(dtype, layout, row(first + lane), lane, codes, scales);
