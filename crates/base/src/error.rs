@@ -58,6 +58,9 @@ pub enum Error {
         /// The value found.
         value: f32,
     },
+    /// A [`GroupedMatrix`](crate::GroupedMatrix) whose parts do not fit together.
+    #[error("a grouped weight matrix has {0}")]
+    Grouped(String),
     /// A file could not be opened or mapped.
     #[error("cannot read `{path}`: {source}")]
     Io {

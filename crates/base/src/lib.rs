@@ -4,6 +4,7 @@
 mod aligned;
 mod dtype;
 mod error;
+pub mod grouped;
 mod mapping;
 pub mod pack;
 mod pool;
@@ -13,6 +14,7 @@ mod tensor;
 pub use aligned::AlignedVec;
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use grouped::GroupedMatrix;
 pub use mapping::Mapping;
 pub use pool::Pool;
 pub use signal::refuse_writes_past_the_limit;

@@ -54,6 +54,7 @@ mod symmetric;
 pub mod tq;
 
 pub use block::{Block, Half, Quantize};
+pub use plain::{e4m3, to_e4m3};
 
 use crate::{DType, Error, Result};
 

@@ -124,6 +124,17 @@ impl<const MANTISSA: u32> F8<MANTISSA> {
     }
 }
 
+/// The number that an FP8 E4M3 code stands for.
+pub fn e4m3(code: u8) -> f32 {
+    let table = &const { F8::<3>::TABLE };
+    table[usize::from(code)]
+}
+
+/// The FP8 E4M3 code nearest to a number, ties to even, saturating at ±448.
+pub fn to_e4m3(value: f32) -> u8 {
+    F8::<3>::encode(value)
+}
+
 pub(super) fn from_f8<const MANTISSA: u32>(data: &[u8], out: &mut [f32]) {
     let table = &const { F8::<MANTISSA>::TABLE };
     for (code, out) in data.iter().zip(out) {
