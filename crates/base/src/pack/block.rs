@@ -1,5 +1,6 @@
 use bytemuck::{Pod, Zeroable};
 
+use super::grid::Levels;
 use super::lanes::{each, range};
 
 /// A packed block of `N` values as it lies in a file. Blocks are made of bytes, so that any address
@@ -18,6 +19,40 @@ pub trait Quantize<const N: usize>: Block<N> {
     ///
     /// Values are finite and within [`Quantize::LIMIT`]; weights are positive, the largest one 1.
     fn quantize(x: &[f32; N], w: &[f32; N]) -> Self;
+}
+
+/// A block of codes, each of which picks a level of its group's grid: `step * level + offset`.
+///
+/// Packing is two acts here, choosing the scales and choosing the codes, so that somebody else may
+/// choose the codes; see [`Grid`](super::grid::Grid).
+pub trait Coded<const N: usize>: Block<N> {
+    /// [`Quantize::LIMIT`].
+    const LIMIT: f32;
+    /// Values that share a step and an offset.
+    const GROUP: usize;
+    /// What codes stand for.
+    const LEVELS: Levels;
+
+    /// The scales that make the least `Σ w (x - x̂)²`, in a block whose codes are zero, and the
+    /// codes that do. Arguments as in [`Quantize::quantize`].
+    fn search(x: &[f32; N], w: &[f32; N]) -> (Self, [u8; N]);
+
+    /// Replaces the block's codes.
+    fn put_codes(&mut self, codes: &[u8; N]);
+
+    /// The step and the offset of group `j`.
+    fn group(&self, j: usize) -> (f32, f32);
+}
+
+impl<B: Coded<N>, const N: usize> Quantize<N> for B {
+    const LIMIT: f32 = B::LIMIT;
+
+    #[inline(always)]
+    fn quantize(x: &[f32; N], w: &[f32; N]) -> Self {
+        let (mut block, codes) = B::search(x, w);
+        block.put_codes(&codes);
+        block
+    }
 }
 
 /// A little-endian half-precision number at any address.
@@ -160,14 +195,20 @@ impl<B: Quantize<N>, const N: usize> Work for Pack<'_, B, N> {
     fn run(self) {
         let (values, _) = self.0.as_chunks::<N>();
         for (i, (x, block)) in values.iter().zip(self.2).enumerate() {
-            let x = each(|j| x[j].clamp(-B::LIMIT, B::LIMIT));
-            let w = match self.1 {
-                Some(importance) => weights(&importance[i * N..][..N]),
-                None => [1.0; N],
-            };
+            let (x, w) = prepare(x, self.1.map(|w| &w[i * N..][..N]), B::LIMIT);
             *block = B::quantize(&x, &w);
         }
     }
+}
+
+/// A block's values and weights as [`Quantize::quantize`] wants them.
+#[inline(always)]
+pub(super) fn prepare<const N: usize>(
+    x: &[f32; N],
+    importance: Option<&[f32]>,
+    limit: f32,
+) -> ([f32; N], [f32; N]) {
+    (each(|j| x[j].clamp(-limit, limit)), importance.map_or([1.0; N], weights))
 }
 
 /// What a value of no importance weighs: little enough to change nothing else, enough to be rounded

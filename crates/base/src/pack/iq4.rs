@@ -3,7 +3,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::block::{Block, Half, Quantize};
+use super::block::{Block, Coded, Half};
+use super::grid::{Levels, NO_OFFSET};
 use super::levels::{IQ4_CODES, Integers, Iq4};
 use super::symmetric::{fit_scale, fit_super_block};
 
@@ -86,30 +87,52 @@ fn look_up(d: f32, qs: &[u8; 16], out: &mut [f32; 32]) {
     }
 }
 
+/// [`IQ4_LEVELS`] as levels of a grid.
+static IQ4_TABLE: [f32; 16] = {
+    let mut table = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = IQ4_LEVELS[i] as f32;
+        i += 1;
+    }
+    table
+};
+
 /// The index of a level that [`Iq4`] snapped to.
 #[inline(always)]
 fn index(level: f32) -> u8 {
     IQ4_CODES[(level as i32 + 127) as usize & 255]
 }
 
-impl Quantize<32> for BlockIQ4NL {
+impl Coded<32> for BlockIQ4NL {
     const LIMIT: f32 = Half::MAX * 127.0;
+    const GROUP: usize = 32;
+    const LEVELS: Levels = Levels::Table(&IQ4_TABLE);
 
     #[inline(always)]
-    fn quantize(x: &[f32; 32], w: &[f32; 32]) -> Self {
+    fn search(x: &[f32; 32], w: &[f32; 32]) -> (Self, [u8; 32]) {
         let (d, q) = fit_scale::<Iq4, 32>(x, w);
-        Self {
-            d: Half::from_f32(d),
-            qs: std::array::from_fn(|i| index(q[i]) | index(q[16 + i]) << 4),
-        }
+        (Self { d: Half::from_f32(d), qs: [0; 16] }, q.map(index))
+    }
+
+    #[inline(always)]
+    fn put_codes(&mut self, codes: &[u8; 32]) {
+        self.qs = std::array::from_fn(|i| codes[i] | codes[16 + i] << 4);
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize) -> (f32, f32) {
+        (self.d.to_f32(), NO_OFFSET)
     }
 }
 
-impl Quantize<256> for BlockIQ4XS {
+impl Coded<256> for BlockIQ4XS {
     const LIMIT: f32 = Half::MAX * 4064.0;
+    const GROUP: usize = 32;
+    const LEVELS: Levels = Levels::Table(&IQ4_TABLE);
 
     #[inline(always)]
-    fn quantize(x: &[f32; 256], w: &[f32; 256]) -> Self {
+    fn search(x: &[f32; 256], w: &[f32; 256]) -> (Self, [u8; 256]) {
         let fit = fit_super_block::<Iq4, Integers<-32, 31>, 32, 8, 2>(x, w);
         let mut scales_h = 0;
         let mut scales_l = [0; 4];
@@ -118,14 +141,25 @@ impl Quantize<256> for BlockIQ4XS {
             scales_h |= u16::from(scale >> 4) << (2 * j);
             scales_l[j / 2] |= (scale & 15) << (j % 2 * 4);
         }
-        Self {
+        let block = Self {
             d: Half::from_f32(fit.d),
             scales_h: scales_h.to_le_bytes(),
             scales_l,
-            qs: std::array::from_fn(|b| {
-                let at = b / 16 * 32 + b % 16;
-                index(fit.levels[at]) | index(fit.levels[at + 16]) << 4
-            }),
-        }
+            qs: [0; 128],
+        };
+        (block, fit.levels.map(index))
+    }
+
+    #[inline(always)]
+    fn put_codes(&mut self, codes: &[u8; 256]) {
+        self.qs = std::array::from_fn(|b| {
+            let at = b / 16 * 32 + b % 16;
+            codes[at] | codes[at + 16] << 4
+        });
+    }
+
+    #[inline(always)]
+    fn group(&self, j: usize) -> (f32, f32) {
+        (self.d.to_f32() * f32::from(self.scale(j)), NO_OFFSET)
     }
 }

@@ -32,6 +32,7 @@
 
 mod affine;
 mod block;
+pub mod grid;
 pub mod grids;
 pub mod iq2;
 pub mod iq3;
@@ -53,7 +54,7 @@ pub mod q8_0;
 mod symmetric;
 pub mod tq;
 
-pub use block::{Block, Half, Quantize};
+pub use block::{Block, Coded, Half, Quantize};
 pub use plain::{e4m3, to_e4m3};
 
 use crate::{DType, Error, Result};
@@ -122,21 +123,7 @@ pub fn quantize(
     out: &mut [u8],
 ) -> Result<()> {
     check_lengths(dtype, values.len(), out.len())?;
-    if let Some((index, &value)) = first_bad(values, |v| v.is_finite()) {
-        return Err(Error::NotFinite { index, value });
-    }
-    if let Some(importance) = importance {
-        if importance.len() != values.len() {
-            return Err(Error::ByteLength {
-                what: format!("importance of {} values, 4 bytes each", values.len()),
-                expected: size_of_val(values),
-                found: size_of_val(importance),
-            });
-        }
-        if let Some((index, &value)) = first_bad(importance, |v| v.is_finite() & (v >= 0.0)) {
-            return Err(Error::Importance { index, value });
-        }
-    }
+    check_values(values, importance)?;
     match dtype {
         DType::F32 => plain::to_f32(values, out),
         DType::F16 => plain::to_f16(values, out),
@@ -174,6 +161,26 @@ pub fn quantize(
         | DType::U32
         | DType::I64
         | DType::U64 => return Err(Error::NotWeight(dtype)),
+    }
+    Ok(())
+}
+
+/// Refuses what cannot be packed, and importance that weighs nothing.
+fn check_values(values: &[f32], importance: Option<&[f32]>) -> Result<()> {
+    if let Some((index, &value)) = first_bad(values, |v| v.is_finite()) {
+        return Err(Error::NotFinite { index, value });
+    }
+    if let Some(importance) = importance {
+        if importance.len() != values.len() {
+            return Err(Error::ByteLength {
+                what: format!("importance of {} values, 4 bytes each", values.len()),
+                expected: size_of_val(values),
+                found: size_of_val(importance),
+            });
+        }
+        if let Some((index, &value)) = first_bad(importance, |v| v.is_finite() & (v >= 0.0)) {
+            return Err(Error::Importance { index, value });
+        }
     }
     Ok(())
 }

@@ -2,9 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::block::{Block, Quantize};
+use super::block::{Block, Coded};
+use super::grid::{Levels, NO_OFFSET};
 use super::lanes::{least, range};
-use super::levels::{E2m1, Levels};
+use super::levels::{E2m1, Levels as _};
 use super::symmetric::scale_errors;
 
 /// 32 values `2^(e - 128) * MXFP4_LEVELS[q]`, `q` of 4 bits: 4.25 bits a value.
@@ -27,6 +28,10 @@ const _: () = assert!(size_of::<BlockMXFP4>() == 17);
 /// The values of the 16 codes, doubled to make them integers. Bit 3 of a code is the sign.
 pub const MXFP4_LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
+/// [`MXFP4_LEVELS`] in ascending order, zero once.
+static MXFP4_ASCENDING: [f32; 15] =
+    [-12., -8., -6., -4., -3., -2., -1., 0., 1., 2., 3., 4., 6., 8., 12.];
+
 impl BlockMXFP4 {
     /// The factor of [`MXFP4_LEVELS`]: half the scale, 2^(e - 128).
     #[inline(always)]
@@ -47,17 +52,19 @@ impl Block<32> for BlockMXFP4 {
     }
 }
 
-impl Quantize<32> for BlockMXFP4 {
+impl Coded<32> for BlockMXFP4 {
     /// The greatest exponent whose levels are all finite is 252.
     const LIMIT: f32 = 12.0 * power_of_two(124);
+    const GROUP: usize = 32;
+    const LEVELS: Levels = Levels::Table(&MXFP4_ASCENDING);
 
     /// Tries the exponent that puts the largest magnitude among the top levels and its neighbours.
     #[inline(always)]
-    fn quantize(x: &[f32; 32], w: &[f32; 32]) -> Self {
+    fn search(x: &[f32; 32], w: &[f32; 32]) -> (Self, [u8; 32]) {
         let (low, high) = range(x);
         let largest = if -low > high { -low } else { high };
         if largest == 0.0 {
-            return Self::zeroed();
+            return (Self::zeroed(), [7; 32]);
         }
         // The search runs on y = x * 2^-k with k about log2 of the largest magnitude, so that no
         // square leaves the range of f32. Two factors, because 2^-k itself may leave it.
@@ -69,14 +76,26 @@ impl Quantize<32> for BlockMXFP4 {
         let errors = scale_errors::<E2m1, CANDIDATES>(&y, w, &scales);
         let best = least(&errors);
         let inverse = 1.0 / scales[best];
-        let code = |i: usize| {
+        let mut codes = [0; 32];
+        for i in 0..32 {
             let level = E2m1::snap(y[i] * inverse);
             let magnitude = level.abs() as u8;
-            let code =
+            let steps =
                 if magnitude < 5 { magnitude } else { [5, 6, 7][usize::from(magnitude) / 4 - 1] };
-            code | if level < 0.0 { 8 } else { 0 }
-        };
-        Self { e: e[best] as u8, qs: std::array::from_fn(|i| code(i) | code(16 + i) << 4) }
+            codes[i] = if level < 0.0 { 7 - steps } else { 7 + steps };
+        }
+        (Self { e: e[best] as u8, qs: [0; 16] }, codes)
+    }
+
+    #[inline(always)]
+    fn put_codes(&mut self, codes: &[u8; 32]) {
+        let field = |code: u8| if code < 7 { 15 - code } else { code - 7 };
+        self.qs = std::array::from_fn(|i| field(codes[i]) | field(codes[16 + i]) << 4);
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize) -> (f32, f32) {
+        (self.scale(), NO_OFFSET)
     }
 }
 

@@ -3,7 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::affine::fit_super_block;
-use super::block::{Block, Half, Quantize};
+use super::block::{Block, Coded, Half};
+use super::grid::Levels;
 
 /// 256 values `d * sc[j] * q - dmin * m[j]`, `q` of 2 bits, `j` the group of 16: 2.625 bits a value.
 ///
@@ -65,17 +66,31 @@ impl Block<256> for BlockQ2K {
     }
 }
 
-impl Quantize<256> for BlockQ2K {
+impl Coded<256> for BlockQ2K {
     const LIMIT: f32 = Half::MAX * 15.0;
+    const GROUP: usize = 16;
+    const LEVELS: Levels = Levels::Integers { low: 0, high: 3 };
 
     #[inline(always)]
-    fn quantize(x: &[f32; 256], w: &[f32; 256]) -> Self {
+    fn search(x: &[f32; 256], w: &[f32; 256]) -> (Self, [u8; 256]) {
         let fit = fit_super_block::<3, 15, 16, 16>(x, w);
-        Self {
+        let block = Self {
             scales: std::array::from_fn(|j| fit.scales[j] | fit.minima[j] << 4),
-            qs: pack_two_bits(&fit.codes),
+            qs: [0; 64],
             d: Half::from_f32(fit.d),
             dmin: Half::from_f32(fit.dmin),
-        }
+        };
+        (block, fit.codes)
+    }
+
+    #[inline(always)]
+    fn put_codes(&mut self, codes: &[u8; 256]) {
+        self.qs = pack_two_bits(codes);
+    }
+
+    #[inline(always)]
+    fn group(&self, j: usize) -> (f32, f32) {
+        let (sc, m) = self.scale_min(j);
+        (self.d.to_f32() * f32::from(sc), -(self.dmin.to_f32() * f32::from(m)))
     }
 }

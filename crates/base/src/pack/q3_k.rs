@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::block::{Block, Half, Quantize};
+use super::block::{Block, Coded, Half};
+use super::grid::{Levels, NO_OFFSET};
 use super::levels::Integers;
 use super::q2_k::{pack_two_bits, two_bits};
 use super::symmetric::fit_super_block;
@@ -64,24 +65,35 @@ impl Block<256> for BlockQ3K {
     }
 }
 
-impl Quantize<256> for BlockQ3K {
+impl Coded<256> for BlockQ3K {
     const LIMIT: f32 = Half::MAX * 128.0;
+    const GROUP: usize = 16;
+    const LEVELS: Levels = Levels::Integers { low: -4, high: 3 };
 
     #[inline(always)]
-    fn quantize(x: &[f32; 256], w: &[f32; 256]) -> Self {
+    fn search(x: &[f32; 256], w: &[f32; 256]) -> (Self, [u8; 256]) {
         let fit = fit_super_block::<Integers<-4, 3>, Integers<-32, 31>, 16, 16, 1>(x, w);
-        let codes = fit.levels.map(|q| (q + 4.0) as u8);
-        let mut hmask = [0; 32];
-        for i in 0..256 {
-            hmask[i % 32] |= codes[i] >> 2 << (i / 32);
-        }
         let scales = fit.scales.map(|s| (s + 32.0) as u8);
         let mut packed_scales = [0; 12];
         for j in 0..16 {
             packed_scales[j % 8] |= (scales[j] & 15) << (j / 8 * 4);
             packed_scales[8 + j % 4] |= scales[j] >> 4 << (j / 4 * 2);
         }
-        let qs = pack_two_bits(&codes.map(|q| q & 3));
-        Self { hmask, qs, packed_scales, d: Half::from_f32(fit.d) }
+        let block = Self { packed_scales, d: Half::from_f32(fit.d), ..Self::zeroed() };
+        (block, fit.levels.map(|q| (q + 4.0) as u8))
+    }
+
+    #[inline(always)]
+    fn put_codes(&mut self, codes: &[u8; 256]) {
+        self.hmask = [0; 32];
+        for i in 0..256 {
+            self.hmask[i % 32] |= codes[i] >> 2 << (i / 32);
+        }
+        self.qs = pack_two_bits(&codes.map(|q| q & 3));
+    }
+
+    #[inline(always)]
+    fn group(&self, j: usize) -> (f32, f32) {
+        (self.d.to_f32() * f32::from(self.scales()[j]), NO_OFFSET)
     }
 }

@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::block::{Block, Half, Quantize};
+use super::block::{Block, Coded, Half};
+use super::grid::{Levels, NO_OFFSET};
 use super::levels::Integers;
 use super::symmetric::fit_scale;
 
@@ -34,13 +35,24 @@ impl Block<32> for BlockQ4_0 {
     }
 }
 
-impl Quantize<32> for BlockQ4_0 {
+impl Coded<32> for BlockQ4_0 {
     const LIMIT: f32 = Half::MAX * 8.0;
+    const GROUP: usize = 32;
+    const LEVELS: Levels = Levels::Integers { low: -8, high: 7 };
 
     #[inline(always)]
-    fn quantize(x: &[f32; 32], w: &[f32; 32]) -> Self {
+    fn search(x: &[f32; 32], w: &[f32; 32]) -> (Self, [u8; 32]) {
         let (d, q) = fit_scale::<Integers<-8, 7>, 32>(x, w);
-        let code = |i: usize| (q[i] + 8.0) as u8;
-        Self { d: Half::from_f32(d), qs: std::array::from_fn(|i| code(i) | code(16 + i) << 4) }
+        (Self { d: Half::from_f32(d), qs: [0; 16] }, q.map(|q| (q + 8.0) as u8))
+    }
+
+    #[inline(always)]
+    fn put_codes(&mut self, codes: &[u8; 32]) {
+        self.qs = std::array::from_fn(|i| codes[i] | codes[16 + i] << 4);
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize) -> (f32, f32) {
+        (self.d.to_f32(), NO_OFFSET)
     }
 }

@@ -3,7 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::affine::fit_scale_and_minimum;
-use super::block::{Block, Half, Quantize};
+use super::block::{Block, Coded, Half};
+use super::grid::Levels;
 
 /// 32 values `d * q + m`, `q` of 4 bits: 5 bits a value.
 ///
@@ -36,16 +37,24 @@ impl Block<32> for BlockQ4_1 {
     }
 }
 
-impl Quantize<32> for BlockQ4_1 {
+impl Coded<32> for BlockQ4_1 {
     const LIMIT: f32 = Half::MAX;
+    const GROUP: usize = 32;
+    const LEVELS: Levels = Levels::Integers { low: 0, high: 15 };
 
     #[inline(always)]
-    fn quantize(x: &[f32; 32], w: &[f32; 32]) -> Self {
-        let (d, m, q) = fit_scale_and_minimum::<15, 32>(x, w);
-        Self {
-            d: Half::from_f32(d),
-            m: Half::from_f32(m),
-            qs: std::array::from_fn(|i| q[i] | q[16 + i] << 4),
-        }
+    fn search(x: &[f32; 32], w: &[f32; 32]) -> (Self, [u8; 32]) {
+        let (d, m, codes) = fit_scale_and_minimum::<15, 32>(x, w);
+        (Self { d: Half::from_f32(d), m: Half::from_f32(m), qs: [0; 16] }, codes)
+    }
+
+    #[inline(always)]
+    fn put_codes(&mut self, codes: &[u8; 32]) {
+        self.qs = std::array::from_fn(|i| codes[i] | codes[16 + i] << 4);
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize) -> (f32, f32) {
+        (self.d.to_f32(), self.m.to_f32())
     }
 }

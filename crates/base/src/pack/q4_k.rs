@@ -3,7 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::affine::fit_super_block;
-use super::block::{Block, Half, Quantize};
+use super::block::{Block, Coded, Half};
+use super::grid::Levels;
 
 /// 256 values `d * sc[j] * q - dmin * m[j]`, `q` of 4 bits, `j` the group of 32: 4.5 bits a value.
 ///
@@ -80,20 +81,34 @@ impl Block<256> for BlockQ4K {
     }
 }
 
-impl Quantize<256> for BlockQ4K {
+impl Coded<256> for BlockQ4K {
     const LIMIT: f32 = Half::MAX * 63.0;
+    const GROUP: usize = 32;
+    const LEVELS: Levels = Levels::Integers { low: 0, high: 15 };
 
     #[inline(always)]
-    fn quantize(x: &[f32; 256], w: &[f32; 256]) -> Self {
+    fn search(x: &[f32; 256], w: &[f32; 256]) -> (Self, [u8; 256]) {
         let fit = fit_super_block::<15, 63, 32, 8>(x, w);
-        Self {
+        let block = Self {
             d: Half::from_f32(fit.d),
             dmin: Half::from_f32(fit.dmin),
             scales: ScalesMins::new(fit.scales, fit.minima),
-            qs: std::array::from_fn(|b| {
-                let at = b / 32 * 64 + b % 32;
-                fit.codes[at] | fit.codes[at + 32] << 4
-            }),
-        }
+            ..Self::zeroed()
+        };
+        (block, fit.codes)
+    }
+
+    #[inline(always)]
+    fn put_codes(&mut self, codes: &[u8; 256]) {
+        self.qs = std::array::from_fn(|b| {
+            let at = b / 32 * 64 + b % 32;
+            codes[at] | codes[at + 32] << 4
+        });
+    }
+
+    #[inline(always)]
+    fn group(&self, j: usize) -> (f32, f32) {
+        let (sc, m) = self.scales.scale_min(j);
+        (self.d.to_f32() * f32::from(sc), -(self.dmin.to_f32() * f32::from(m)))
     }
 }

@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::block::{Block, Half, Quantize};
+use super::block::{Block, Coded, Half};
+use super::grid::{Levels, NO_OFFSET};
 use super::levels::Integers;
 use super::symmetric::fit_scale;
 
@@ -58,13 +59,24 @@ impl Block<32> for BlockQ5_0 {
     }
 }
 
-impl Quantize<32> for BlockQ5_0 {
+impl Coded<32> for BlockQ5_0 {
     const LIMIT: f32 = Half::MAX * 16.0;
+    const GROUP: usize = 32;
+    const LEVELS: Levels = Levels::Integers { low: -16, high: 15 };
 
     #[inline(always)]
-    fn quantize(x: &[f32; 32], w: &[f32; 32]) -> Self {
+    fn search(x: &[f32; 32], w: &[f32; 32]) -> (Self, [u8; 32]) {
         let (d, q) = fit_scale::<Integers<-16, 15>, 32>(x, w);
-        let (qs, qh) = split(&q.map(|q| (q + 16.0) as u8));
-        Self { d: Half::from_f32(d), qh, qs }
+        (Self { d: Half::from_f32(d), ..Self::zeroed() }, q.map(|q| (q + 16.0) as u8))
+    }
+
+    #[inline(always)]
+    fn put_codes(&mut self, codes: &[u8; 32]) {
+        (self.qs, self.qh) = split(codes);
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize) -> (f32, f32) {
+        (self.d.to_f32(), NO_OFFSET)
     }
 }

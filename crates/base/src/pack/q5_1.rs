@@ -3,7 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::affine::fit_scale_and_minimum;
-use super::block::{Block, Half, Quantize};
+use super::block::{Block, Coded, Half};
+use super::grid::Levels;
 use super::q5_0::{join, split};
 
 /// 32 values `d * q + m`, `q` of 5 bits: 6 bits a value.
@@ -40,13 +41,24 @@ impl Block<32> for BlockQ5_1 {
     }
 }
 
-impl Quantize<32> for BlockQ5_1 {
+impl Coded<32> for BlockQ5_1 {
     const LIMIT: f32 = Half::MAX;
+    const GROUP: usize = 32;
+    const LEVELS: Levels = Levels::Integers { low: 0, high: 31 };
 
     #[inline(always)]
-    fn quantize(x: &[f32; 32], w: &[f32; 32]) -> Self {
-        let (d, m, q) = fit_scale_and_minimum::<31, 32>(x, w);
-        let (qs, qh) = split(&q);
-        Self { d: Half::from_f32(d), m: Half::from_f32(m), qh, qs }
+    fn search(x: &[f32; 32], w: &[f32; 32]) -> (Self, [u8; 32]) {
+        let (d, m, codes) = fit_scale_and_minimum::<31, 32>(x, w);
+        (Self { d: Half::from_f32(d), m: Half::from_f32(m), ..Self::zeroed() }, codes)
+    }
+
+    #[inline(always)]
+    fn put_codes(&mut self, codes: &[u8; 32]) {
+        (self.qs, self.qh) = split(codes);
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize) -> (f32, f32) {
+        (self.d.to_f32(), self.m.to_f32())
     }
 }

@@ -2,8 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::block::{Block, Half, Quantize};
+use super::block::{Block, Coded, Half};
+use super::grid::{Levels, NO_OFFSET};
 use super::levels::Integers;
+use super::q2_k::pack_two_bits;
 use super::symmetric::fit_super_block;
 
 /// 256 values `d * scales[j] * (q - 32)`, `q` of 6 bits, `j` the group of 16: 6.5625 bits a value.
@@ -47,21 +49,30 @@ impl Block<256> for BlockQ6K {
     }
 }
 
-impl Quantize<256> for BlockQ6K {
+impl Coded<256> for BlockQ6K {
     const LIMIT: f32 = Half::MAX * 4096.0;
+    const GROUP: usize = 16;
+    const LEVELS: Levels = Levels::Integers { low: -32, high: 31 };
 
     #[inline(always)]
-    fn quantize(x: &[f32; 256], w: &[f32; 256]) -> Self {
+    fn search(x: &[f32; 256], w: &[f32; 256]) -> (Self, [u8; 256]) {
         let fit = fit_super_block::<Integers<-32, 31>, Integers<-128, 127>, 16, 16, 2>(x, w);
-        let codes = fit.levels.map(|q| (q + 32.0) as u8);
-        Self {
-            ql: std::array::from_fn(|b| {
-                let at = b / 64 * 128 + b % 64;
-                codes[at] & 15 | codes[at + 64] << 4
-            }),
-            qh: super::q2_k::pack_two_bits(&codes.map(|q| q >> 4)),
-            scales: fit.scales.map(|s| s as i8),
-            d: Half::from_f32(fit.d),
-        }
+        let scales = fit.scales.map(|s| s as i8);
+        let block = Self { scales, d: Half::from_f32(fit.d), ..Self::zeroed() };
+        (block, fit.levels.map(|q| (q + 32.0) as u8))
+    }
+
+    #[inline(always)]
+    fn put_codes(&mut self, codes: &[u8; 256]) {
+        self.ql = std::array::from_fn(|b| {
+            let at = b / 64 * 128 + b % 64;
+            codes[at] & 15 | codes[at + 64] << 4
+        });
+        self.qh = pack_two_bits(&codes.map(|q| q >> 4));
+    }
+
+    #[inline(always)]
+    fn group(&self, j: usize) -> (f32, f32) {
+        (self.d.to_f32() * f32::from(self.scales[j]), NO_OFFSET)
     }
 }

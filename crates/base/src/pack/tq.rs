@@ -3,7 +3,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::block::{Block, Half, Quantize};
+use super::block::{Block, Coded, Half};
+use super::grid::{Levels, NO_OFFSET};
 use super::levels::Integers;
 use super::q2_k::{pack_two_bits, two_bits};
 use super::symmetric::fit_scale;
@@ -101,32 +102,54 @@ impl Block<256> for BlockTQ2_0 {
     }
 }
 
-impl Quantize<256> for BlockTQ1_0 {
+impl Coded<256> for BlockTQ1_0 {
     const LIMIT: f32 = Half::MAX;
+    const GROUP: usize = 256;
+    const LEVELS: Levels = Levels::Integers { low: -1, high: 1 };
 
     #[inline(always)]
-    fn quantize(x: &[f32; 256], w: &[f32; 256]) -> Self {
+    fn search(x: &[f32; 256], w: &[f32; 256]) -> (Self, [u8; 256]) {
         let (d, q) = fit_scale::<Integers<-1, 1>, 256>(x, w);
+        (Self { d: Half::from_f32(d), ..Self::zeroed() }, q.map(|q| (q + 1.0) as u8))
+    }
+
+    #[inline(always)]
+    fn put_codes(&mut self, codes: &[u8; 256]) {
         // The number whose digits are the trits, as the least byte `b` with `b / 256` not below
         // `number / 3⁵`, so that the carries come out as written.
         let mut numbers = [0u16; 52];
         Self::each_trit(|value, byte, digit| {
-            numbers[byte] += (q[value] + 1.0) as u16 * u16::from(POWERS[4 - digit]);
+            numbers[byte] += u16::from(codes[value]) * u16::from(POWERS[4 - digit]);
         });
         let bytes = numbers.map(|n| (n * 256).div_ceil(243) as u8);
-        let mut block = Self { qs: [0; 48], qh: [0; 4], d: Half::from_f32(d) };
-        block.qs.copy_from_slice(&bytes[..48]);
-        block.qh.copy_from_slice(&bytes[48..]);
-        block
+        self.qs.copy_from_slice(&bytes[..48]);
+        self.qh.copy_from_slice(&bytes[48..]);
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize) -> (f32, f32) {
+        (self.d.to_f32(), NO_OFFSET)
     }
 }
 
-impl Quantize<256> for BlockTQ2_0 {
+impl Coded<256> for BlockTQ2_0 {
     const LIMIT: f32 = Half::MAX;
+    const GROUP: usize = 256;
+    const LEVELS: Levels = Levels::Integers { low: -1, high: 1 };
 
     #[inline(always)]
-    fn quantize(x: &[f32; 256], w: &[f32; 256]) -> Self {
+    fn search(x: &[f32; 256], w: &[f32; 256]) -> (Self, [u8; 256]) {
         let (d, q) = fit_scale::<Integers<-1, 1>, 256>(x, w);
-        Self { qs: pack_two_bits(&q.map(|q| (q + 1.0) as u8)), d: Half::from_f32(d) }
+        (Self { d: Half::from_f32(d), ..Self::zeroed() }, q.map(|q| (q + 1.0) as u8))
+    }
+
+    #[inline(always)]
+    fn put_codes(&mut self, codes: &[u8; 256]) {
+        self.qs = pack_two_bits(codes);
+    }
+
+    #[inline(always)]
+    fn group(&self, _: usize) -> (f32, f32) {
+        (self.d.to_f32(), NO_OFFSET)
     }
 }

@@ -1,6 +1,7 @@
 //! The packed layouts, tried from outside.
 
 mod dequantize;
+mod grid;
 mod plain;
 mod quantize;
 mod round_trip;
