@@ -13,9 +13,12 @@ pub struct Grid {
     dtype: DType,
     group_len: usize,
     levels: Levels,
-    fit: fn(&[f32], Option<&[f32]>, &mut [u8], &mut [f32], &mut [f32]),
+    fit: FitBlocks,
     put_codes: fn(&[u8], &mut [u8]),
 }
+
+/// [`Grid::fit`] of one layout, lengths and values checked.
+type FitBlocks = fn(&[f32], Option<&[f32]>, &mut [u8], &mut [f32], &mut [f32]);
 
 /// What the codes of a layout stand for, before the step and the offset.
 #[derive(Clone, Copy, Debug, PartialEq)]
