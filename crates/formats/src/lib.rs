@@ -6,6 +6,7 @@ mod atomic;
 mod error;
 pub mod gguf;
 pub mod hub;
+pub mod imatrix;
 pub mod safetensors;
 mod shards;
 mod split;

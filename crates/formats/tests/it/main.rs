@@ -5,6 +5,7 @@ mod bad_gguf;
 mod bad_safetensors;
 mod gguf;
 mod hub;
+mod imatrix;
 #[path = "../../../../fuzz/replay.rs"]
 mod replay;
 mod safetensors;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use bevel_formats::imatrix::Imatrix;
 use bevel_formats::{gguf, safetensors};
 
 use crate::replay::replay;
@@ -39,6 +40,17 @@ fn safetensors_indexes() {
     replay("safetensors_index", TIME, OVERHEAD, |bytes| {
         if let Ok(places) = safetensors::parse_index(Path::new("fuzz.index.json"), bytes) {
             assert!(places.values().all(|file| Path::new(file).components().count() == 1));
+        }
+    });
+}
+
+#[test]
+fn importance_matrices() {
+    replay("imatrix", TIME, OVERHEAD, |bytes| {
+        if let Ok(found) = Imatrix::parse(Path::new("fuzz.imatrix"), bytes) {
+            for entry in found.entries.values() {
+                assert!(entry.mean_squares().iter().all(|mean| !mean.is_nan()));
+            }
         }
     });
 }
