@@ -24,13 +24,21 @@ impl KvCache {
     /// # Errors
     /// [`Error::Config`] where that many tokens cannot be addressed.
     pub fn new(config: &ModelConfig, kv_type: KvType, tokens: usize) -> Result<Self> {
+        Self::of_shape(Self::shape(config, kv_type), tokens)
+    }
+
+    /// Memory for one layer alone, exact.
+    pub(crate) fn for_one_layer(config: &ModelConfig, tokens: usize) -> Result<Self> {
+        Self::of_shape(KvShape { layers: 1, ..Self::shape(config, KvType::F32) }, tokens)
+    }
+
+    fn of_shape(shape: KvShape, tokens: usize) -> Result<Self> {
         let blocks = tokens.div_ceil(BLOCK_TOKENS);
-        let pool =
-            KvPool::new(Self::shape(config, kv_type), blocks).map_err(|e| Error::Config {
-                path: "--ctx".to_owned(),
-                key: "context".to_owned(),
-                problem: format!("of {tokens} tokens: {e}"),
-            })?;
+        let pool = KvPool::new(shape, blocks).map_err(|e| Error::Config {
+            path: "--ctx".to_owned(),
+            key: "context".to_owned(),
+            problem: format!("of {tokens} tokens: {e}"),
+        })?;
         let free = (0..u32::try_from(blocks).unwrap_or(u32::MAX)).rev().collect();
         Ok(Self { pool, free })
     }

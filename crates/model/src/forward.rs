@@ -1,6 +1,8 @@
 //! The forward pass of every family: embedding → blocks of attention and MLP on a residual stream →
 //! norm → logits, over a batch of sequences whose keys and values lie in a paged cache.
 
+use std::ops::ControlFlow;
+
 use bevel_kernels::{
     AttentionScratch, AttentionSpec, Cpu, Product, RopeSpec, RopeTable, Scratch, SequenceSpan,
     Slot, add_scaled, attention, matmul, rms_norm, rms_norm_in_place, rope, scale, softcap,
@@ -11,6 +13,7 @@ use crate::config::RopeConfig;
 use crate::family::QkNorm;
 use crate::linear::project;
 use crate::mlp::MlpState;
+use crate::tap::{Site, Stage, Tap, untapped};
 use crate::weights::LayerWeights;
 use crate::{Checkpoint, Error, ModelConfig, Result, Weights};
 
@@ -46,7 +49,7 @@ pub struct Part<'a> {
 #[derive(Debug)]
 pub struct State {
     /// The residual stream, `[n, dim]`.
-    x: Vec<f32>,
+    pub(crate) x: Vec<f32>,
     /// A branch of it: `[n, dim]`.
     h: Vec<f32>,
     /// `[n, heads, head_dim]`
@@ -105,17 +108,21 @@ impl State {
 
     /// Sizes the buffers and lays out where the batch's tokens go.
     fn prepare(&mut self, cpu: &Cpu, config: &ModelConfig, batch: &Batch<'_>) {
-        let n = batch.tokens.len();
+        self.logits.resize(batch.outputs.len() * config.vocab_size, 0.0);
+        self.place(cpu, config, batch.tokens.len(), batch.parts);
+    }
+
+    /// Sizes the buffers of a block for `n` tokens and lays out where they go.
+    pub(crate) fn place(&mut self, cpu: &Cpu, config: &ModelConfig, n: usize, parts: &[Part<'_>]) {
         self.x.resize(n * config.dim, 0.0);
         self.h.resize(n * config.dim, 0.0);
         self.q.resize(n * config.q_dim(), 0.0);
         self.k.resize(n * config.kv_dim(), 0.0);
         self.v.resize(n * config.kv_dim(), 0.0);
         self.attended.resize(n * config.q_dim(), 0.0);
-        self.logits.resize(batch.outputs.len() * config.vocab_size, 0.0);
         self.positions.clear();
         self.slots.clear();
-        for part in batch.parts {
+        for part in parts {
             for position in part.sequence.len() - part.tokens..part.sequence.len() {
                 self.positions.push(u32::try_from(position).expect("positions fit in u32"));
                 self.slots.push(Sequence::slot(part.sequence.blocks(), position));
@@ -173,81 +180,21 @@ impl Model {
         state: &'s mut State,
     ) -> Result<&'s [f32]> {
         let config = self.config();
-        let n = batch.tokens.len();
         state.prepare(cpu, config, batch);
         self.weights.embed(&self.checkpoint, batch.tokens, &mut state.x)?;
         if config.embedding_scale != 1.0 {
             scale(cpu, &mut state.x, config.embedding_scale);
         }
-        let spans = spans(batch);
+        let spans = spans(batch.parts);
         for (i, layer) in self.weights.layers.iter().enumerate() {
-            self.attention_block(cpu, i, layer, &spans, cache, state);
-            branch_norm(cpu, config, &layer.ffn_norm, &state.x, &mut state.h);
-            layer.ffn.forward(cpu, config, &mut state.h, n, &mut state.mlp, &mut state.matmul);
-            join(cpu, config, &layer.post_ffn_norm, &mut state.h, &mut state.x);
+            let place = LayerPlace { cached: i, windowed: config.windowed[i] };
+            // Nothing listens, so nothing breaks off.
+            let _ = layer.attention(cpu, config, place, &spans, cache, state, &mut untapped);
+            let _ = layer.feed_forward(cpu, config, state, &mut untapped);
         }
         self.head(cpu, batch, state)?;
         Ok(&state.logits)
     }
-
-    /// x += o(attention(rope(q(norm x)), rope(k(norm x)), v(norm x)))
-    fn attention_block(
-        &self,
-        cpu: &Cpu,
-        i: usize,
-        layer: &LayerWeights,
-        spans: &[SequenceSpan<'_>],
-        cache: &mut KvCache,
-        state: &mut State,
-    ) {
-        let config = self.config();
-        let n = state.slots.len();
-        branch_norm(cpu, config, &layer.attn_norm, &state.x, &mut state.h);
-        let [q, k, v] = [&mut state.q, &mut state.k, &mut state.v];
-        project(cpu, &state.h, n, [(&layer.q, q), (&layer.k, k), (&layer.v, v)], &mut state.matmul);
-        for (x, weight, heads) in [
-            (&mut state.q, &layer.q_norm, config.heads),
-            (&mut state.k, &layer.k_norm, config.kv_heads),
-        ] {
-            let Some(weight) = weight else { continue };
-            match config.family.qk_norm {
-                QkNorm::Full => {
-                    rms_norm_in_place(cpu, x, weight, config.norm_eps, n, heads * config.head_dim);
-                }
-                _ => rms_norm_in_place(cpu, x, weight, config.norm_eps, n * heads, config.head_dim),
-            }
-        }
-        let windowed = config.windowed[i];
-        let table = match &state.local_rope {
-            Some(local) if windowed => local,
-            _ => &state.rope,
-        };
-        rope(cpu, &mut state.q, config.heads, config.head_dim, table);
-        rope(cpu, &mut state.k, config.kv_heads, config.head_dim, table);
-        cache.pool.write(cpu, i, &state.k, &state.v, &state.slots);
-
-        let spec = AttentionSpec {
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            scale: config.attention_scale,
-            softcap: config.attention_softcap,
-            window: config.window.filter(|_| windowed),
-        };
-        attention(
-            cpu,
-            &mut state.attended,
-            &state.q,
-            &cache.pool,
-            i,
-            spans,
-            &spec,
-            &mut state.attention,
-        );
-        project(cpu, &state.attended, n, [(&layer.o, &mut state.h)], &mut state.matmul);
-        join(cpu, config, &layer.post_attn_norm, &mut state.h, &mut state.x);
-    }
-
     /// Logits of the wanted rows.
     fn head(&self, cpu: &Cpu, batch: &Batch<'_>, state: &mut State) -> Result<()> {
         let config = self.config();
@@ -279,8 +226,95 @@ impl Model {
     }
 }
 
+/// What depends on which layer of a model it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LayerPlace {
+    /// The cache's layer that keys and values go to.
+    pub(crate) cached: usize,
+    /// Attention sees a window only.
+    pub(crate) windowed: bool,
+}
+
+impl LayerWeights {
+    /// x += o(attention(rope(q(norm x)), rope(k(norm x)), v(norm x)))
+    pub(crate) fn attention(
+        &self,
+        cpu: &Cpu,
+        config: &ModelConfig,
+        place: LayerPlace,
+        spans: &[SequenceSpan<'_>],
+        cache: &mut KvCache,
+        state: &mut State,
+        tap: &mut Tap<'_>,
+    ) -> ControlFlow<()> {
+        let n = state.slots.len();
+        branch_norm(cpu, config, &self.attn_norm, &state.x, &mut state.h);
+        tap(Site { stage: Stage::Qkv, expert: None }, &state.h, n)?;
+        let [q, k, v] = [&mut state.q, &mut state.k, &mut state.v];
+        project(cpu, &state.h, n, [(&self.q, q), (&self.k, k), (&self.v, v)], &mut state.matmul);
+        for (x, weight, heads) in [
+            (&mut state.q, &self.q_norm, config.heads),
+            (&mut state.k, &self.k_norm, config.kv_heads),
+        ] {
+            let Some(weight) = weight else { continue };
+            match config.family.qk_norm {
+                QkNorm::Full => {
+                    rms_norm_in_place(cpu, x, weight, config.norm_eps, n, heads * config.head_dim);
+                }
+                _ => rms_norm_in_place(cpu, x, weight, config.norm_eps, n * heads, config.head_dim),
+            }
+        }
+        let table = match &state.local_rope {
+            Some(local) if place.windowed => local,
+            _ => &state.rope,
+        };
+        rope(cpu, &mut state.q, config.heads, config.head_dim, table);
+        rope(cpu, &mut state.k, config.kv_heads, config.head_dim, table);
+        cache.pool.write(cpu, place.cached, &state.k, &state.v, &state.slots);
+
+        let spec = AttentionSpec {
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            scale: config.attention_scale,
+            softcap: config.attention_softcap,
+            window: config.window.filter(|_| place.windowed),
+        };
+        attention(
+            cpu,
+            &mut state.attended,
+            &state.q,
+            &cache.pool,
+            place.cached,
+            spans,
+            &spec,
+            &mut state.attention,
+        );
+        tap(Site { stage: Stage::AttentionOutput, expert: None }, &state.attended, n)?;
+        project(cpu, &state.attended, n, [(&self.o, &mut state.h)], &mut state.matmul);
+        join(cpu, config, &self.post_attn_norm, &mut state.h, &mut state.x);
+        ControlFlow::Continue(())
+    }
+
+    /// x += mlp(norm x)
+    pub(crate) fn feed_forward(
+        &self,
+        cpu: &Cpu,
+        config: &ModelConfig,
+        state: &mut State,
+        tap: &mut Tap<'_>,
+    ) -> ControlFlow<()> {
+        let n = state.slots.len();
+        branch_norm(cpu, config, &self.ffn_norm, &state.x, &mut state.h);
+        let (h, mlp) = (&mut state.h, &mut state.mlp);
+        self.ffn.forward(cpu, config, h, n, mlp, &mut state.matmul, tap)?;
+        join(cpu, config, &self.post_ffn_norm, &mut state.h, &mut state.x);
+        ControlFlow::Continue(())
+    }
+}
+
 /// The batch as the attention kernel sees it.
-fn spans<'a>(batch: &Batch<'a>) -> Vec<SequenceSpan<'a>> {
+pub(crate) fn spans<'a>(parts: &[Part<'a>]) -> Vec<SequenceSpan<'a>> {
     let mut first_query = 0;
     let span = |part: &Part<'a>| {
         first_query += part.tokens;
@@ -291,7 +325,7 @@ fn spans<'a>(batch: &Batch<'a>) -> Vec<SequenceSpan<'a>> {
             blocks: part.sequence.blocks(),
         }
     };
-    batch.parts.iter().map(span).collect()
+    parts.iter().map(span).collect()
 }
 
 /// The input of a branch: normalised where the family does that, else a copy.

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod block;
 mod cache;
 pub mod chat;
 mod checkpoint;
@@ -14,9 +15,11 @@ mod linear;
 mod mlp;
 mod sampler;
 mod session;
+mod tap;
 pub mod tokenizer;
 mod weights;
 
+pub use block::{Block, BlockState};
 pub use cache::{KvCache, Sequence};
 pub use checkpoint::{Checkpoint, Entry, HfTensor, Place, Transform, regroup_rows};
 pub use config::{Experts, ModelConfig, RopeConfig, RopeScaling};
@@ -25,4 +28,5 @@ pub use family::{Activation, FAMILIES, Family, NormPlacement, QkNorm, TensorName
 pub use forward::{Batch, Model, Part, State};
 pub use sampler::{Sampler, SamplerConfig};
 pub use session::{FinishReason, GenerateOptions, Generation, PREFILL_CHUNK, Session, generate};
+pub use tap::{Site, Stage, Tap};
 pub use weights::Weights;

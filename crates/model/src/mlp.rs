@@ -1,12 +1,15 @@
 //! The MLP of a block: dense, or a mixture of experts of which each token visits a few
 //! (arXiv 1701.06538, 2401.04088).
 
+use std::ops::ControlFlow;
+
 use bevel_kernels::{Cpu, Product, Scratch, gelu_tanh_mul, matmul, silu_mul, softmax};
 
 use crate::ModelConfig;
 use crate::config::Experts;
 use crate::family::Activation;
 use crate::linear::project;
+use crate::tap::{Site, Stage, Tap};
 use crate::weights::{Ffn, Mlp};
 
 /// Buffers of the MLP.
@@ -34,7 +37,8 @@ struct Visit {
 }
 
 impl Ffn {
-    /// Replaces `h`, `[n, dim]`, by the MLP's output.
+    /// Replaces `h`, `[n, dim]`, by the MLP's output. Where `tap` breaks off a dense MLP or any
+    /// expert, so does this: `h` is then of no use.
     pub(crate) fn forward(
         &self,
         cpu: &Cpu,
@@ -43,16 +47,17 @@ impl Ffn {
         n: usize,
         state: &mut MlpState,
         scratch: &mut Scratch,
-    ) {
+        tap: &mut Tap<'_>,
+    ) -> ControlFlow<()> {
         match self {
-            Ffn::Dense(mlp) => mlp.forward(cpu, config, h, n, state, scratch),
+            Ffn::Dense(mlp) => mlp.forward(cpu, config, h, n, None, state, scratch, tap),
             Ffn::Experts { router, experts } => {
                 let settings = config.experts.expect("a mixture has settings");
                 state.router.resize(n * settings.count, 0.0);
                 let mut product = [Product { weight: router, out: &mut state.router }];
                 matmul(cpu, h, n, &mut product, scratch);
                 route(cpu, &mut state.router, settings, &mut state.visits);
-                run_experts(cpu, config, experts, h, n, state, scratch);
+                run_experts(cpu, config, experts, h, n, state, scratch, tap)
             }
         }
     }
@@ -66,9 +71,12 @@ impl Mlp {
         config: &ModelConfig,
         h: &mut Vec<f32>,
         n: usize,
+        expert: Option<usize>,
         state: &mut MlpState,
         scratch: &mut Scratch,
-    ) {
+        tap: &mut Tap<'_>,
+    ) -> ControlFlow<()> {
+        tap(Site { stage: Stage::GateUp, expert }, h, n)?;
         let len = n * config.ffn_dim;
         for buffer in [&mut state.gate, &mut state.up, &mut state.hidden] {
             buffer.resize(len, 0.0);
@@ -80,7 +88,9 @@ impl Mlp {
             Activation::GeluTanh => gelu_tanh_mul,
         };
         act_mul(cpu, &mut state.hidden, &state.gate, &state.up);
+        tap(Site { stage: Stage::Down, expert }, &state.hidden, n)?;
         project(cpu, &state.hidden, n, [(&self.down, h)], scratch);
+        ControlFlow::Continue(())
     }
 }
 
@@ -116,19 +126,28 @@ fn run_experts(
     n: usize,
     state: &mut MlpState,
     scratch: &mut Scratch,
-) {
+    tap: &mut Tap<'_>,
+) -> ControlFlow<()> {
     let dim = config.dim;
     let visits = std::mem::take(&mut state.visits);
     let mut gathered = std::mem::take(&mut state.gathered);
     let mut sum = std::mem::take(&mut state.sum);
     sum.clear();
     sum.resize(n * dim, 0.0);
+    let mut outcome = ControlFlow::Continue(());
     for group in visits.chunk_by(|a, b| a.expert == b.expert) {
         gathered.clear();
         for visit in group {
             gathered.extend_from_slice(&h[visit.token * dim..][..dim]);
         }
-        experts[group[0].expert].forward(cpu, config, &mut gathered, group.len(), state, scratch);
+        let (expert, count) = (group[0].expert, group.len());
+        let mlp = &experts[expert];
+        let done =
+            mlp.forward(cpu, config, &mut gathered, count, Some(expert), state, scratch, tap);
+        if done.is_break() {
+            outcome = done;
+            continue;
+        }
         for (visit, out) in group.iter().zip(gathered.chunks_exact(dim)) {
             let sum = &mut sum[visit.token * dim..][..dim];
             for (sum, out) in sum.iter_mut().zip(out) {
@@ -138,4 +157,5 @@ fn run_experts(
     }
     h.copy_from_slice(&sum);
     (state.visits, state.gathered, state.sum) = (visits, gathered, sum);
+    outcome
 }

@@ -33,6 +33,8 @@ pub(crate) struct LayerWeights {
     pub(crate) ffn_norm: Option<Vec<f32>>,
     pub(crate) ffn: Ffn,
     pub(crate) post_ffn_norm: Option<Vec<f32>>,
+    /// One tensor holds queries, keys and values, and one gate and up projections.
+    pub(crate) fused: bool,
 }
 
 #[derive(Debug)]
@@ -72,8 +74,7 @@ impl Weights {
     /// # Errors
     /// Those of reading and packing a tensor.
     pub fn load(checkpoint: &Checkpoint, cpu: &Cpu, progress: &mut dyn FnMut(u64)) -> Result<Self> {
-        let mut loader =
-            Loader { checkpoint, config: checkpoint.config(), cpu, progress, bytes: 0 };
+        let mut loader = Loader { exact: false, ..Loader::exact(checkpoint, cpu, progress) };
         let dtype = checkpoint.entry(EMBEDDING)?.dtype;
         let owned = match checkpoint.read(EMBEDDING)? {
             Cow::Borrowed(_) => None,
@@ -137,16 +138,28 @@ impl Weights {
     }
 }
 
-struct Loader<'a> {
+/// Reads tensors and repacks them.
+pub(crate) struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a ModelConfig,
     cpu: &'a Cpu,
     progress: &'a mut dyn FnMut(u64),
     bytes: u64,
+    /// Packed types become floating point.
+    exact: bool,
 }
 
-impl Loader<'_> {
-    fn layer(&mut self, layer: usize) -> Result<LayerWeights> {
+impl<'a> Loader<'a> {
+    /// A loader that unpacks packed types, so that activations are not rounded.
+    pub(crate) fn exact(
+        checkpoint: &'a Checkpoint,
+        cpu: &'a Cpu,
+        progress: &'a mut dyn FnMut(u64),
+    ) -> Self {
+        Self { checkpoint, config: checkpoint.config(), cpu, progress, bytes: 0, exact: true }
+    }
+
+    pub(crate) fn layer(&mut self, layer: usize) -> Result<LayerWeights> {
         let family = self.config.family;
         let name = |stem: &str| format!("blk.{layer}.{stem}");
         let norm = |stem: &str| -> Result<Option<Vec<f32>>> {
@@ -222,6 +235,7 @@ impl Loader<'_> {
             ffn_norm,
             ffn,
             post_ffn_norm,
+            fused,
         })
     }
 
@@ -253,13 +267,21 @@ impl Loader<'_> {
         let row_bytes = bytes.len() / entry.shape.rows();
         let first = expert * stored_rows + rows.start;
         let part = &bytes[first * row_bytes..][..rows.len() * row_bytes];
-        let packed = PackedMatrix::pack(self.cpu, entry.dtype, rows.len(), cols, part).map_err(
-            |source| Error::Kernel {
+        let (mut dtype, mut values) = (entry.dtype, Cow::Borrowed(part));
+        if self.exact && dtype.is_packed() {
+            let mut unpacked = vec![0f32; rows.len() * cols];
+            pack::dequantize(dtype, part, &mut unpacked).map_err(|source| Error::Tensor {
                 path: self.checkpoint.path().into(),
                 tensor: name.into(),
                 source,
-            },
-        )?;
+            })?;
+            dtype = DType::F32;
+            values = unpacked.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into();
+        }
+        let packed =
+            PackedMatrix::pack(self.cpu, dtype, rows.len(), cols, &values).map_err(|source| {
+                Error::Kernel { path: self.checkpoint.path().into(), tensor: name.into(), source }
+            })?;
         self.bytes += part.len() as u64;
         (self.progress)(self.bytes);
         drop(bytes);

@@ -1,13 +1,16 @@
 //! Every family against transformers: logits of tiny random checkpoints, from the Hugging Face
 //! directory and from the GGUF file it becomes. `goldens/families/make_families.py` made them.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use bevel_base::DType;
 use bevel_formats::gguf::{GgufFile, GgufWriter, Metadata};
 use bevel_formats::{TensorSpec, safetensors};
-use bevel_kernels::{Cpu, Isa, KvType};
-use bevel_model::{Batch, Checkpoint, KvCache, Model, Part, Sequence, State};
+use bevel_kernels::{Cpu, Isa, KvType, rms_norm_in_place};
+use bevel_model::{
+    Batch, Block, BlockState, Checkpoint, KvCache, Model, Part, Sequence, Site, Stage, State,
+};
 
 fn golden(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/families").join(case)
@@ -82,6 +85,8 @@ fn check(case: &str) {
         let cpu = Cpu::with_isa(2, isa);
         for path in [&dir, &file] {
             let checkpoint = Checkpoint::open(path).unwrap();
+            let error = relative_error(&blockwise_logits(&checkpoint, &cpu, &tokens), &want);
+            assert!(error < 1e-4, "{case} block by block on {isa}: relative error {error:.2e}");
             assert_eq!(checkpoint.unused(), [""; 0], "{}", path.display());
             let model = Model::load(checkpoint, &cpu, &mut |_| {}).unwrap();
             for steps in [&[40][..], &[17, 1, 1, 3]] {
@@ -95,6 +100,70 @@ fn check(case: &str) {
             }
         }
     }
+}
+
+/// The model block by block, as a calibration walk sees it, every weight read and set again.
+fn blockwise_logits(checkpoint: &Checkpoint, cpu: &Cpu, tokens: &[u32]) -> Vec<f32> {
+    let config = checkpoint.config();
+    let embedding = checkpoint.read_f32("token_embd.weight").unwrap();
+    let row = |&t: &u32| embedding[t as usize * config.dim..][..config.dim].iter();
+    let mut x: Vec<f32> = tokens.iter().flat_map(row).map(|v| v * config.embedding_scale).collect();
+    let mut run = BlockState::new(config, tokens.len()).unwrap();
+    for layer in 0..config.layers {
+        let mut block = Block::load(checkpoint, cpu, layer).unwrap();
+        let prefix = format!("blk.{layer}.");
+        for (full, entry) in checkpoint.tensors() {
+            let Some(name) = full.strip_prefix(&prefix) else { continue };
+            let values = checkpoint.read_f32(full).unwrap();
+            match Stage::of(name) {
+                Some(_) if name.contains("_exps") => {
+                    let matrix = values.len() / entry.shape.dims()[0];
+                    for (expert, values) in values.chunks(matrix).enumerate() {
+                        block.set_weight(cpu, name, Some(expert), values).unwrap();
+                    }
+                }
+                Some(_) => block.set_weight(cpu, name, None, &values).unwrap(),
+                None if name == "ffn_gate_inp.weight" => {}
+                None => block.set_vector(name, &values).unwrap(),
+            }
+        }
+        let before = x.clone();
+        for stage in Stage::ALL {
+            // Breaking off at a stage leaves the residual stream alone.
+            let mut seen = Vec::new();
+            let mut tap = |site: Site, x: &[f32], n: usize| {
+                assert_eq!(x.len() % n, 0);
+                seen.push(site.stage);
+                if site.stage == stage { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            let done = match stage {
+                Stage::Qkv | Stage::AttentionOutput => {
+                    block.attention(cpu, config, &mut x, &mut run, &mut tap).unwrap()
+                }
+                _ => block.feed_forward(cpu, config, &mut x, &mut run, &mut tap).unwrap(),
+            };
+            assert!(done.is_break());
+            assert_eq!(seen.last(), Some(&stage));
+            assert_eq!(x, before);
+        }
+        let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
+        assert!(block.attention(cpu, config, &mut x, &mut run, &mut pass).unwrap().is_continue());
+        assert!(
+            block.feed_forward(cpu, config, &mut x, &mut run, &mut pass).unwrap().is_continue()
+        );
+    }
+    let norm = checkpoint.read_f32("output_norm.weight").unwrap();
+    rms_norm_in_place(cpu, &mut x, &norm, config.norm_eps, tokens.len(), config.dim);
+    let head = if config.tied { "token_embd.weight" } else { "output.weight" };
+    let head = checkpoint.read_f32(head).unwrap();
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let cap = |l: f64| config.logit_softcap.map_or(l, |c| f64::from(c) * (l / f64::from(c)).tanh());
+    x.chunks(config.dim)
+        .flat_map(|x| head.chunks(config.dim).map(move |row| (x, row)))
+        .map(|(x, row)| cap(dot(x, row) / f64::from(config.logit_divisor)) as f32)
+        .collect()
 }
 
 macro_rules! families {
