@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::activations::{GROUP_BYTES, Rounded, factor_and_scale, put_rounded};
 use super::kernels::Sums;
-use super::layout::{Coding, Dense, Format, QUADS, ROWS, Scales};
+use super::layout::{Coding, Dense, Float, Format, QUADS, ROWS, RUN, Scales};
 use super::packed::Tile;
 
 /// The eight rows that a register holds: the first or the last of a tile.
@@ -157,7 +157,7 @@ fn field(bytes: __m256i, from: usize, to: usize, mask: i8) -> __m256i {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn scales<F: Format>(tile: &Tile<'_>, group: usize, half: Half) -> [(__m256, __m256); 2] {
     let layout = const { F::CODING.scales };
-    let (start, position) = layout.locate(group);
+    let (start, position) = layout.locate(group, tile.span_log());
     let record = &tile.scales[start..][..const { F::CODING.scales.record().1 }];
     let halves = |start: usize| _mm256_cvtph_ps(load128(part(record, start + half * 16)));
     let bytes = |start: usize| {
@@ -196,6 +196,12 @@ fn scales<F: Format>(tile: &Tile<'_>, group: usize, half: Half) -> [(__m256, __m
                 (_mm256_mul_ps(unit, _mm256_cvtepi32_ps(scale)), negate(min))
             };
             [pair(64 + position * 32), pair(64 + position * 32 + 16)]
+        }
+        Scales::Span => [(singles(record, 0, half), none); 2],
+        Scales::SpanMin => [(singles(record, 0, half), singles(record, 1, half)); 2],
+        Scales::Halves => [(singles(record, 0, half), none), (singles(record, 1, half), none)],
+        Scales::HalvesMin => {
+            [0, 2].map(|first| (singles(record, first, half), singles(record, first + 1, half)))
         }
     }
 }
@@ -274,6 +280,89 @@ fn dense_block<const D: u8, const T: usize, const N: usize>(
     }
 }
 
+/// Products of a tile of 4-bit level numbers with a block of tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn levels(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    float::<{ Float::Levels as u8 }>(tile, block, tokens, sums);
+}
+
+/// Products of a tile of F8_E4M3 codes with a block of tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn float8(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    float::<{ Float::Float8 as u8 }>(tile, block, tokens, sums);
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn float<const F: u8>(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    for half in 0..2 {
+        match tokens {
+            8 => {
+                float_block::<F, 8, 4>(tile, block, 0, half, sums);
+                float_block::<F, 8, 4>(tile, block, 4, half, sums);
+            }
+            4 => float_block::<F, 4, 4>(tile, block, 0, half, sums),
+            2 => float_block::<F, 2, 2>(tile, block, 0, half, sums),
+            _ => float_block::<F, 1, 1>(tile, block, 0, half, sums),
+        }
+    }
+}
+
+/// Tokens `first .. first + N` of a block of `T`. Even and odd columns are summed apart, as in a
+/// dense tile.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn float_block<const F: u8, const T: usize, const N: usize>(
+    tile: &Tile<'_>,
+    block: &[u8],
+    first: usize,
+    half: Half,
+    sums: &mut Sums,
+) {
+    let run_bytes = const { Float::of(F).run_bytes() };
+    let tables = [load_f32(part(tile.table, 0)), load_f32(part(tile.table, 8))];
+    let mut totals = [_mm256_setzero_ps(); N];
+    let groups = tile.codes.chunks(tile.columns / RUN * run_bytes);
+    let blocks = block.chunks(tile.columns * T * 4);
+    for ((codes, block), scales) in groups.zip(blocks).zip(tile.scales.chunks_exact(ROWS * 4)) {
+        let mut parts = [[_mm256_setzero_ps(); 2]; N];
+        let runs = codes.chunks_exact(run_bytes);
+        for (run, x) in runs.zip(block.chunks_exact(const { RUN * T * 4 })) {
+            for j in 0..RUN {
+                let weights = if F == Float::Levels as u8 {
+                    // A lane's low three bits choose the level, the fourth the table, once it has
+                    // become the lane's sign.
+                    let numbers = load(part(run, 0), half);
+                    let number = _mm256_srlv_epi32(numbers, _mm256_set1_epi32(4 * j as i32));
+                    let sign = _mm256_sllv_epi32(numbers, _mm256_set1_epi32(28 - 4 * j as i32));
+                    let [low, high] = tables.map(|t| _mm256_permutevar8x32_ps(t, number));
+                    _mm256_blendv_ps(low, high, _mm256_castsi256_ps(sign))
+                } else {
+                    // As a half with the same bits the number is 2^8 times smaller: the exponents'
+                    // biases are 7 and 15.
+                    let signed = _mm_cvtepi8_epi16(load64(part(run, j * ROWS + half * 8)));
+                    let bits = _mm_slli_epi16(signed, 7);
+                    _mm256_cvtph_ps(_mm_and_si128(bits, _mm_set1_epi16(!0x4000)))
+                };
+                for t in 0..N {
+                    let x = _mm256_castsi256_ps(word(x, j * T + first + t));
+                    parts[t][j % 2] = _mm256_fmadd_ps(weights, x, parts[t][j % 2]);
+                }
+            }
+        }
+        let mut scales = singles(scales, 0, half);
+        if F == Float::Float8 as u8 {
+            scales = _mm256_mul_ps(scales, _mm256_set1_ps(256.0));
+        }
+        for t in 0..N {
+            let sum = _mm256_add_ps(parts[t][0], parts[t][1]);
+            totals[t] = _mm256_fmadd_ps(sum, scales, totals[t]);
+        }
+    }
+    for t in 0..N {
+        store(&mut sums[first + t], half, totals[t]);
+    }
+}
+
 /// Rounds the `tokens` rows of `x` to int8 groups, into one block.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn quantize_block(x: &[f32], tokens: usize, out: &mut [u8]) {
@@ -307,6 +396,13 @@ pub(super) fn quantize_block(x: &[f32], tokens: usize, out: &mut [u8]) {
         let negative_sums = [-_mm256_extract_epi32::<0>(sums), -_mm256_extract_epi32::<4>(sums)];
         Rounded { codes, scale, negative_sums }
     });
+}
+
+/// Half of the list of 16 singles `index` of a record.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn singles(record: &[u8], index: usize, half: Half) -> __m256 {
+    _mm256_castsi256_ps(load(part(record, index * 64), half))
 }
 
 /// The 32-bit word `index` of `block`, in all lanes.

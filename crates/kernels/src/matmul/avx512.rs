@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::activations::{GROUP_BYTES, Rounded, factor_and_scale, put_rounded};
 use super::kernels::Sums;
-use super::layout::{Dense, Format, GROUP, QUADS, ROWS, Scales};
+use super::layout::{Dense, Float, Format, GROUP, QUADS, ROWS, RUN, Scales};
 use super::packed::Tile;
 
 /// Products of an integer tile with a block of tokens.
@@ -114,7 +114,7 @@ fn field(register: &[u8; 64], from: usize, to: usize, mask: i8) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn scales<F: Format>(tile: &Tile<'_>, group: usize) -> [(__m512, __m512); 2] {
     let layout = const { F::CODING.scales };
-    let (start, position) = layout.locate(group);
+    let (start, position) = layout.locate(group, tile.span_log());
     let record = &tile.scales[start..][..const { F::CODING.scales.record().1 }];
     let none = _mm512_setzero_ps();
     match layout {
@@ -154,6 +154,12 @@ fn scales<F: Format>(tile: &Tile<'_>, group: usize) -> [(__m512, __m512); 2] {
                 (_mm512_mul_ps(unit, _mm512_cvtepi32_ps(scale)), negate(min))
             };
             [half(place), half(place + 16)]
+        }
+        Scales::Span => [(singles(record, 0), none); 2],
+        Scales::SpanMin => [(singles(record, 0), singles(record, 1)); 2],
+        Scales::Halves => [(singles(record, 0), none), (singles(record, 1), none)],
+        Scales::HalvesMin => {
+            [0, 2].map(|first| (singles(record, first), singles(record, first + 1)))
         }
     }
 }
@@ -220,6 +226,75 @@ fn dense_block<const D: u8, const T: usize>(tile: &Tile<'_>, block: &[u8], sums:
     }
 }
 
+/// Products of a tile of 4-bit level numbers with a block of tokens.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(super) fn levels(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    float::<{ Float::Levels as u8 }>(tile, block, tokens, sums);
+}
+
+/// Products of a tile of F8_E4M3 codes with a block of tokens.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(super) fn float8(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    float::<{ Float::Float8 as u8 }>(tile, block, tokens, sums);
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn float<const F: u8>(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    match tokens {
+        8 => float_block::<F, 8>(tile, block, sums),
+        4 => float_block::<F, 4>(tile, block, sums),
+        2 => float_block::<F, 2>(tile, block, sums),
+        _ => float_block::<F, 1>(tile, block, sums),
+    }
+}
+
+/// Even and odd columns are summed apart, as in a dense tile.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn float_block<const F: u8, const T: usize>(tile: &Tile<'_>, block: &[u8], sums: &mut Sums) {
+    let run_bytes = const { Float::of(F).run_bytes() };
+    let table = load_f32(tile.table);
+    let mut totals = [_mm512_setzero_ps(); T];
+    let groups = tile.codes.chunks(tile.columns / RUN * run_bytes);
+    let blocks = block.chunks(tile.columns * T * 4);
+    for ((codes, block), scales) in groups.zip(blocks).zip(tile.scales.chunks_exact(ROWS * 4)) {
+        let mut parts = [[_mm512_setzero_ps(); 2]; T];
+        let runs = codes.chunks_exact(run_bytes);
+        for (run, x) in runs.zip(block.chunks_exact(const { RUN * T * 4 })) {
+            for j in 0..RUN {
+                let weights = if F == Float::Levels as u8 {
+                    // A lane's low four bits choose the level.
+                    let numbers = load(part(run, 0));
+                    let number = _mm512_srlv_epi32(numbers, _mm512_set1_epi32(4 * j as i32));
+                    _mm512_permutexvar_ps(number, table)
+                } else {
+                    // As a half with the same bits the number is 2^8 times smaller: the exponents'
+                    // biases are 7 and 15.
+                    let signed = _mm256_cvtepi8_epi16(load128(part(run, j * ROWS)));
+                    let bits = _mm256_slli_epi16(signed, 7);
+                    let bits = _mm256_and_si256(bits, _mm256_set1_epi16(!0x4000));
+                    _mm512_cvtph_ps(bits)
+                };
+                for t in 0..T {
+                    let x = _mm512_castsi512_ps(word(x, j * T + t));
+                    parts[t][j % 2] = _mm512_fmadd_ps(weights, x, parts[t][j % 2]);
+                }
+            }
+        }
+        let mut scales = singles(scales, 0);
+        if F == Float::Float8 as u8 {
+            scales = _mm512_mul_ps(scales, _mm512_set1_ps(256.0));
+        }
+        for t in 0..T {
+            let sum = _mm512_add_ps(parts[t][0], parts[t][1]);
+            totals[t] = _mm512_fmadd_ps(sum, scales, totals[t]);
+        }
+    }
+    for t in 0..T {
+        store(&mut sums[t], totals[t]);
+    }
+}
+
 /// Rounds the `tokens` rows of `x` to int8 groups, into one block.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) fn quantize_block(x: &[f32], tokens: usize, out: &mut [u8]) {
@@ -258,6 +333,13 @@ fn word(block: &[u8], index: usize) -> __m512i {
 #[target_feature(enable = "avx512f")]
 fn halves(record: &[u8], start: usize) -> __m512 {
     _mm512_cvtph_ps(load256(part(record, start)))
+}
+
+/// The list of 16 singles `index` of a record.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn singles(record: &[u8], index: usize) -> __m512 {
+    _mm512_castsi512_ps(load(part(record, index * 64)))
 }
 
 /// 16 signed bytes at `start` of a record.

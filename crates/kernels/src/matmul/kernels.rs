@@ -1,7 +1,7 @@
 //! The choice of a kernel for a layout and an instruction set.
 
 use super::activations::TOKENS;
-use super::layout::{Dense, Format, Layout, ROWS, Visitor};
+use super::layout::{Dense, Float, Format, Layout, ROWS, Visitor};
 use super::packed::Tile;
 use super::scalar;
 #[cfg(target_arch = "x86_64")]
@@ -28,6 +28,7 @@ impl Kernel {
         Self(match layout {
             Layout::Dense(dense) => dense_function(dense, cpu.isa()),
             Layout::Integer(integer) => integer.visit(Select(cpu.isa())),
+            Layout::Float(float) => float_function(float, cpu.isa()),
         })
     }
 
@@ -71,5 +72,20 @@ fn dense_function(dense: Dense, isa: Isa) -> Function {
         (_, Dense::F32) => scalar::dense_f32,
         (_, Dense::F16) => scalar::dense_f16,
         (_, Dense::Bf16) => scalar::dense_bf16,
+    }
+}
+
+fn float_function(float: Float, isa: Isa) -> Function {
+    match (isa, float) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, Float::Levels) => avx512::levels,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, Float::Float8) => avx512::float8,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, Float::Levels) => avx2::levels,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, Float::Float8) => avx2::float8,
+        (_, Float::Levels) => scalar::levels,
+        (_, Float::Float8) => scalar::float8,
     }
 }

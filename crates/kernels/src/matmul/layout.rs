@@ -28,6 +28,14 @@
 //! bits   8: [8]   6: [4][2]   5: [4][1]   4: [4]   3: [2][1]   2: [2]   low bits first
 //! ```
 //! Scales lie in a buffer of their own, tile by tile, in one of the shapes of [`Scales`].
+//!
+//! # Float tiles
+//! Codes whose levels are no integers are multiplied as f32. Columns come in runs of 8:
+//! ```text
+//! levels    [run][16 rows] u32    64 bytes a run: column 8k + j of a row is bits 4j .. 4j + 4
+//! float8    [run][8 columns][16 rows] u8    128 bytes a run
+//! ```
+//! Their scales are `[group][16 rows] f32`; a group is any number of runs.
 
 use bevel_base::DType;
 use bevel_base::pack::iq4::IQ4_LEVELS;
@@ -39,6 +47,8 @@ pub(super) const ROWS: usize = 16;
 pub(super) const GROUP: usize = 32;
 /// Quads of a group.
 pub(super) const QUADS: usize = GROUP / 4;
+/// Columns of a run of a float tile.
+pub(super) const RUN: usize = 8;
 /// Groups of a super-block of 256 columns.
 pub(super) const SUPER: usize = 8;
 
@@ -63,6 +73,14 @@ pub(super) enum Scales {
     /// Each super-block: `[f16 d][f16 dmin]`, then for each half group one byte: the scale in its
     /// low nibble, the minimum in its high one; the minimum is subtracted.
     Sub16Min,
+    /// Each span of groups, a power of two of them that the tile tells: `[f32 scale]`.
+    Span,
+    /// Each span: `[f32 scale][f32 minimum]`; the minimum is added.
+    SpanMin,
+    /// Each group, for its two halves: `[f32 scale]`.
+    Halves,
+    /// Each group, for its two halves: `[f32 scale][f32 minimum]`; the minimum is added.
+    HalvesMin,
 }
 
 impl Scales {
@@ -76,30 +94,46 @@ impl Scales {
             Scales::Sub32Min => (SUPER, 64 + 8 * 32),
             Scales::Sub16 => (SUPER, 32 + 16 * 16),
             Scales::Sub16Min => (SUPER, 64 + 16 * 16),
+            Scales::Span => (1, 64),
+            Scales::SpanMin | Scales::Halves => (1, 128),
+            Scales::HalvesMin => (1, 256),
         }
     }
 
-    /// Bytes of a tile of `groups` groups.
-    pub(super) const fn bytes(self, groups: usize) -> usize {
-        let (span, bytes) = self.record();
-        groups / span * bytes
+    /// Bytes of a tile of `groups` groups; `1 << span_log` groups make a span.
+    pub(super) const fn bytes(self, groups: usize, span_log: u32) -> usize {
+        let (groups_of_record, bytes) = self.record();
+        match self {
+            Scales::Span | Scales::SpanMin => groups.div_ceil(1 << span_log) * bytes,
+            _ => groups / groups_of_record * bytes,
+        }
     }
 
     /// Where the record of `group` starts, and the group's position inside the record.
     #[inline(always)]
-    pub(super) const fn locate(self, group: usize) -> (usize, usize) {
-        let (span, bytes) = self.record();
-        (group / span * bytes, group % span)
+    pub(super) const fn locate(self, group: usize, span_log: u32) -> (usize, usize) {
+        let (groups_of_record, bytes) = self.record();
+        match self {
+            Scales::Span | Scales::SpanMin => ((group >> span_log) * bytes, 0),
+            _ => (group / groups_of_record * bytes, group % groups_of_record),
+        }
     }
 
     /// True where each half of a group has its own scale.
     pub(super) const fn halves(self) -> bool {
-        matches!(self, Scales::Sub16 | Scales::Sub16Min)
+        matches!(self, Scales::Sub16 | Scales::Sub16Min | Scales::Halves | Scales::HalvesMin)
     }
 
     /// True where a minimum joins the scale.
     pub(super) const fn has_min(self) -> bool {
-        matches!(self, Scales::GroupMin | Scales::Sub32Min | Scales::Sub16Min)
+        matches!(
+            self,
+            Scales::GroupMin
+                | Scales::Sub32Min
+                | Scales::Sub16Min
+                | Scales::SpanMin
+                | Scales::HalvesMin
+        )
     }
 }
 
@@ -192,6 +226,47 @@ formats! {
     Table4Sub = Coding::table(4, Scales::Sub32);
     Table3Sub = Coding::table(3, Scales::Sub32);
     Table3Sub16 = Coding::table(3, Scales::Sub16);
+    SpanSym2 = Coding::integer(2, 2, Scales::Span);
+    SpanSym3 = Coding::integer(3, 4, Scales::Span);
+    SpanSym4 = Coding::integer(4, 8, Scales::Span);
+    SpanSym5 = Coding::integer(5, 16, Scales::Span);
+    SpanSym6 = Coding::integer(6, 32, Scales::Span);
+    SpanSym8 = Coding::integer(8, 128, Scales::Span);
+    SpanAffine2 = Coding::integer(2, 0, Scales::SpanMin);
+    SpanAffine3 = Coding::integer(3, 0, Scales::SpanMin);
+    SpanAffine4 = Coding::integer(4, 0, Scales::SpanMin);
+    SpanAffine5 = Coding::integer(5, 0, Scales::SpanMin);
+    SpanAffine6 = Coding::integer(6, 0, Scales::SpanMin);
+    // Byte products of the full range saturate unless they are signed.
+    SpanAffine8 = Coding::integer(8, 128, Scales::SpanMin);
+    SpanTable4 = Coding::table(4, Scales::Span);
+    HalvesAffine4 = Coding::integer(4, 0, Scales::HalvesMin);
+    HalvesAffine8 = Coding::integer(8, 128, Scales::HalvesMin);
+    HalvesTable4 = Coding::table(4, Scales::Halves);
+}
+
+/// What the codes of a float tile are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Float {
+    /// Numbers of levels, of 4 bits.
+    Levels,
+    /// Numbers of the type F8_E4M3, none of which is NaN.
+    Float8,
+}
+
+impl Float {
+    /// The kind whose number a kernel was compiled for.
+    pub(super) const fn of(number: u8) -> Self {
+        if number == Float::Levels as u8 { Float::Levels } else { Float::Float8 }
+    }
+
+    /// Bytes of a run of 8 columns.
+    pub(super) const fn run_bytes(self) -> usize {
+        match self {
+            Float::Levels => RUN * ROWS / 2,
+            Float::Float8 => RUN * ROWS,
+        }
+    }
 }
 
 /// Number formats of dense tiles.
@@ -217,6 +292,7 @@ impl Dense {
 pub(super) enum Layout {
     Dense(Dense),
     Integer(Integer),
+    Float(Float),
 }
 
 impl Layout {
@@ -248,16 +324,26 @@ impl Layout {
         })
     }
 
-    /// Bytes of a tile's codes (or values) and of its scales.
-    pub(super) fn tile_bytes(self, cols: usize) -> (usize, usize) {
+    /// Bytes of a tile's codes (or values) and of its scales. `columns` share a scale, where the
+    /// layout leaves their number open.
+    pub(super) fn tile_bytes(self, cols: usize, columns: usize) -> (usize, usize) {
         match self {
             Layout::Dense(dense) => (cols * ROWS * dense.bytes(), 0),
             Layout::Integer(integer) => {
                 let (coding, groups) = (integer.coding(), cols / GROUP);
-                (groups * coding.group_bytes(), coding.scales.bytes(groups))
+                (groups * coding.group_bytes(), coding.scales.bytes(groups, span_log(columns)))
+            }
+            Layout::Float(float) => {
+                (cols / RUN * float.run_bytes(), cols.div_ceil(columns) * ROWS * 4)
             }
         }
     }
+}
+
+/// The power of two that is the number of groups in a span of `columns`.
+#[inline(always)]
+pub(super) const fn span_log(columns: usize) -> u32 {
+    (columns / GROUP).trailing_zeros()
 }
 
 /// The levels of look-up types, as signed bytes, and the power of two that the type's scales are

@@ -14,12 +14,14 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocks;
+mod grouped;
 mod kernels;
 mod layout;
 mod packed;
 mod scalar;
 
 pub use activations::Scratch;
+pub use grouped::sort_columns;
 pub use packed::PackedMatrix;
 
 use activations::{GROUP_BYTES, block_tokens};

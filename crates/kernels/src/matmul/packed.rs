@@ -9,16 +9,23 @@ use crate::{Cpu, Result};
 /// A weight matrix `[rows = out, cols = in]` in the layout that kernels read: tiles of 16 rows,
 /// interleaved. Values are those of the file, exactly (F64 is rounded to single precision).
 pub struct PackedMatrix {
-    dtype: DType,
+    /// What the weights were in the file, for messages.
+    name: String,
     layout: Layout,
     rows: usize,
     cols: usize,
+    /// Columns that share a record of scales, where the layout leaves their number open.
+    pub(super) columns: usize,
+    /// True where the weights take more bits than their codes.
+    pub(super) widened: bool,
     /// Codes or values, tile by tile.
     codes: AlignedVec<u8>,
     /// Scales, tile by tile; none for dense layouts.
     scales: AlignedVec<u8>,
     /// Levels of look-up types, plus 128.
-    levels: [u8; 16],
+    pub(super) levels: [u8; 16],
+    /// Levels that are no integers.
+    pub(super) table: [f32; 16],
     /// A power of two that every scale is multiplied by; not 1 only in some look-up types.
     factor: f32,
 }
@@ -26,14 +33,26 @@ pub struct PackedMatrix {
 /// One tile, as kernels see it.
 #[derive(Clone, Copy)]
 pub(super) struct Tile<'a> {
-    /// `[group][64 * bits]` bytes, or `[column][16]` values.
+    /// `[group][64 * bits]` bytes, `[column][16]` values, or runs of a float tile.
     pub(super) codes: &'a [u8],
-    /// In the shape of the coding's [`Scales`].
+    /// In the shape of the coding's [`Scales`], or f32.
     pub(super) scales: &'a [u8],
+    /// Columns that share a record of scales, where the layout leaves their number open.
+    pub(super) columns: usize,
     /// Levels of look-up types, plus 128.
     pub(super) levels: &'a [u8; 16],
+    /// Levels that are no integers.
+    pub(super) table: &'a [f32; 16],
     /// What scales are multiplied by in look-up types.
     pub(super) factor: f32,
+}
+
+impl Tile<'_> {
+    /// The power of two that is the number of groups in a span.
+    #[inline(always)]
+    pub(super) fn span_log(&self) -> u32 {
+        layout::span_log(self.columns)
+    }
 }
 
 impl PackedMatrix {
@@ -85,9 +104,10 @@ impl PackedMatrix {
         self.cols
     }
 
-    /// The type the weights had in the file.
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    /// True where no layout fits the weights' groups, so that they are stored as f32 and take more
+    /// memory than their codes do.
+    pub fn is_widened(&self) -> bool {
+        self.widened
     }
 
     /// Bytes in memory.
@@ -110,17 +130,19 @@ impl PackedMatrix {
     }
 
     pub(super) fn tile(&self, index: usize) -> Tile<'_> {
-        let (codes, scales) = self.layout.tile_bytes(self.cols);
+        let (codes, scales) = self.layout.tile_bytes(self.cols, self.columns);
         Tile {
             codes: &self.codes[index * codes..][..codes],
             scales: &self.scales[index * scales..][..scales],
+            columns: self.columns,
             levels: &self.levels,
+            table: &self.table,
             factor: self.factor,
         }
     }
 
     pub(super) fn tile_bytes(&self) -> usize {
-        let (codes, scales) = self.layout.tile_bytes(self.cols);
+        let (codes, scales) = self.layout.tile_bytes(self.cols, self.columns);
         codes + scales
     }
 
@@ -135,10 +157,6 @@ impl PackedMatrix {
     fn new(cpu: &Cpu, dtype: DType, rows: usize, cols: usize, pieces: &[&[u8]]) -> Result<Self> {
         let layout = Layout::of(dtype).ok_or(bevel_base::Error::NotWeight(dtype))?;
         let row_bytes = dtype.row_bytes(cols)?;
-        let tiles = rows.div_ceil(ROWS);
-        let (code_bytes, scale_bytes) = layout.tile_bytes(cols);
-        let mut codes = AlignedVec::<u8>::zeroed(tiles * code_bytes);
-        let mut scales = AlignedVec::<u8>::zeroed(tiles * scale_bytes);
         let row = |index: usize| {
             let mut start = index * row_bytes;
             for piece in pieces {
@@ -149,39 +167,81 @@ impl PackedMatrix {
             }
             &[]
         };
+        let bytes = layout.tile_bytes(cols, GROUP);
+        let (codes, scales) = fill(cpu, rows, bytes, |index, lane, codes, scales| {
+            put_row(dtype, layout, row(index), lane, codes, scales);
+        });
         let (levels, factor) = layout::levels(dtype);
-        if tiles * code_bytes > 0 {
-            // Both buffers are cut into as many parts, of some megabyte each.
-            let part =
-                (1usize << 20).div_ceil(code_bytes).min(tiles.div_ceil(cpu.pool().threads()));
-            let scales = SharedMut::new(&mut scales);
-            cpu.pool().run_chunks(&mut codes, part * code_bytes, |index, codes| {
-                // SAFETY: parts of different indices do not overlap, as those of `codes`.
-                let scales = unsafe {
-                    scales.part(index * part * scale_bytes, codes.len() / code_bytes * scale_bytes)
-                };
-                for i in 0..codes.len() / code_bytes {
-                    let codes = &mut codes[i * code_bytes..][..code_bytes];
-                    let scales = &mut scales[i * scale_bytes..][..scale_bytes];
-                    // Codes are or-ed in: a first touch that reads would map the system's page of
-                    // zeros, which the write after it has to replace in every thread's view.
-                    codes.fill(0);
-                    scales.fill(0);
-                    let first = (index * part + i) * ROWS;
-                    for lane in 0..ROWS.min(rows - first) {
-                        put_row(dtype, layout, row(first + lane), lane, codes, scales);
-                    }
-                }
-            });
-        }
-        let levels = levels.map(|level| (level as u8) ^ 0x80);
-        Ok(Self { dtype, layout, rows, cols, codes, scales, levels, factor })
+        let packed = Self::of_parts(dtype.to_string(), layout, rows, cols, codes, scales);
+        Ok(Self { levels: levels.map(|level| (level as u8) ^ 0x80), factor, ..packed })
     }
+
+    /// A matrix of tiles without levels.
+    pub(super) fn of_parts(
+        name: String,
+        layout: Layout,
+        rows: usize,
+        cols: usize,
+        codes: AlignedVec<u8>,
+        scales: AlignedVec<u8>,
+    ) -> Self {
+        Self {
+            name,
+            layout,
+            rows,
+            cols,
+            columns: GROUP,
+            widened: false,
+            codes,
+            scales,
+            levels: [0; 16],
+            table: [0.0; 16],
+            factor: 1.0,
+        }
+    }
+}
+
+/// Tiles for `rows` rows, each of a pair of bytes for codes and scales. `put(row, lane, codes,
+/// scales)` writes a row into its lane of a zeroed tile; rows are put on all threads.
+pub(super) fn fill(
+    cpu: &Cpu,
+    rows: usize,
+    (code_bytes, scale_bytes): (usize, usize),
+    put: impl Fn(usize, usize, &mut [u8], &mut [u8]) + Sync,
+) -> (AlignedVec<u8>, AlignedVec<u8>) {
+    let tiles = rows.div_ceil(ROWS);
+    let mut codes = AlignedVec::<u8>::zeroed(tiles * code_bytes);
+    let mut scales = AlignedVec::<u8>::zeroed(tiles * scale_bytes);
+    if tiles * code_bytes == 0 {
+        return (codes, scales);
+    }
+    // Both buffers are cut into as many parts, of some megabyte each.
+    let part = (1usize << 20).div_ceil(code_bytes).min(tiles.div_ceil(cpu.pool().threads()));
+    let shared = SharedMut::new(&mut scales);
+    cpu.pool().run_chunks(&mut codes, part * code_bytes, |index, codes| {
+        // SAFETY: parts of different indices do not overlap, as those of `codes`.
+        let scales = unsafe {
+            shared.part(index * part * scale_bytes, codes.len() / code_bytes * scale_bytes)
+        };
+        for i in 0..codes.len() / code_bytes {
+            let codes = &mut codes[i * code_bytes..][..code_bytes];
+            let scales = &mut scales[i * scale_bytes..][..scale_bytes];
+            // Codes are or-ed in: a first touch that reads would map the system's page of
+            // zeros, which the write after it has to replace in every thread's view.
+            codes.fill(0);
+            scales.fill(0);
+            let first = (index * part + i) * ROWS;
+            for lane in 0..ROWS.min(rows - first) {
+                put(first + lane, lane, codes, scales);
+            }
+        }
+    });
+    (codes, scales)
 }
 
 impl std::fmt::Debug for PackedMatrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PackedMatrix({} [{}, {}])", self.dtype, self.rows, self.cols)
+        write!(f, "PackedMatrix({} [{}, {}])", self.name, self.rows, self.cols)
     }
 }
 
@@ -223,6 +283,7 @@ fn put_row(
     let coding = match layout {
         Layout::Dense(dense) => return put_dense(dtype, dense, row, lane, codes),
         Layout::Integer(integer) => integer.coding(),
+        Layout::Float(_) => unreachable!("{dtype} has a dense or an integer layout"),
     };
     let groups = dtype.block_len() / GROUP;
     blocks::each_block(dtype, row, &mut |index, parts| {
@@ -237,7 +298,7 @@ fn put_row(
 }
 
 /// Writes the 32 codes of one row into a group's planes (as 32-bit words, one a row and register).
-fn put_codes(bits: usize, codes: &[u8; GROUP], lane: usize, planes: &mut [u32]) {
+pub(super) fn put_codes(bits: usize, codes: &[u8; GROUP], lane: usize, planes: &mut [u32]) {
     let (quads, _) = codes.as_chunks::<4>();
     for (k, &quad) in quads.iter().enumerate() {
         debug_assert!(k < QUADS);
@@ -272,7 +333,7 @@ fn put_codes(bits: usize, codes: &[u8; GROUP], lane: usize, planes: &mut [u32]) 
 
 /// Writes one row's scales of the block whose first group is `group`.
 fn put_scales(coding: Coding, block: &Parts, group: usize, lane: usize, scales: &mut [u8]) {
-    let (start, _) = coding.scales.locate(group);
+    let (start, _) = coding.scales.locate(group, 0);
     let record = &mut scales[start..];
     let put_half = |record: &mut [u8], index: usize, half: u16| {
         record[index * 32 + lane * 2..][..2].copy_from_slice(&half.to_le_bytes());
@@ -303,6 +364,9 @@ fn put_scales(coding: Coding, block: &Parts, group: usize, lane: usize, scales: 
             for i in 0..2 * SUPER {
                 record[64 + i * 16 + lane] = block.sub_scales[i] as u8 | block.sub_mins[i] << 4;
             }
+        }
+        Scales::Span | Scales::SpanMin | Scales::Halves | Scales::HalvesMin => {
+            unreachable!("no file type has scales in single precision")
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use half::{bf16, f16};
 
+use super::activations::TOKENS;
 use super::kernels::Sums;
-use super::layout::{Coding, Dense, Format, GROUP, Layout, ROWS, Scales, Visitor};
+use super::layout::{Coding, Dense, Float, Format, GROUP, Layout, ROWS, RUN, Scales, Visitor};
 use super::packed::Tile;
 
 /// Products of an integer tile with a block of tokens. For each group:
@@ -13,7 +14,7 @@ pub(super) fn integer<F: Format>(tile: &Tile<'_>, block: &[u8], tokens: usize, s
     sums[..tokens].fill([0.0; ROWS]);
     let spans = if F::CODING.scales.halves() { 2 } else { 1 };
     for (group, block) in block.chunks_exact(tokens * super::GROUP_BYTES).enumerate() {
-        let levels = levels(F::CODING, tile, group);
+        let levels = group_levels(F::CODING, tile, group);
         let scales = scales(F::CODING, tile, group);
         let (codes, rest) = block.split_at(GROUP * tokens);
         let word = |index: usize| -> [u8; 4] {
@@ -84,8 +85,58 @@ fn dense<const N: usize>(
     }
 }
 
+/// Products of a tile of 4-bit level numbers with a block of tokens: for each group,
+/// sum += scale · Σ level · x.
+pub(super) fn levels(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    float(Float::Levels, tile, block, tokens, sums);
+}
+
+/// Products of a tile of F8_E4M3 codes with a block of tokens, as in [`levels`].
+pub(super) fn float8(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    float(Float::Float8, tile, block, tokens, sums);
+}
+
+fn float(kind: Float, tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    sums[..tokens].fill([0.0; ROWS]);
+    let (x, _) = block.as_chunks::<4>();
+    for (group, x) in x.chunks(tile.columns * tokens).enumerate() {
+        let scales = float_scales(tile, group);
+        let mut parts = [[0.0; ROWS]; TOKENS];
+        for (column, x) in x.chunks_exact(tokens).enumerate() {
+            let weights = float_column(kind, tile, group * tile.columns + column);
+            for (part, &x) in parts.iter_mut().zip(x) {
+                for row in 0..ROWS {
+                    part[row] += weights[row] * f32::from_ne_bytes(x);
+                }
+            }
+        }
+        for (sums, part) in sums.iter_mut().zip(&parts[..tokens]) {
+            for row in 0..ROWS {
+                sums[row] += scales[row] * part[row];
+            }
+        }
+    }
+}
+
+/// The levels of a column of a float tile.
+fn float_column(kind: Float, tile: &Tile<'_>, column: usize) -> [f32; ROWS] {
+    let run = &tile.codes[column / RUN * kind.run_bytes()..][..kind.run_bytes()];
+    std::array::from_fn(|row| match kind {
+        Float::Levels => {
+            let byte = run[row * 4 + column % RUN / 2];
+            tile.table[usize::from(byte >> (column % 2 * 4) & 15)]
+        }
+        Float::Float8 => bevel_base::pack::e4m3(run[column % RUN * ROWS + row]),
+    })
+}
+
+fn float_scales(tile: &Tile<'_>, group: usize) -> [f32; ROWS] {
+    let (scales, _) = tile.scales[group * ROWS * 4..].as_chunks();
+    std::array::from_fn(|row| f32::from_le_bytes(scales[row]))
+}
+
 /// The levels of a group minus their zero: `[column][row]`.
-fn levels(coding: Coding, tile: &Tile<'_>, group: usize) -> [[i16; ROWS]; GROUP] {
+fn group_levels(coding: Coding, tile: &Tile<'_>, group: usize) -> [[i16; ROWS]; GROUP] {
     let planes = &tile.codes[group * coding.group_bytes()..][..coding.group_bytes()];
     let (registers, _) = planes.as_chunks::<64>();
     let mut levels = [[0; ROWS]; GROUP];
@@ -114,8 +165,12 @@ fn levels(coding: Coding, tile: &Tile<'_>, group: usize) -> [[i16; ROWS]; GROUP]
 /// Scales and minima (which are added) of the group's halves, the first being the whole group's
 /// where halves share them.
 fn scales(coding: Coding, tile: &Tile<'_>, group: usize) -> [([f32; ROWS], [f32; ROWS]); 2] {
-    let (start, position) = coding.scales.locate(group);
+    let (start, position) = coding.scales.locate(group, tile.span_log());
     let record = &tile.scales[start..];
+    let singles = |index: usize| -> [f32; ROWS] {
+        let (singles, _) = record[index * 64..].as_chunks();
+        std::array::from_fn(|row| f32::from_le_bytes(singles[row]))
+    };
     let halves = |index: usize| -> [f32; ROWS] {
         let (halves, _) = record[index * 32..].as_chunks();
         std::array::from_fn(|row| f16::from_le_bytes(halves[row]).to_f32() * tile.factor)
@@ -151,6 +206,10 @@ fn scales(coding: Coding, tile: &Tile<'_>, group: usize) -> [([f32; ROWS], [f32;
             };
             (times(halves(0), nibbles(0)), minus(times(halves(1), nibbles(4))))
         }),
+        Scales::Span => [(singles(0), none); 2],
+        Scales::SpanMin => [(singles(0), singles(1)); 2],
+        Scales::Halves => [0, 1].map(|half| (singles(half), none)),
+        Scales::HalvesMin => [0, 1].map(|half| (singles(2 * half), singles(2 * half + 1))),
     }
 }
 
@@ -164,7 +223,7 @@ pub(super) fn read_row(layout: Layout, tile: &Tile<'_>, lane: usize, out: &mut [
         fn visit<F: Format>(self) {
             let Read(tile, lane, out) = self;
             for (group, out) in out.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-                let levels = levels(F::CODING, tile, group);
+                let levels = group_levels(F::CODING, tile, group);
                 let scales = scales(F::CODING, tile, group);
                 for (column, out) in out.iter_mut().enumerate() {
                     let (scale, min) = &scales[column / (GROUP / 2)];
@@ -188,6 +247,15 @@ pub(super) fn read_row(layout: Layout, tile: &Tile<'_>, lane: usize, out: &mut [
 
     match layout {
         Layout::Integer(integer) => integer.visit(Read(tile, lane, out)),
+        Layout::Float(float) => {
+            for (group, out) in out.chunks_mut(tile.columns).enumerate() {
+                let scale = float_scales(tile, group)[lane];
+                for (i, out) in out.iter_mut().enumerate() {
+                    let column = group * tile.columns + i;
+                    *out = scale * float_column(float, tile, column)[lane];
+                }
+            }
+        }
         Layout::Dense(Dense::F32) => read(tile, lane, out, f32::from_le_bytes),
         Layout::Dense(Dense::F16) => read(tile, lane, out, |v| f16::from_le_bytes(v).to_f32()),
         Layout::Dense(Dense::Bf16) => read(tile, lane, out, |v| bf16::from_le_bytes(v).to_f32()),

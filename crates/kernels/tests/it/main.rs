@@ -2,6 +2,7 @@
 
 mod attention;
 mod attention_rules;
+mod grouped;
 mod matmul;
 mod ops;
 mod random;
