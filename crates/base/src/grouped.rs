@@ -3,6 +3,10 @@
 //! This is the form between them: a reader fills it, a solver makes it, a writer and the execution
 //! layouts take it apart.
 
+mod float4;
+
+pub use float4::{E2M1_LEVELS, e8m0};
+
 use crate::{Error, Result};
 
 /// A weight matrix `[rows = out, cols = in]` of codes, one a byte, with parameters for each group.
@@ -32,14 +36,14 @@ pub struct GroupedMatrix {
 pub enum Coding {
     /// `ŵ = scale · (code − zero)`, codes of `bits` bits; zeros `[rows, groups]`.
     Integer {
-        /// 2 to 8.
+        /// 1 to 8.
         bits: u32,
         /// The code that means zero.
         zeros: Zeros,
     },
     /// `ŵ = scale · code + minimum`, codes of `bits` bits (MLX).
     Affine {
-        /// 2 to 8.
+        /// 1 to 8.
         bits: u32,
         /// `[rows, groups]`
         minima: Vec<f32>,
@@ -57,6 +61,26 @@ pub enum Zeros {
     Symmetric,
     /// `[rows, groups]`
     Each(Vec<u8>),
+}
+
+impl Zeros {
+    /// Zero points `[rows, groups]` of codes of `bits` bits; [`Zeros::Symmetric`] where all are half
+    /// of the codes, whatever the file spelt out.
+    pub fn new(bits: u32, zeros: Vec<u8>) -> Self {
+        let half = 1 << (bits - 1);
+        match zeros.iter().all(|&zero| zero == half) {
+            true => Zeros::Symmetric,
+            false => Zeros::Each(zeros),
+        }
+    }
+
+    /// The zero point of codes of `bits` bits at `row * groups + group`.
+    pub fn at(&self, bits: u32, at: usize) -> u8 {
+        match self {
+            Zeros::Symmetric => 1 << (bits - 1),
+            Zeros::Each(zeros) => zeros[at],
+        }
+    }
 }
 
 impl GroupedMatrix {
@@ -136,11 +160,7 @@ impl GroupedMatrix {
             let (scale, at) = (scales[group], row * groups + group);
             *out = match &self.coding {
                 Coding::Integer { bits, zeros } => {
-                    let zero = match zeros {
-                        Zeros::Symmetric => 1 << (bits - 1),
-                        Zeros::Each(zeros) => i32::from(zeros[at]),
-                    };
-                    scale * (i32::from(code) - zero) as f32
+                    scale * (i32::from(code) - i32::from(zeros.at(*bits, at))) as f32
                 }
                 Coding::Affine { minima, .. } => scale * f32::from(code) + minima[at],
                 Coding::Levels(levels) => scale * levels[usize::from(code & 15)],

@@ -50,6 +50,14 @@ pub enum Error {
         /// The tensor's name.
         tensor: String,
     },
+    /// The configuration says that weights are quantized in a way this build does not read.
+    #[error("the quantization in `{}`: {reason}", .path.display())]
+    Quantization {
+        /// The configuration.
+        path: PathBuf,
+        /// The field, what was found there, and what is read.
+        reason: String,
+    },
     /// The shards of one model do not fit together.
     #[error("the shards of `{}` do not fit together: {reason}", .path.display())]
     Shards {

@@ -1,0 +1,24 @@
+//! Codes of a few bits, one after another from the lowest bit of 32-bit words on. Where the width
+//! does not divide 32, codes straddle words: 32 codes take as many words as a code has bits.
+
+/// The words that `len` codes take; `None` where the count overflows.
+pub(super) fn words(len: usize, bits: u32) -> Option<usize> {
+    Some(len.checked_mul(bits as usize)?.div_ceil(32))
+}
+
+/// Takes codes from words until `out` is full; words that are missing count as zero.
+#[inline]
+pub(super) fn unpack(words: impl IntoIterator<Item = u32>, bits: u32, out: &mut [u8]) {
+    let mut words = words.into_iter();
+    let (mut buffer, mut held) = (0u64, 0);
+    let mask = (1u64 << bits) - 1;
+    for code in out {
+        if held < bits {
+            buffer |= u64::from(words.next().unwrap_or(0)) << held;
+            held += 32;
+        }
+        *code = (buffer & mask) as u8;
+        buffer >>= bits;
+        held -= bits;
+    }
+}

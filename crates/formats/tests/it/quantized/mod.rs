@@ -1,0 +1,3 @@
+//! Checkpoints whose linear layers are quantized.
+
+mod reading;
