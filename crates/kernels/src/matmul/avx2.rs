@@ -327,25 +327,16 @@ fn float_block<const F: u8, const T: usize, const N: usize>(
         let mut parts = [[_mm256_setzero_ps(); 2]; N];
         let runs = codes.chunks_exact(run_bytes);
         for (run, x) in runs.zip(block.chunks_exact(const { RUN * T * 4 })) {
-            for j in 0..RUN {
-                let weights = if F == Float::Levels as u8 {
-                    // A lane's low three bits choose the level, the fourth the table, once it has
-                    // become the lane's sign.
-                    let numbers = load(part(run, 0), half);
-                    let number = _mm256_srlv_epi32(numbers, _mm256_set1_epi32(4 * j as i32));
-                    let sign = _mm256_sllv_epi32(numbers, _mm256_set1_epi32(28 - 4 * j as i32));
-                    let [low, high] = tables.map(|t| _mm256_permutevar8x32_ps(t, number));
-                    _mm256_blendv_ps(low, high, _mm256_castsi256_ps(sign))
-                } else {
-                    // As a half with the same bits the number is 2^8 times smaller: the exponents'
-                    // biases are 7 and 15.
-                    let signed = _mm_cvtepi8_epi16(load64(part(run, j * ROWS + half * 8)));
-                    let bits = _mm_slli_epi16(signed, 7);
-                    _mm256_cvtph_ps(_mm_and_si128(bits, _mm_set1_epi16(!0x4000)))
-                };
-                for t in 0..N {
-                    let x = _mm256_castsi256_ps(word(x, j * T + first + t));
-                    parts[t][j % 2] = _mm256_fmadd_ps(weights, x, parts[t][j % 2]);
+            // The loop over pairs stays short: sums whose place is not known when it is compiled
+            // would not be kept in registers.
+            for pair in 0..RUN / 2 {
+                for parity in 0..2 {
+                    let j = 2 * pair + parity;
+                    let weights = float_column::<F>(run, j, half, tables);
+                    for t in 0..N {
+                        let x = _mm256_castsi256_ps(word(x, j * T + first + t));
+                        parts[t][parity] = _mm256_fmadd_ps(weights, x, parts[t][parity]);
+                    }
                 }
             }
         }
@@ -360,6 +351,28 @@ fn float_block<const F: u8, const T: usize, const N: usize>(
     }
     for t in 0..N {
         store(&mut sums[first + t], half, totals[t]);
+    }
+}
+
+/// Half of column `j` of a run.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn float_column<const F: u8>(run: &[u8], j: usize, half: Half, tables: [__m256; 2]) -> __m256 {
+    if F == Float::Levels as u8 {
+        // A lane's low three bits choose the level, the fourth the table, once it has become the
+        // lane's sign.
+        let numbers = load(part(run, 0), half);
+        let number = _mm256_srlv_epi32(numbers, _mm256_set1_epi32(4 * j as i32));
+        let sign = _mm256_sllv_epi32(numbers, _mm256_set1_epi32(28 - 4 * j as i32));
+        let low = _mm256_permutevar8x32_ps(tables[0], number);
+        let high = _mm256_permutevar8x32_ps(tables[1], number);
+        _mm256_blendv_ps(low, high, _mm256_castsi256_ps(sign))
+    } else {
+        // As a half with the same bits the number is 2^8 times smaller: the exponents' biases are
+        // 7 and 15.
+        let signed = _mm_cvtepi8_epi16(load64(part(run, j * ROWS + half * 8)));
+        let bits = _mm_slli_epi16(signed, 7);
+        _mm256_cvtph_ps(_mm_and_si128(bits, _mm_set1_epi16(!0x4000)))
     }
 }
 

@@ -261,23 +261,16 @@ fn float_block<const F: u8, const T: usize>(tile: &Tile<'_>, block: &[u8], sums:
         let mut parts = [[_mm512_setzero_ps(); 2]; T];
         let runs = codes.chunks_exact(run_bytes);
         for (run, x) in runs.zip(block.chunks_exact(const { RUN * T * 4 })) {
-            for j in 0..RUN {
-                let weights = if F == Float::Levels as u8 {
-                    // A lane's low four bits choose the level.
-                    let numbers = load(part(run, 0));
-                    let number = _mm512_srlv_epi32(numbers, _mm512_set1_epi32(4 * j as i32));
-                    _mm512_permutexvar_ps(number, table)
-                } else {
-                    // As a half with the same bits the number is 2^8 times smaller: the exponents'
-                    // biases are 7 and 15.
-                    let signed = _mm256_cvtepi8_epi16(load128(part(run, j * ROWS)));
-                    let bits = _mm256_slli_epi16(signed, 7);
-                    let bits = _mm256_and_si256(bits, _mm256_set1_epi16(!0x4000));
-                    _mm512_cvtph_ps(bits)
-                };
-                for t in 0..T {
-                    let x = _mm512_castsi512_ps(word(x, j * T + t));
-                    parts[t][j % 2] = _mm512_fmadd_ps(weights, x, parts[t][j % 2]);
+            // The loop over pairs stays short: sums whose place is not known when it is compiled
+            // would not be kept in registers.
+            for pair in 0..RUN / 2 {
+                for parity in 0..2 {
+                    let j = 2 * pair + parity;
+                    let weights = float_column::<F>(run, j, table);
+                    for t in 0..T {
+                        let x = _mm512_castsi512_ps(word(x, j * T + t));
+                        parts[t][parity] = _mm512_fmadd_ps(weights, x, parts[t][parity]);
+                    }
                 }
             }
         }
@@ -292,6 +285,23 @@ fn float_block<const F: u8, const T: usize>(tile: &Tile<'_>, block: &[u8], sums:
     }
     for t in 0..T {
         store(&mut sums[t], totals[t]);
+    }
+}
+
+/// Column `j` of a run.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn float_column<const F: u8>(run: &[u8], j: usize, table: __m512) -> __m512 {
+    if F == Float::Levels as u8 {
+        // A lane's low four bits choose the level.
+        let numbers = _mm512_srlv_epi32(load(part(run, 0)), _mm512_set1_epi32(4 * j as i32));
+        _mm512_permutexvar_ps(numbers, table)
+    } else {
+        // As a half with the same bits the number is 2^8 times smaller: the exponents' biases are
+        // 7 and 15.
+        let signed = _mm256_cvtepi8_epi16(load128(part(run, j * ROWS)));
+        let bits = _mm256_slli_epi16(signed, 7);
+        _mm512_cvtph_ps(_mm256_and_si256(bits, _mm256_set1_epi16(!0x4000)))
     }
 }
 
