@@ -34,6 +34,28 @@ pub enum Error {
         /// What failed.
         source: bevel_base::Error,
     },
+    /// Calibration statistics that were cut short or come from elsewhere.
+    #[error(
+        "{0} bytes are not the calibration statistics of a layer; remove the unfinished run and start again"
+    )]
+    Statistics(usize),
+    /// A run that something else than this one left unfinished.
+    #[error(
+        "`{}` is an unfinished run with another {what}; finish that one with its own options, or throw it away with --restart",
+        .dir.display()
+    )]
+    OtherRun {
+        /// The directory of the unfinished run.
+        dir: PathBuf,
+        /// What is different.
+        what: &'static str,
+    },
+    /// A file of an unfinished run that does not hold what it should.
+    #[error("`{}` is damaged; throw the unfinished run away with --restart", .0.display())]
+    BrokenPart(PathBuf),
+    /// A method that needs calibration data was given none.
+    #[error("the recipe's method needs calibration data, and none was given")]
+    NoCalibration,
     /// A recipe does not parse.
     #[error("the recipe is not valid: {0}")]
     Recipe(String),

@@ -20,6 +20,7 @@ mod progress;
 mod provenance;
 mod recipe;
 mod report;
+mod stats;
 mod transcode;
 
 pub use convert::{Target, convert};
@@ -36,3 +37,4 @@ pub use progress::{OnProgress, Progress, Stage};
 pub use provenance::{Provenance, VERSION};
 pub use recipe::{Base, Override, Recipe};
 pub use report::{Report, TensorReport, Totals};
+pub use stats::{Needs, Stats};

@@ -9,11 +9,13 @@ mod elementwise;
 mod error;
 mod isa;
 mod kv;
+pub mod linalg;
 mod math;
 pub mod matmul;
 mod norm;
 mod rope;
 mod softmax;
+mod wide;
 
 pub use activation::{gelu_erf_mul, gelu_tanh_mul, silu_mul};
 pub use attention::{AttentionScratch, AttentionSpec, SequenceSpan, attention};
@@ -26,3 +28,4 @@ pub use matmul::{PackedMatrix, Product, Scratch, matmul};
 pub use norm::{rms_norm, rms_norm_in_place};
 pub use rope::{RopeSpec, RopeStyle, RopeTable, rope};
 pub use softmax::softmax;
+pub use wide::{Wide, run_wide};

@@ -5,4 +5,5 @@ mod inspect;
 mod memory;
 mod mixes;
 mod quantize;
+mod stats;
 mod support;

@@ -3,6 +3,7 @@
 mod attention;
 mod attention_rules;
 mod grouped;
+mod linalg;
 mod matmul;
 mod ops;
 mod random;

@@ -1,0 +1,142 @@
+//! Matrix products, blocked for caches: both factors are packed into panels as wide as a tile of
+//! the result, [`DEPTH`] of their common dimension at a time.
+
+use std::ops::Range;
+
+use bevel_base::AlignedVec;
+
+use super::View;
+use super::tile::{self, MOST, Shape};
+use crate::Cpu;
+
+/// What becomes of the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// `C += A · B`
+    Add,
+    /// `C −= A · B`
+    Subtract,
+}
+
+/// Which elements of the result are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Region {
+    /// All.
+    Whole,
+    /// Those on and below the diagonal. Others may be written or not.
+    Lower,
+}
+
+/// How much of the common dimension is packed at a time: a panel of `B` stays in the first cache.
+/// Sums are cut here, and nowhere else.
+const DEPTH: usize = 256;
+
+/// Rows and columns of the result that one task computes, about: the panels of `A` stay in the
+/// second cache.
+const TASK: (usize, usize) = (192, 512);
+
+/// Panels that one task packs.
+const PACKED: usize = 8;
+
+/// `C ±= A · B`, with `A` `[m, k]`, `B` `[k, n]`, and `C` `[m, n]` in rows that begin `stride` values
+/// apart in `c`.
+///
+/// Every element is a sum of chains of [`f32::mul_add`] over 256 of `k` each: the same bits on every
+/// instruction set and number of threads.
+///
+/// # Panics
+/// Where the dimensions do not fit.
+pub fn gemm(
+    cpu: &Cpu,
+    update: Update,
+    a: View<'_>,
+    b: View<'_>,
+    c: &mut [f32],
+    stride: usize,
+    region: Region,
+) {
+    let (m, k, n) = (a.rows(), a.cols(), b.cols());
+    assert_eq!(k, b.rows(), "gemm: common dimension");
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    assert!(n <= stride && (m - 1) * stride + n <= c.len(), "gemm: [{m}, {n}] in {}", c.len());
+    let shape = tile::shape(cpu.isa());
+    let depth = k.min(DEPTH);
+    let (tall, wide) = (m.div_ceil(shape.rows), n.div_ceil(shape.cols));
+    let mut left = AlignedVec::<f32>::zeroed(tall * shape.rows * depth);
+    let mut right = AlignedVec::<f32>::zeroed(wide * shape.cols * depth);
+    let out = Output { values: c.as_mut_ptr(), stride, m, n, update, region };
+    for first in (0..k).step_by(DEPTH) {
+        let range = first..k.min(first + DEPTH);
+        let depth = range.len();
+        let left = &mut left[..tall * shape.rows * depth];
+        let right = &mut right[..wide * shape.cols * depth];
+        pack(cpu, a.transposed(), range.clone(), shape.rows, left);
+        pack(cpu, b, range, shape.cols, right);
+        multiply(cpu, shape, depth, left, right, &out);
+    }
+}
+
+/// Packs rows of `matrix` into panels of `width` columns.
+fn pack(cpu: &Cpu, matrix: View<'_>, rows: Range<usize>, width: usize, panels: &mut [f32]) {
+    let len = rows.len() * width;
+    cpu.pool().run_chunks(panels, PACKED * len, |task, panels| {
+        for (i, panel) in panels.chunks_exact_mut(len).enumerate() {
+            matrix.pack(rows.clone(), (task * PACKED + i) * width, width, panel);
+        }
+    });
+}
+
+/// `C` as its tasks see it.
+struct Output {
+    values: *mut f32,
+    stride: usize,
+    m: usize,
+    n: usize,
+    update: Update,
+    region: Region,
+}
+
+// SAFETY: tasks write to disjoint tiles.
+unsafe impl Sync for Output {}
+
+/// Adds the product of packed panels.
+fn multiply(cpu: &Cpu, shape: Shape, depth: usize, left: &[f32], right: &[f32], out: &Output) {
+    let (a_len, b_len) = (shape.rows * depth, shape.cols * depth);
+    let (tall, wide) = (left.len() / a_len, right.len() / b_len);
+    let (task_tall, task_wide) = (TASK.0 / shape.rows, TASK.1 / shape.cols);
+    let tasks = (tall.div_ceil(task_tall), wide.div_ceil(task_wide));
+    cpu.pool().run(tasks.0 * tasks.1, |task| {
+        // The last rows have the most to do where only the lower triangle is wanted: first things
+        // first.
+        let (row, col) = (tasks.0 - 1 - task / tasks.1, task % tasks.1);
+        let mut sums = [0.0; MOST];
+        for j in col * task_wide..wide.min((col + 1) * task_wide) {
+            for i in row * task_tall..tall.min((row + 1) * task_tall) {
+                let (top, side) = (i * shape.rows, j * shape.cols);
+                if out.region == Region::Lower && top + shape.rows <= side {
+                    continue;
+                }
+                let (a, b) = (&left[i * a_len..][..a_len], &right[j * b_len..][..b_len]);
+                tile::product(cpu.isa(), a, b, &mut sums);
+                for (i, sums) in sums.chunks_exact(shape.cols).enumerate() {
+                    if i == shape.rows || top + i >= out.m {
+                        break;
+                    }
+                    let width = shape.cols.min(out.n - side);
+                    // SAFETY: the tile lies inside `c`, which `gemm` borrows mutably and checked
+                    // for length; tiles of different `(i, j)` do not overlap.
+                    let line = unsafe {
+                        let start = out.values.add((top + i) * out.stride + side);
+                        std::slice::from_raw_parts_mut(start, width)
+                    };
+                    match out.update {
+                        Update::Add => line.iter_mut().zip(sums).for_each(|(c, s)| *c += s),
+                        Update::Subtract => line.iter_mut().zip(sums).for_each(|(c, s)| *c -= s),
+                    }
+                }
+            }
+        }
+    });
+}
