@@ -7,6 +7,7 @@ mod error;
 pub mod gguf;
 pub mod hub;
 pub mod imatrix;
+pub mod parquet;
 pub mod quantized;
 pub mod safetensors;
 mod shards;

@@ -17,7 +17,7 @@ pub(super) struct RepoCache {
 
 impl RepoCache {
     pub(super) fn new(config: &HubConfig, repo: &RepoId) -> Self {
-        let name = format!("models--{}", repo.id().replace('/', "--"));
+        let name = format!("{}--{}", repo.kind().plural(), repo.id().replace('/', "--"));
         Self {
             root: config.cache.join(&name),
             locks: config.cache.join(".locks").join(name),

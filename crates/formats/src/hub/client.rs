@@ -81,7 +81,7 @@ impl<'a> Client<'a> {
     }
 
     /// The commit that the repository's revision stands for, and its files.
-    pub(super) fn model_info(
+    pub(super) fn info(
         &self,
         repo: &RepoId,
         attempts: u32,
@@ -89,8 +89,9 @@ impl<'a> Client<'a> {
     ) -> Result<(String, Vec<Sibling>)> {
         let revision = percent_encode(repo.revision(), "");
         let url = format!(
-            "{}/api/models/{}/revision/{revision}?blobs=true",
+            "{}/api/{}/{}/revision/{revision}?blobs=true",
             self.config.endpoint,
+            repo.kind().plural(),
             repo.id()
         );
         let what = format!("{repo} at {}", self.config.endpoint);
@@ -167,7 +168,7 @@ impl<'a> Client<'a> {
 
     fn file_url(&self, repo: &RepoId, commit: &str, file: &str) -> String {
         let file = percent_encode(file, "/");
-        format!("{}/{}/resolve/{commit}/{file}", self.config.endpoint, repo.id())
+        format!("{}/{}/resolve/{commit}/{file}", self.config.endpoint, repo.page())
     }
 
     /// One request and the redirects it leads to. The token goes to the endpoint and nowhere else.
@@ -223,7 +224,8 @@ impl<'a> Client<'a> {
         if status.is_success() || status.is_redirection() {
             return Ok(response);
         }
-        let page = format!("{}/{}", self.config.endpoint, repo.id());
+        let page = format!("{}/{}", self.config.endpoint, repo.page());
+        let noun = repo.kind().noun();
         let repo = repo.id().to_owned();
         let code = response.headers().get("x-error-code").and_then(|code| code.to_str().ok());
         let who = match self.config.token {
@@ -237,7 +239,8 @@ impl<'a> Client<'a> {
                 Error::NotFound { what: format!("such revision of `{repo}`"), page }
             }
             (404, _) => {
-                let what = file.map_or(format!("model `{repo}`"), |f| format!("`{f}` in `{repo}`"));
+                let what =
+                    file.map_or(format!("{noun} `{repo}`"), |f| format!("`{f}` in `{repo}`"));
                 Error::NotFound { what, page }
             }
             _ => Error::Reply { url: page, why: format!("status {status}") },

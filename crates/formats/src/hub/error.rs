@@ -137,6 +137,28 @@ pub enum Error {
         /// Names and sizes, one a line.
         list: String,
     },
+    /// Nothing in the data set is of a format that is read.
+    #[error(
+        "data set `{repo}` has no .parquet, .jsonl, .json or .txt files (it has {files} files); many data sets have Parquet under the revision `refs/convert/parquet`: try `{repo}@refs/convert/parquet`"
+    )]
+    NoData {
+        /// The data set.
+        repo: String,
+        /// Number of files in it.
+        files: usize,
+    },
+    /// The rows to take are not clear.
+    #[error(
+        "data set `{repo}` has {why}; choose as `{repo}:SPLIT`, `{repo}:CONFIGURATION/SPLIT` or `{repo}:FILE`:\n{list}"
+    )]
+    ChooseData {
+        /// The data set.
+        repo: String,
+        /// What is not clear.
+        why: String,
+        /// Paths, one a line.
+        list: String,
+    },
     /// The index of a sharded checkpoint does not name its shards.
     #[error("`{path}` is no index of a sharded checkpoint: {why}")]
     Index {

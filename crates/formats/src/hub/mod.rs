@@ -12,6 +12,8 @@
 //! $HF_HUB_CACHE/.locks/models--owner--name/<etag>.lock
 //! ```
 //!
+//! Data sets lie beside the models, under `datasets--owner--name`.
+//!
 //! A ref is written last, after every file of its snapshot, so that an interrupted update leaves
 //! the older snapshot in use.
 
@@ -19,6 +21,7 @@ mod cache;
 mod checksum;
 mod client;
 mod config;
+mod data_set;
 mod download;
 mod error;
 pub mod packages;
@@ -33,6 +36,7 @@ use download::Source;
 use select::{Plan, Sibling, Weights};
 
 pub use config::{HubConfig, Token};
+pub use data_set::fetch_data_set;
 pub use error::{Error, Result};
 pub use repo::RepoId;
 
@@ -116,7 +120,7 @@ fn fetch_pinned(
     let client = Client::new(config)?;
     // A snapshot at hand is a reason not to keep a user waiting for a hub that does not answer.
     let attempts = if cached.is_ok() { 1 } else { config.attempts.min(FIRST_CONTACT) };
-    let (commit, siblings) = match client.model_info(repo, attempts, progress) {
+    let (commit, siblings) = match client.info(repo, attempts, progress) {
         Ok(info) => info,
         Err(error) => {
             let (Error::Unreachable { why, .. }, Ok(path)) = (&error, cached) else {

@@ -15,12 +15,55 @@ use super::{Error, Result};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepoId {
+    kind: RepoKind,
     id: String,
     revision: Option<String>,
     selection: Option<String>,
 }
 
+/// What a repository holds: a hub keeps models and data sets apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RepoKind {
+    Model,
+    DataSet,
+}
+
+impl RepoKind {
+    /// The first word of the directory in the cache, and of the address that lists the files.
+    pub(super) fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::DataSet => "datasets",
+        }
+    }
+
+    /// In words.
+    pub(super) fn noun(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::DataSet => "data set",
+        }
+    }
+}
+
 impl RepoId {
+    pub(super) fn kind(&self) -> RepoKind {
+        self.kind
+    }
+
+    /// The same name among the data sets.
+    pub(super) fn of_data_set(self) -> Self {
+        Self { kind: RepoKind::DataSet, ..self }
+    }
+
+    /// The repository's page, relative to the hub's address.
+    pub(super) fn page(&self) -> String {
+        match self.kind {
+            RepoKind::Model => self.id.clone(),
+            RepoKind::DataSet => format!("datasets/{}", self.id),
+        }
+    }
+
     /// `owner/name`.
     pub fn id(&self) -> &str {
         &self.id
@@ -31,7 +74,7 @@ impl RepoId {
         self.revision.as_deref().unwrap_or("main")
     }
 
-    /// The GGUF file's name, or the quantization that picks it.
+    /// The GGUF file's name, or the quantization that picks it; of a data set, the split.
     pub fn selection(&self) -> Option<&str> {
         self.selection.as_deref()
     }
@@ -69,6 +112,7 @@ impl FromStr for RepoId {
             return Err(bad("the part after `:` is no file of a repository and no quantization"));
         }
         Ok(Self {
+            kind: RepoKind::Model,
             id: id.to_owned(),
             revision: revision.map(str::to_owned),
             selection: selection.map(str::to_owned),

@@ -1,5 +1,6 @@
 //! Fetching by name, against a hub on loopback that fails in every way a hub can.
 
+mod data_sets;
 mod names;
 mod network;
 #[cfg(unix)]

@@ -6,6 +6,7 @@ mod bad_safetensors;
 mod gguf;
 mod hub;
 mod imatrix;
+mod parquet;
 mod quantized;
 #[path = "../../../../fuzz/replay.rs"]
 mod replay;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bevel_formats::imatrix::Imatrix;
+use bevel_formats::parquet::parse_records;
 use bevel_formats::{gguf, safetensors};
 
 use crate::replay::replay;
@@ -52,5 +53,15 @@ fn importance_matrices() {
                 assert!(entry.mean_squares().iter().all(|mean| !mean.is_nan()));
             }
         }
+    });
+}
+
+#[test]
+fn parquet_files() {
+    // A zstd frame may ask for a window of 8 MB, and a page unpack to more than its rows take.
+    replay("parquet", TIME, 16 << 20, |bytes| {
+        let mut rows = 0;
+        let _ = parse_records(Path::new("fuzz.parquet"), bytes, 1000, &mut |_| rows += 1);
+        assert!(rows <= 1000);
     });
 }

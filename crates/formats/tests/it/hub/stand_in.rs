@@ -184,7 +184,9 @@ impl Shared {
             }
             _ => {}
         }
-        if request.path.starts_with(&format!("/api/models/{}/revision/", self.repo)) {
+        let of_kind =
+            |kind| request.path.starts_with(&format!("/api/{kind}/{}/revision/", self.repo));
+        if of_kind("models") || of_kind("datasets") {
             let body = match &fault {
                 Some(Fault::Body(body)) => (*body).to_owned(),
                 _ => self.info(),
@@ -249,6 +251,7 @@ impl Shared {
     }
 
     fn name(&self, path: &str) -> Option<String> {
+        let path = path.strip_prefix("/datasets").unwrap_or(path);
         let rest = path.strip_prefix(&format!("/{}/resolve/", self.repo))?;
         Some(rest.split_once('/')?.1.to_owned())
     }

@@ -1,0 +1,238 @@
+//! Data sets: which of a repository's files hold the rows of a split.
+
+use std::path::PathBuf;
+
+use super::cache::{RepoCache, files_below};
+use super::client::Client;
+use super::download::Source;
+use super::repo::is_safe_path;
+use super::select::Sibling;
+use super::{Error, FIRST_CONTACT, HubConfig, Progress, RepoId, Result};
+
+/// Shards are fetched until they have this many bytes: far more than calibration reads.
+const ENOUGH: u64 = 64 << 20;
+/// What holds rows, best first: of one data set in two formats the first is taken.
+const FORMATS: [&[&str]; 4] =
+    [&[".parquet"], &[".jsonl", ".ndjson"], &[".json"], &[".txt", ".text"]];
+const PACKED: [&str; 2] = [".gz", ".zst"];
+/// JSON files that describe a data set.
+const DESCRIPTIONS: [&str; 5] = [
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "croissant.json",
+];
+
+/// Brings rows of a data set into the cache and returns their files in the order of their names:
+/// Parquet, JSON or text. Of a large data set these are the first shards, 64 MB or a little more.
+///
+/// The name's selection is a split (`train`), a configuration and a split (`en/train`), or a file;
+/// without one it is `train`, where the data set has that. As for models, the hub is asked which
+/// commit the revision stands for, and the cache serves where it cannot be reached; the cache is laid
+/// out as `huggingface_hub` does it, under `datasets--owner--name`.
+///
+/// # Errors
+/// [`Error::NoData`] and [`Error::ChooseData`]; otherwise as [`fetch`](super::fetch).
+pub fn fetch_data_set(
+    config: &HubConfig,
+    repo: &RepoId,
+    progress: &mut dyn Progress,
+) -> Result<Vec<PathBuf>> {
+    let repo = &repo.clone().of_data_set();
+    let cache = RepoCache::new(config, repo);
+    let cached = from_cache(&cache, repo);
+    if config.offline || (repo.is_commit() && cached.is_ok()) {
+        return cached;
+    }
+    let client = Client::new(config)?;
+    let attempts = if cached.is_ok() { 1 } else { config.attempts.min(FIRST_CONTACT) };
+    let (commit, siblings) = match client.info(repo, attempts, progress) {
+        Ok(info) => info,
+        Err(error) => {
+            let (Error::Unreachable { why, .. }, Ok(files)) = (&error, cached) else {
+                return Err(error);
+            };
+            let hub = &config.endpoint;
+            progress.note(&format!(
+                "The hub ({hub}) cannot be reached ({why}); using the copy of `{repo}` in the cache."
+            ));
+            return Ok(files);
+        }
+    };
+    let chosen = choose(repo, &siblings)?;
+    let files = enough(&chosen);
+    if files.len() < chosen.len() {
+        let (few, all) = (files.len(), chosen.len());
+        progress.note(&format!("`{repo}` has {all} files; {few} are enough."));
+    }
+    let source = Source { client: &client, cache: &cache, repo, commit: &commit };
+    for file in files {
+        source.file(&file.path, None, progress)?;
+    }
+    cache.set_ref(repo.revision(), &commit)?;
+    let snapshot = cache.snapshot(&commit);
+    Ok(files.iter().map(|file| snapshot.join(&file.path)).collect())
+}
+
+/// What the cache alone gives.
+fn from_cache(cache: &RepoCache, repo: &RepoId) -> Result<Vec<PathBuf>> {
+    let commit = match repo.is_commit() {
+        true => Some(repo.revision().to_owned()),
+        false => cache.commit_of(repo.revision()),
+    };
+    let snapshot = commit.map(|commit| cache.snapshot(&commit));
+    let siblings = snapshot.as_deref().map(files_below).unwrap_or_default();
+    let missing = |_| Error::NotCached {
+        repo: repo.to_string(),
+        file: repo.selection().unwrap_or("the data set").to_owned(),
+        cache: cache.root().display().to_string(),
+    };
+    let chosen = choose(repo, &siblings).map_err(missing)?;
+    let snapshot = snapshot.unwrap_or_default();
+    Ok(enough(&chosen).iter().map(|file| snapshot.join(&file.path)).collect())
+}
+
+/// The first files that have [`ENOUGH`] bytes together. A file of unknown size counts as enough.
+fn enough<'a, 'b>(files: &'b [&'a Sibling]) -> &'b [&'a Sibling] {
+    let mut bytes = 0u64;
+    let last = files.iter().position(|file| {
+        bytes = bytes.saturating_add(file.size.unwrap_or(ENOUGH));
+        bytes >= ENOUGH
+    });
+    &files[..last.map_or(files.len(), |last| last + 1)]
+}
+
+/// The files with the rows of one split, of one format, in the order of their names.
+fn choose<'a>(repo: &RepoId, siblings: &'a [Sibling]) -> Result<Vec<&'a Sibling>> {
+    if let Some(file) = siblings.iter().find(|file| !is_safe_path(&file.path)) {
+        return Err(Error::UnsafePath { repo: repo.to_string(), path: file.path.clone() });
+    }
+    let mut data: Vec<&Sibling> =
+        siblings.iter().filter(|file| format(&file.path).is_some()).collect();
+    data.sort_by(|a, b| a.path.cmp(&b.path));
+    let of = |wanted: &str| -> Vec<&'a Sibling> {
+        if let Some(file) = data.iter().find(|file| file.path == wanted) {
+            return vec![file];
+        }
+        data.iter()
+            .copied()
+            .filter(|file| wanted.split('/').all(|w| names(&file.path, w)))
+            .collect()
+    };
+    let mut found = match repo.selection() {
+        Some(wanted) => of(wanted),
+        None => Some(of("train")).filter(|train| !train.is_empty()).unwrap_or_else(|| data.clone()),
+    };
+    let best = found.iter().filter_map(|file| format(&file.path)).min();
+    found.retain(|file| format(&file.path) == best);
+    let list = |files: &[&Sibling]| {
+        let lines = files.iter().take(20).map(|file| format!("  {}", file.path));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    if found.is_empty() {
+        return Err(match data.is_empty() {
+            true => Error::NoData { repo: repo.id().to_owned(), files: siblings.len() },
+            false => Error::ChooseData {
+                repo: repo.id().to_owned(),
+                why: format!("no file that `{}` names", repo.selection().unwrap_or("train")),
+                list: list(&data),
+            },
+        });
+    }
+    // Configurations lie in directories of their own; a split is none.
+    let directory =
+        |file: &&Sibling| file.path.rsplit_once('/').map_or("", |(dir, _)| dir).to_owned();
+    let first = directory(&found[0]);
+    if found.iter().any(|file| directory(file) != first) {
+        return Err(Error::ChooseData {
+            repo: repo.id().to_owned(),
+            why: "files in several directories".to_owned(),
+            list: list(&found),
+        });
+    }
+    Ok(found)
+}
+
+/// How good a file's format is, the best 0; `None` for what holds no rows.
+fn format(path: &str) -> Option<usize> {
+    let name = path.rsplit('/').next().unwrap_or(path).to_ascii_lowercase();
+    if name.starts_with('.') || DESCRIPTIONS.contains(&name.as_str()) {
+        return None;
+    }
+    let unpacked = PACKED.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+    // Packed Parquet and packed text are not read.
+    let formats = if unpacked == name { &FORMATS[..] } else { &FORMATS[..3] };
+    let is = |ends: &&[&str]| ends.iter().any(|end| unpacked.ends_with(end));
+    formats.iter().position(is).filter(|&format| format > 0 || unpacked == name)
+}
+
+/// True where `wanted` is a directory of the path or one of its words: `data/train-00000-of-00002`
+/// is of `train`. Words are parted by all but letters, and by digits.
+fn names(path: &str, wanted: &str) -> bool {
+    let is = |part: &str| part.eq_ignore_ascii_case(wanted);
+    path.split('/').any(is) || path.split(|c: char| !c.is_alphabetic()).any(is)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(name: &str, files: &[&str], expected: Result<&[&str], &str>) {
+        let repo: RepoId = name.parse().unwrap();
+        let siblings: Vec<Sibling> =
+            files.iter().map(|path| Sibling { path: (*path).to_owned(), size: Some(1) }).collect();
+        let found = choose(&repo, &siblings);
+        match (found, expected) {
+            (Ok(found), Ok(expected)) => {
+                let paths: Vec<&str> = found.iter().map(|file| file.path.as_str()).collect();
+                assert_eq!(paths, expected);
+            }
+            (Err(error), Err(part)) => {
+                let message = error.to_string();
+                assert!(message.contains(part), "`{part}` is not in: {message}");
+            }
+            (found, expected) => panic!("{found:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn a_split_is_found_by_its_name() {
+        let files = [
+            "README.md",
+            "dataset_infos.json",
+            "data/test-00000-of-00001.parquet",
+            "data/train-00001-of-00002.parquet",
+            "data/train-00000-of-00002.parquet",
+        ];
+        let train = ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"];
+        check("a/b", &files, Ok(&train));
+        check("a/b:train", &files, Ok(&train));
+        check("a/b:test", &files, Ok(&files[2..3]));
+        check("a/b:data/test-00000-of-00001.parquet", &files, Ok(&files[2..3]));
+        check("a/b:validation", &files, Err("no file that `validation` names"));
+        check("a/b", &["README.md", "a.py", "dataset_info.json"], Err("no .parquet"));
+        check("a/b", &["x.jsonl.gz", "x.parquet.gz"], Ok(&["x.jsonl.gz"]));
+        check("a/b", &["train.txt", "train.jsonl"], Ok(&["train.jsonl"]));
+        check("a/b", &["training.jsonl"], Ok(&["training.jsonl"]));
+    }
+
+    #[test]
+    fn a_configuration_must_be_chosen() {
+        let files = ["de/train-0.parquet", "en/test-0.parquet", "en/train-0.parquet"];
+        check("a/b", &files, Err("  de/train-0.parquet\n  en/train-0.parquet"));
+        check("a/b:en", &files, Ok(&files[1..]));
+        check("a/b:en/train", &files, Ok(&files[2..]));
+    }
+
+    #[test]
+    fn shards_are_taken_until_they_are_enough() {
+        let file = |size| Sibling { path: String::new(), size };
+        let files = [file(Some(ENOUGH / 2)), file(Some(ENOUGH / 2)), file(Some(1)), file(None)];
+        let all: Vec<&Sibling> = files.iter().collect();
+        assert_eq!(enough(&all).len(), 2);
+        assert_eq!(enough(&all[2..]).len(), 2);
+        assert_eq!(enough(&all[..1]).len(), 1);
+    }
+}
