@@ -36,9 +36,6 @@ pub enum Error {
     /// A type name that bevel does not know.
     #[error("unknown type `{0}`; known types are {list}", list = DType::names().collect::<Vec<_>>().join(", "))]
     UnknownDType(String),
-    /// The layout can be read but this build cannot write it.
-    #[error("{0} can be read but not written: {1}")]
-    NotWritable(DType, &'static str),
     /// The type holds integers or booleans, which no layer multiplies with.
     #[error("{0} is not a weight type: weights are floating point or packed")]
     NotWeight(DType),

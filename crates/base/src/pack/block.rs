@@ -232,7 +232,7 @@ fn weights<const N: usize>(importance: &[f32]) -> [f32; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pack::{iq4, mxfp4, q3_k, q4_0, q4_1, q4_k, q6_k, q8_0, tq};
+    use crate::pack::{iq2, iq3, iq4, mxfp4, q3_k, q4_0, q4_1, q4_k, q6_k, q8_0, tq};
 
     /// Blocks are the same to the byte in vectors of every width.
     #[track_caller]
@@ -272,5 +272,8 @@ mod tests {
         check::<iq4::BlockIQ4XS, 256>();
         check::<tq::BlockTQ1_0, 256>();
         check::<mxfp4::BlockMXFP4, 32>();
+        check::<iq2::BlockIQ2XXS, 256>();
+        check::<iq2::BlockIQ2S, 256>();
+        check::<iq3::BlockIQ3S, 256>();
     }
 }

@@ -2,8 +2,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::block::{Block, Half};
-use super::grids::{IQ2_S, IQ2_XS, IQ2_XXS, SIGNS};
+use super::block::{Block, Half, Quantize};
+use super::codebook::{Codebook, Run, count_runs, fit_super_block, runs};
+use super::grids::{
+    IQ2_LEVELS, IQ2_S, IQ2_S_CODES, IQ2_XS, IQ2_XS_CODES, IQ2_XXS, IQ2_XXS_CODES, SIGNS,
+};
 
 /// 256 values in 8 groups of 32, `d * (0.5 + sc) / 4 * ±entry`: 2.0625 bits a value.
 ///
@@ -127,5 +130,104 @@ fn signed(d: f32, entry: &[u8; 8], signs: u8, out: &mut [f32; 8]) {
     for i in 0..8 {
         let value = d * f32::from(entry[i]);
         out[i] = if signs >> i & 1 == 0 { value } else { -value };
+    }
+}
+
+/// The codebook of IQ2_XXS.
+struct Xxs;
+
+impl Codebook<8> for Xxs {
+    const RUNS: &'static [Run] = &runs::<{ count_runs(&IQ2_XXS_CODES, 2) }>(&IQ2_XXS_CODES, 2);
+    const ENTRIES: &'static [[u8; 8]] = &IQ2_XXS;
+    const LEVELS: &'static [u8] = &IQ2_LEVELS;
+    const GROUP: usize = 32;
+    const UNIT: f32 = 0.125;
+    const EVEN: bool = true;
+}
+
+/// The codebook of IQ2_XS.
+struct Xs;
+
+impl Codebook<8> for Xs {
+    const RUNS: &'static [Run] = &runs::<{ count_runs(&IQ2_XS_CODES, 2) }>(&IQ2_XS_CODES, 2);
+    const ENTRIES: &'static [[u8; 8]] = &IQ2_XS;
+    const LEVELS: &'static [u8] = &IQ2_LEVELS;
+    const GROUP: usize = 16;
+    const UNIT: f32 = 0.125;
+    const EVEN: bool = true;
+}
+
+/// The codebook of IQ2_S.
+struct S;
+
+impl Codebook<8> for S {
+    const RUNS: &'static [Run] = &runs::<{ count_runs(&IQ2_S_CODES, 2) }>(&IQ2_S_CODES, 2);
+    const ENTRIES: &'static [[u8; 8]] = &IQ2_S;
+    const LEVELS: &'static [u8] = &IQ2_LEVELS;
+    const GROUP: usize = 16;
+    const UNIT: f32 = 0.125;
+    const EVEN: bool = false;
+}
+
+/// The largest magnitude of an IQ2 layout.
+const LIMIT: f32 = Half::MAX * 31.0 / 8.0 * 43.0;
+
+impl Quantize<256> for BlockIQ2XXS {
+    const LIMIT: f32 = LIMIT;
+
+    #[inline(always)]
+    fn quantize(x: &[f32; 256], w: &[f32; 256]) -> Self {
+        let fit = fit_super_block::<Xxs, 8, 32>(x, w);
+        let mut block = Self { d: Half::from_f32(fit.d), qs: [[0; 8]; 8] };
+        for j in 0..8 {
+            let mut word = u32::from(fit.scales[j]) << 28;
+            for k in 0..4 {
+                block.qs[j][k] = fit.entries[4 * j + k] as u8;
+                word |= u32::from(fit.signs[4 * j + k] & 127) << (7 * k);
+            }
+            block.qs[j][4..].copy_from_slice(&word.to_le_bytes());
+        }
+        block
+    }
+}
+
+/// Sixteen 4-bit scales, two a byte.
+#[inline(always)]
+fn pack_scales(scales: &[u8; 16]) -> [u8; 8] {
+    std::array::from_fn(|k| scales[2 * k] | scales[2 * k + 1] << 4)
+}
+
+impl Quantize<256> for BlockIQ2XS {
+    const LIMIT: f32 = LIMIT;
+
+    #[inline(always)]
+    fn quantize(x: &[f32; 256], w: &[f32; 256]) -> Self {
+        let fit = fit_super_block::<Xs, 8, 32>(x, w);
+        let field = |k: usize| fit.entries[k] | u16::from(fit.signs[k] & 127) << 9;
+        Self {
+            d: Half::from_f32(fit.d),
+            qs: std::array::from_fn(|k| field(k).to_le_bytes()),
+            scales: pack_scales(&fit.scales),
+        }
+    }
+}
+
+impl Quantize<256> for BlockIQ2S {
+    const LIMIT: f32 = LIMIT;
+
+    #[inline(always)]
+    fn quantize(x: &[f32; 256], w: &[f32; 256]) -> Self {
+        let fit = fit_super_block::<S, 8, 32>(x, w);
+        let mut qh = [0; 8];
+        for k in 0..32 {
+            qh[k / 4] |= ((fit.entries[k] >> 8) as u8) << (k % 4 * 2);
+        }
+        Self {
+            d: Half::from_f32(fit.d),
+            qs: fit.entries.map(|entry| entry as u8),
+            signs: fit.signs,
+            qh,
+            scales: pack_scales(&fit.scales),
+        }
     }
 }

@@ -2,8 +2,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::block::{Block, Half};
-use super::grids::{IQ3_S, IQ3_XXS, SIGNS};
+use super::block::{Block, Half, Quantize};
+use super::codebook::{Codebook, Run, count_runs, fit_super_block, runs};
+use super::grids::{
+    IQ3_S, IQ3_S_CODES, IQ3_S_LEVELS, IQ3_XXS, IQ3_XXS_CODES, IQ3_XXS_LEVELS, SIGNS,
+};
 
 /// 256 values in 8 groups of 32, `d * (0.5 + sc[j]) / 2 * ±entry`: 3.0625 bits a value.
 ///
@@ -90,5 +93,67 @@ fn signed(d: f32, entry: &[u8; 4], signs: u8, out: &mut [f32; 4]) {
     for i in 0..4 {
         let value = d * f32::from(entry[i]);
         out[i] = if signs >> i & 1 == 0 { value } else { -value };
+    }
+}
+
+/// The codebook of IQ3_XXS.
+struct Xxs;
+
+impl Codebook<4> for Xxs {
+    const RUNS: &'static [Run] = &runs::<{ count_runs(&IQ3_XXS_CODES, 4) }>(&IQ3_XXS_CODES, 4);
+    const ENTRIES: &'static [[u8; 4]] = &IQ3_XXS;
+    const LEVELS: &'static [u8] = &IQ3_XXS_LEVELS;
+    const GROUP: usize = 32;
+    const UNIT: f32 = 0.25;
+    const EVEN: bool = true;
+}
+
+/// The codebook of IQ3_S.
+struct S;
+
+impl Codebook<4> for S {
+    const RUNS: &'static [Run] = &runs::<{ count_runs(&IQ3_S_CODES, 4) }>(&IQ3_S_CODES, 4);
+    const ENTRIES: &'static [[u8; 4]] = &IQ3_S;
+    const LEVELS: &'static [u8] = &IQ3_S_LEVELS;
+    const GROUP: usize = 32;
+    const UNIT: f32 = 1.0;
+    const EVEN: bool = false;
+}
+
+impl Quantize<256> for BlockIQ3XXS {
+    const LIMIT: f32 = Half::MAX * 31.0 / 4.0 * 62.0;
+
+    #[inline(always)]
+    fn quantize(x: &[f32; 256], w: &[f32; 256]) -> Self {
+        let fit = fit_super_block::<Xxs, 4, 64>(x, w);
+        let mut signs = [[0; 4]; 8];
+        for j in 0..8 {
+            let mut word = u32::from(fit.scales[j]) << 28;
+            for k in 0..4 {
+                word |= u32::from(fit.signs[4 * j + k] & 127) << (7 * k);
+            }
+            signs[j] = word.to_le_bytes();
+        }
+        Self { d: Half::from_f32(fit.d), qs: fit.entries.map(|entry| entry as u8), signs }
+    }
+}
+
+impl Quantize<256> for BlockIQ3S {
+    const LIMIT: f32 = Half::MAX * 31.0 * 15.0;
+
+    #[inline(always)]
+    fn quantize(x: &[f32; 256], w: &[f32; 256]) -> Self {
+        let fit = fit_super_block::<S, 4, 64>(x, w);
+        let mut qh = [0; 8];
+        for k in 0..64 {
+            qh[k / 8] |= ((fit.entries[k] >> 8) as u8) << (k % 8);
+        }
+        Self {
+            d: Half::from_f32(fit.d),
+            qs: fit.entries.map(|entry| entry as u8),
+            qh,
+            signs: fit.signs,
+            scales: std::array::from_fn(|k| fit.scales[2 * k] | fit.scales[2 * k + 1] << 4),
+        }
     }
 }

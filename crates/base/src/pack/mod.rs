@@ -26,12 +26,14 @@
 //! | [IQ2_S, IQ2_XS, IQ2_XXS](iq2) | 2.5625, 2.3125, 2.0625 | 256 | `d s ±entry` | with calibration |
 //! | [TQ2_0, TQ1_0](tq) | 2.0625, 1.6875 | 256 | `d t` | models trained to be ternary |
 //!
-//! Packing minimizes the squared error, weighted by importance where the caller knows it: sixteen
-//! scales are tried at once and improved by least squares, and the choice is made by the error with
-//! scales as they will be stored.
+//! Packing minimizes the squared error, weighted by importance where the caller knows it: many scales
+//! are tried side by side and improved by least squares, and the choice is made by the error with
+//! scales as they will be stored. Entries of codebooks are found by comparing all of them. Where
+//! somebody else chooses the codes, [`grid`] offers the search for scales alone.
 
 mod affine;
 mod block;
+mod codebook;
 pub mod grid;
 pub mod grids;
 pub mod iq2;
@@ -114,8 +116,8 @@ pub fn dequantize(dtype: DType, data: &[u8], out: &mut [f32]) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::NotFinite`] where a value is a NaN or infinite, [`Error::Importance`] where a weight is
-/// negative or not finite, [`Error::NotWritable`] for the IQ2 and IQ3 layouts, [`Error::NotWeight`]
-/// for integers and booleans, [`Error::RowLength`] and [`Error::ByteLength`] where lengths disagree.
+/// negative or not finite, [`Error::NotWeight`] for integers and booleans, [`Error::RowLength`] and
+/// [`Error::ByteLength`] where lengths disagree.
 pub fn quantize(
     dtype: DType,
     values: &[f32],
@@ -146,12 +148,11 @@ pub fn quantize(
         DType::TQ1_0 => block::pack::<tq::BlockTQ1_0, _>(values, importance, out),
         DType::TQ2_0 => block::pack::<tq::BlockTQ2_0, _>(values, importance, out),
         DType::MXFP4 => block::pack::<mxfp4::BlockMXFP4, _>(values, importance, out),
-        DType::IQ2_XXS | DType::IQ2_XS | DType::IQ2_S | DType::IQ3_XXS | DType::IQ3_S => {
-            return Err(Error::NotWritable(
-                dtype,
-                "its codebook is worth using only with calibration data, which this version does not collect",
-            ));
-        }
+        DType::IQ2_XXS => block::pack::<iq2::BlockIQ2XXS, _>(values, importance, out),
+        DType::IQ2_XS => block::pack::<iq2::BlockIQ2XS, _>(values, importance, out),
+        DType::IQ2_S => block::pack::<iq2::BlockIQ2S, _>(values, importance, out),
+        DType::IQ3_XXS => block::pack::<iq3::BlockIQ3XXS, _>(values, importance, out),
+        DType::IQ3_S => block::pack::<iq3::BlockIQ3S, _>(values, importance, out),
         DType::Bool
         | DType::U8
         | DType::I8

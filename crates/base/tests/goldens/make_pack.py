@@ -39,7 +39,10 @@ HALVES = {
 WRITTEN = [
     T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K,
     T.Q6_K, T.IQ4_NL, T.IQ4_XS, T.TQ1_0, T.TQ2_0, T.MXFP4,
+    T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S,
 ]
+# llama.cpp wants importance for these.
+WEIGHTED_ONLY = [T.IQ2_XXS, T.IQ2_XS]
 
 package = pathlib.Path(importlib.util.find_spec("llama_cpp").origin).parent
 ggml = ctypes.CDLL(str(package / "lib" / "libggml-base.so"))
@@ -51,12 +54,16 @@ ggml.ggml_quantize_chunk.argtypes = [
 
 
 def llama_cpp(rows, qtype, importance=None):
+    ggml.ggml_quantize_init(qtype)
+    if importance is None and qtype in WEIGHTED_ONLY:
+        importance = np.ones(rows.shape[1])
     rows = np.ascontiguousarray(rows, np.float32)
     block, size = GGML_QUANT_SIZES[qtype]
     out = np.zeros((rows.shape[0], rows.shape[1] // block * size), np.uint8)
     weights = None
     if importance is not None:
-        weights = np.ascontiguousarray(importance, np.float32).ctypes.data_as(FLOATS)
+        importance = np.ascontiguousarray(importance, np.float32)
+        weights = importance.ctypes.data_as(FLOATS)
     ggml.ggml_quantize_chunk(
         qtype, rows.ctypes.data_as(FLOATS), out.ctypes.data, 0, *rows.shape, weights)
     return out

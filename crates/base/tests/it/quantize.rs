@@ -80,15 +80,11 @@ no_worse_than_rivals! {
     tq1_0 TQ1_0,
     tq2_0 TQ2_0,
     mxfp4 MXFP4,
-}
-
-#[test]
-fn codebook_layouts_wait_for_calibration() {
-    for dtype in [DType::IQ2_XXS, DType::IQ2_XS, DType::IQ2_S, DType::IQ3_XXS, DType::IQ3_S] {
-        let mut out = vec![0; dtype.block_bytes()];
-        let found = pack::quantize(dtype, &[0.5; 256], None, &mut out);
-        assert!(matches!(found, Err(Error::NotWritable(t, _)) if t == dtype), "{found:?}");
-    }
+    iq2_xxs IQ2_XXS,
+    iq2_xs IQ2_XS,
+    iq2_s IQ2_S,
+    iq3_xxs IQ3_XXS,
+    iq3_s IQ3_S,
 }
 
 #[test]
