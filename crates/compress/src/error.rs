@@ -11,6 +11,17 @@ pub enum Error {
     /// A model file cannot be read or written.
     #[error(transparent)]
     Format(#[from] bevel_formats::Error),
+    /// A data set cannot be fetched.
+    #[error(transparent)]
+    Hub(#[from] bevel_formats::hub::Error),
+    /// The calibration data cannot be read, or do not suffice.
+    #[error("calibration data `{data}`: {reason}")]
+    Calibration {
+        /// The file, with the line of a record, or the data as asked for.
+        data: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
     /// The model's tokenizer cannot be carried over.
     #[error("the tokenizer cannot be converted: {0}")]
     Tokenizer(#[from] bevel_model::tokenizer::TokenizerError),

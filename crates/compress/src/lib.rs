@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod calibration;
 mod convert;
 mod error;
 mod gguf;
@@ -23,6 +24,7 @@ mod report;
 mod stats;
 mod transcode;
 
+pub use calibration::{Calibration, CalibrationConfig, Fetch, OnTokens, Source};
 pub use convert::{Target, convert};
 pub use error::{Error, Result};
 pub use gguf::quantize;
