@@ -67,6 +67,14 @@ pub enum Error {
     /// A method that needs calibration data was given none.
     #[error("the recipe's method needs calibration data, and none was given")]
     NoCalibration,
+    /// A matrix cannot be quantized as asked.
+    #[error("tensor `{tensor}`: {source}")]
+    Solve {
+        /// The tensor.
+        tensor: String,
+        /// What failed.
+        source: crate::solve::SolveError,
+    },
     /// A recipe does not parse.
     #[error("the recipe is not valid: {0}")]
     Recipe(String),

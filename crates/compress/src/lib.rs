@@ -21,6 +21,7 @@ mod progress;
 mod provenance;
 mod recipe;
 mod report;
+pub mod solve;
 mod stats;
 mod transcode;
 

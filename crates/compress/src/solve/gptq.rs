@@ -1,0 +1,174 @@
+//! GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers
+//! (arXiv 2210.17323), and GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration
+//! (arXiv 2504.02692), which differs in step 5.
+//!
+//! With `W` `[out, in]`, `X` `[in, tokens]` the inputs, `H = X Xᵀ`:
+//!
+//! 1. Dead inputs, `H_jj = 0`: their weights become zero.
+//! 2. The order of columns: as they lie, or by decreasing `H_jj`.
+//! 3. `U` upper triangular with `(H + λI)⁻¹ = Uᵀ U`, `λ = damping · mean(diag H)`.
+//! 4. Scales, where they are fixed before the walk; elsewhere when a span's first column is reached.
+//! 5. With the drift `ΔX = X̃ − X` of the inputs from the full model's, `P = α · triu(ΔX Xᵀ Uᵀ, 1) U`.
+//! 6. The walk of [`obs`](super::obs): `q_j = quant(w_j)`, `e = (w_j − q_j) / U_jj`,
+//!    `W[:, j+1..] −= e · U[j, j+1..] − w_j · P[j, j+1..]`.
+//!
+//! Block formats are nothing special: a span is a super-block of 256 columns, its scales are found by
+//! the layout's own importance-weighted search on weights that earlier columns have updated, and step
+//! 6 chooses the codes.
+
+use std::time::Instant;
+
+use bevel_kernels::Cpu;
+use bevel_kernels::linalg::{Region, Update, View, gemm};
+
+use super::grid::{Grid, dequantize};
+use super::hessian::{self, Factor};
+use super::loss::{difference, output_energy};
+use super::obs::Surgeon;
+use super::quantizer::Quantizer;
+use super::stripes::transposed;
+use super::{Gptq, Order, SolveError, SolveReport, SolveResult, Solved, rtn};
+use crate::Stats;
+
+/// Columns that are walked between two updates of all that follow, about.
+const BLOCK: usize = 128;
+
+/// Spans up to this many columns are whole in a block, so that their scales see every update.
+const LONGEST_SPAN: usize = 256;
+
+/// Quantizes `w`, `[rows, cols]`.
+pub(super) fn gptq(
+    cpu: &Cpu,
+    w: &[f32],
+    rows: usize,
+    stats: &Stats,
+    grid: &Grid,
+    options: &Gptq,
+) -> SolveResult<Solved> {
+    let cols = stats.cols();
+    let mut clock = Clock::new();
+    let gram = hessian::gram(stats, "GPTQ")?;
+    // (1)
+    let dead = hessian::dead(gram, cols);
+    let dead_columns = dead.iter().filter(|dead| **dead).count();
+    let alive: Vec<f32> = match dead_columns {
+        0 => w.to_vec(),
+        _ => w.iter().enumerate().map(|(i, &w)| if dead[i % cols] { 0.0 } else { w }).collect(),
+    };
+    // (2)
+    let order = match options.order {
+        Order::Natural => (0..cols).collect(),
+        Order::StaticGroups | Order::ActOrder => hessian::by_size(gram, cols),
+    };
+    // (3)
+    let Factor { u, retries } = hessian::factor(cpu, gram, &order, options.damping)?;
+    clock.lap("factor");
+    // (4)
+    let importance: Vec<f32> = order.iter().map(|&j| gram[j * cols + j]).collect();
+    let fixed = options.order == Order::StaticGroups || grid.span > LONGEST_SPAN;
+    let quantizer =
+        &mut Quantizer { grid, order: &order, importance: &importance, fixed, isa: cpu.isa() };
+    let mut stripes = quantizer.stripes(rows);
+    if fixed {
+        let importance: Vec<f32> = (0..cols).map(|j| gram[j * cols + j]).collect();
+        quantizer.fix(cpu, &alive, Some(&importance), &mut stripes)?;
+    }
+    clock.lap("scales");
+    // (5)
+    let p = match options.drift {
+        0.0 => None,
+        drift => Some(drift_correction(cpu, stats, &order, &u, drift)?),
+    };
+    // (6)
+    let mut turned = transposed(cpu, &alive, rows, &order);
+    let width = match grid.span {
+        _ if fixed => BLOCK,
+        span => span * BLOCK.div_ceil(span),
+    };
+    let surgeon = Surgeon { cpu, u: &u, p: p.as_deref() };
+    let stripes = surgeon.walk(&mut turned, rows, width, quantizer, stripes);
+    clock.lap("walk");
+    let groups_of = |position: usize| (position / grid.group) as u32;
+    let group_of = (options.order == Order::ActOrder && !fixed).then(|| {
+        let mut group_of = vec![0; cols];
+        order.iter().enumerate().for_each(|(position, &j)| group_of[j] = groups_of(position));
+        group_of
+    });
+    let form = quantizer.form(cpu, stripes, rows, group_of)?;
+    let weights = dequantize(&form, rows, cols)?;
+    clock.lap("pack");
+    let energy = output_energy(cpu, stats, w).max(f64::MIN_POSITIVE);
+    let error = output_energy(cpu, stats, &difference(w, &weights)) / energy;
+    let rtn_error = match options.compare {
+        true => {
+            let rounded = rtn::rtn(cpu, w, rows, stats, grid, false)?;
+            let rounded = dequantize(&rounded, rows, cols)?;
+            Some(output_energy(cpu, stats, &difference(w, &rounded)) / energy)
+        }
+        false => None,
+    };
+    clock.lap("measure");
+    let report = SolveReport {
+        error,
+        rtn_error,
+        damping_retries: retries,
+        dead_columns,
+        seconds: clock.laps,
+        ..SolveReport::default()
+    };
+    Ok(Solved { weights, form, report })
+}
+
+/// `P = α · triu(D Uᵀ, 1) U` with `D = ΔX Xᵀ`, columns and rows in the order of the walk.
+fn drift_correction(
+    cpu: &Cpu,
+    stats: &Stats,
+    order: &[usize],
+    u: &[f32],
+    alpha: f32,
+) -> SolveResult<Vec<f32>> {
+    let cols = order.len();
+    let missing = SolveError::Missing { method: "GPTAQ", what: "drift" };
+    let cross = stats.cross().ok_or(missing)?;
+    let mut p = vec![0.0; cols * cols];
+    cpu.pool().run_chunks(&mut p, cols, |i, row| {
+        for (d, &j) in row.iter_mut().zip(order) {
+            *d = alpha * cross[order[i] * cols + j];
+        }
+    });
+    let mut product = vec![0.0; cols * cols];
+    let upper = View::new(u, cols, cols);
+    gemm(
+        cpu,
+        Update::Add,
+        View::new(&p, cols, cols),
+        upper.transposed(),
+        &mut product,
+        cols,
+        Region::Whole,
+    );
+    for (i, row) in product.chunks_exact_mut(cols).enumerate() {
+        row[..=i].fill(0.0);
+    }
+    p.fill(0.0);
+    gemm(cpu, Update::Add, View::new(&product, cols, cols), upper, &mut p, cols, Region::Whole);
+    Ok(p)
+}
+
+/// Seconds between steps.
+struct Clock {
+    last: Instant,
+    laps: Vec<(&'static str, f64)>,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { last: Instant::now(), laps: Vec::new() }
+    }
+
+    fn lap(&mut self, step: &'static str) {
+        let now = Instant::now();
+        self.laps.push((step, (now - self.last).as_secs_f64()));
+        self.last = now;
+    }
+}

@@ -1,0 +1,112 @@
+//! Round to nearest: every group by itself.
+
+use std::time::Instant;
+
+use bevel_base::{DType, pack};
+use bevel_kernels::{Cpu, Wide, run_wide};
+
+use super::grid::{Grid, dequantize};
+use super::loss::{difference, output_energy};
+use super::quantizer::{Quantizer, Rounded};
+use super::scales::Scales;
+use super::stripes::{STRIPE, transposed};
+use super::{Form, SolveReport, SolveResult, Solved};
+use crate::Stats;
+
+/// Rounds `w`, `[rows, cols]`; errors weigh as much as the mean square of their inputs where
+/// `weighted` and that is known.
+pub(super) fn rtn(
+    cpu: &Cpu,
+    w: &[f32],
+    rows: usize,
+    stats: &Stats,
+    grid: &Grid,
+    weighted: bool,
+) -> SolveResult<Form> {
+    let order: Vec<usize> = (0..stats.cols()).collect();
+    let importance = importance(stats, weighted);
+    let quantizer = Quantizer { grid, order: &order, importance: &[], fixed: true, isa: cpu.isa() };
+    let mut stripes = quantizer.stripes(rows);
+    quantizer.fix(cpu, w, importance.as_deref(), &mut stripes)?;
+    let turned = transposed(cpu, w, rows, &order);
+    cpu.pool().run_chunks(&mut stripes, 1, |i, stripe| {
+        let (first, stripe) = (i * STRIPE, &mut stripe[0]);
+        run_wide(cpu.isa(), RoundAll { grid, stripe, w: &turned, rows, first });
+    });
+    quantizer.form(cpu, stripes, rows, None)
+}
+
+/// Mean squares of inputs, where they are wanted and known.
+pub(super) fn importance(stats: &Stats, weighted: bool) -> Option<Vec<f32>> {
+    (weighted && stats.tokens() > 0).then(|| stats.importance())
+}
+
+/// All columns of a stripe.
+struct RoundAll<'a> {
+    grid: &'a Grid,
+    stripe: &'a mut Rounded,
+    /// `[cols, rows]`
+    w: &'a [f32],
+    rows: usize,
+    first: usize,
+}
+
+impl Wide for RoundAll<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Rounded { scales, codes, .. } = self.stripe;
+        let mut q = [0.0; STRIPE];
+        let q = &mut q[..scales.rows()];
+        let lines = self.w.chunks_exact(self.rows).zip(codes.chunks_exact_mut(q.len()));
+        for (col, (w, codes)) in lines.enumerate() {
+            let w = &w[self.first..][..q.len()];
+            Scales::round(scales, &self.grid.levels, col / self.grid.group, w, codes, q);
+        }
+    }
+}
+
+/// Rounds to a layout that has no grid: plain types, and those whose codes stand for several values.
+pub(super) fn pack_rows(
+    cpu: &Cpu,
+    w: &[f32],
+    stats: &Stats,
+    dtype: DType,
+    weighted: bool,
+) -> SolveResult<Form> {
+    let cols = stats.cols();
+    let row_bytes = dtype.row_bytes(cols)?;
+    let importance = importance(stats, weighted);
+    let mut bytes = vec![0; w.len() / cols.max(1) * row_bytes];
+    let failed = std::sync::Mutex::new(None);
+    cpu.pool().run_chunks(&mut bytes, row_bytes.max(1), |row, bytes| {
+        let w = &w[row * cols..][..cols];
+        if let Err(error) = pack::quantize(dtype, w, importance.as_deref(), bytes) {
+            *failed.lock().expect("nobody panics with it") = Some(error);
+        }
+    });
+    match failed.into_inner().expect("nobody panics with it") {
+        Some(error) => Err(error.into()),
+        None => Ok(Form::Packed { dtype, bytes }),
+    }
+}
+
+/// The result of rounding, measured.
+pub(super) fn solved(
+    cpu: &Cpu,
+    w: &[f32],
+    rows: usize,
+    stats: &Stats,
+    form: Form,
+    start: Instant,
+) -> SolveResult<Solved> {
+    let weights = dequantize(&form, rows, stats.cols())?;
+    let rounding = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    let energy = output_energy(cpu, stats, w).max(f64::MIN_POSITIVE);
+    let error = output_energy(cpu, stats, &difference(w, &weights)) / energy;
+    let seconds = vec![("round", rounding), ("measure", start.elapsed().as_secs_f64())];
+    let report = SolveReport { error, rtn_error: Some(error), seconds, ..SolveReport::default() };
+    Ok(Solved { weights, form, report })
+}
