@@ -4,14 +4,14 @@
 use std::ops::ControlFlow;
 
 use bevel_kernels::{
-    AttentionScratch, AttentionSpec, Cpu, Product, RopeSpec, RopeTable, Scratch, SequenceSpan,
-    Slot, add_scaled, attention, matmul, rms_norm, rms_norm_in_place, rope, scale, softcap,
+    AttentionScratch, AttentionSpec, Cpu, RopeSpec, RopeTable, SequenceSpan, Slot, add_scaled,
+    attention, rms_norm, rms_norm_in_place, rope, scale, softcap,
 };
 
 use crate::cache::{KvCache, Sequence};
 use crate::config::RopeConfig;
 use crate::family::QkNorm;
-use crate::linear::project;
+use crate::linear::{LinearState, project};
 use crate::mlp::MlpState;
 use crate::tap::{Site, Stage, Tap, untapped};
 use crate::weights::LayerWeights;
@@ -66,7 +66,7 @@ pub struct State {
     mlp: MlpState,
     rope: RopeTable,
     local_rope: Option<RopeTable>,
-    matmul: Scratch,
+    linear: LinearState,
     attention: AttentionScratch,
 }
 
@@ -96,7 +96,7 @@ impl State {
             mlp: MlpState::default(),
             rope: table(&config.rope),
             local_rope: config.local_rope.as_ref().map(table),
-            matmul: Scratch::default(),
+            linear: LinearState::default(),
             attention: AttentionScratch::default(),
         }
     }
@@ -208,8 +208,7 @@ impl Model {
         }
         let (h, x) = (&state.h[..rows * dim], &mut state.x[..rows * dim]);
         rms_norm(cpu, x, h, &self.weights.output_norm, config.norm_eps, rows, dim);
-        let mut product = [Product { weight: &self.weights.output, out: &mut state.logits }];
-        matmul(cpu, x, rows, &mut product, &mut state.matmul);
+        project(cpu, x, rows, [(&self.weights.output, &mut state.logits)], &mut state.linear);
         if config.logit_divisor != 1.0 {
             scale(cpu, &mut state.logits, 1.0 / config.logit_divisor);
         }
@@ -251,7 +250,7 @@ impl LayerWeights {
         branch_norm(cpu, config, &self.attn_norm, &state.x, &mut state.h);
         tap(Site { stage: Stage::Qkv, expert: None }, &state.h, n)?;
         let [q, k, v] = [&mut state.q, &mut state.k, &mut state.v];
-        project(cpu, &state.h, n, [(&self.q, q), (&self.k, k), (&self.v, v)], &mut state.matmul);
+        project(cpu, &state.h, n, [(&self.q, q), (&self.k, k), (&self.v, v)], &mut state.linear);
         for (x, weight, heads) in [
             (&mut state.q, &self.q_norm, config.heads),
             (&mut state.k, &self.k_norm, config.kv_heads),
@@ -291,7 +290,7 @@ impl LayerWeights {
             &mut state.attention,
         );
         tap(Site { stage: Stage::AttentionOutput, expert: None }, &state.attended, n)?;
-        project(cpu, &state.attended, n, [(&self.o, &mut state.h)], &mut state.matmul);
+        project(cpu, &state.attended, n, [(&self.o, &mut state.h)], &mut state.linear);
         join(cpu, config, &self.post_attn_norm, &mut state.h, &mut state.x);
         ControlFlow::Continue(())
     }
@@ -307,7 +306,7 @@ impl LayerWeights {
         let n = state.slots.len();
         branch_norm(cpu, config, &self.ffn_norm, &state.x, &mut state.h);
         let (h, mlp) = (&mut state.h, &mut state.mlp);
-        self.ffn.forward(cpu, config, h, n, mlp, &mut state.matmul, tap)?;
+        self.ffn.forward(cpu, config, h, n, mlp, &mut state.linear, tap)?;
         join(cpu, config, &self.post_ffn_norm, &mut state.h, &mut state.x);
         ControlFlow::Continue(())
     }

@@ -1,3 +1,5 @@
+use bevel_base::GroupedMatrix;
+use bevel_kernels::matmul::sort_columns;
 use bevel_kernels::{Cpu, PackedMatrix, Product, Scratch, add_bias, matmul};
 
 /// W · x + b
@@ -5,8 +7,46 @@ use bevel_kernels::{Cpu, PackedMatrix, Product, Scratch, add_bias, matmul};
 pub(crate) struct Linear {
     /// `[out, in]`
     pub(crate) weight: PackedMatrix,
+    /// The input that each column of the weight is for, where columns were sorted by their group
+    /// (act-order).
+    pub(crate) order: Option<Vec<u32>>,
     /// `[out]`
     pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    /// W · x
+    pub(crate) fn new(weight: PackedMatrix) -> Self {
+        Self { weight, order: None, bias: None }
+    }
+
+    /// W · x with some rows of a matrix of codes, which are kept.
+    pub(crate) fn grouped(cpu: &Cpu, matrix: &GroupedMatrix, rows: std::ops::Range<usize>) -> Self {
+        let Some((sorted, order)) = sort_columns(matrix) else {
+            return Self::new(PackedMatrix::pack_grouped(cpu, matrix, rows));
+        };
+        let weight = PackedMatrix::pack_grouped(cpu, &sorted, rows);
+        Self { order: Some(order), ..Self::new(weight) }
+    }
+
+    /// Writes row `index` of the weight into `out`, `[in]`.
+    pub(crate) fn row(&self, index: usize, out: &mut [f32]) {
+        self.weight.row(index, out);
+        if let Some(order) = &self.order {
+            let sorted = out.to_vec();
+            for (&col, value) in order.iter().zip(sorted) {
+                out[col as usize] = value;
+            }
+        }
+    }
+}
+
+/// Buffers of [`project`].
+#[derive(Debug, Default)]
+pub(crate) struct LinearState {
+    matmul: Scratch,
+    /// The input in a layer's order, `[n, in]`.
+    gathered: Vec<f32>,
 }
 
 /// Linear layers that share their input `x`, `[n, in]`, each with its output, `[n, out]`.
@@ -15,14 +55,40 @@ pub(crate) fn project<const LAYERS: usize>(
     x: &[f32],
     n: usize,
     mut layers: [(&Linear, &mut Vec<f32>); LAYERS],
-    scratch: &mut Scratch,
+    state: &mut LinearState,
 ) {
-    let mut products =
-        layers.each_mut().map(|(layer, out)| Product { weight: &layer.weight, out: &mut out[..] });
-    matmul(cpu, x, n, &mut products, scratch);
+    let LinearState { matmul: scratch, gathered } = state;
+    let order = layers.first().and_then(|(layer, _)| layer.order.as_ref());
+    if layers.iter().all(|(layer, _)| layer.order.as_ref() == order) {
+        let x = in_order(x, n, order, gathered);
+        let mut products = layers
+            .each_mut()
+            .map(|(layer, out)| Product { weight: &layer.weight, out: &mut out[..] });
+        matmul(cpu, x, n, &mut products, scratch);
+    } else {
+        for (layer, out) in &mut layers {
+            let x = in_order(x, n, layer.order.as_ref(), gathered);
+            matmul(cpu, x, n, &mut [Product { weight: &layer.weight, out }], scratch);
+        }
+    }
     for (layer, out) in layers {
         if let Some(bias) = &layer.bias {
             add_bias(cpu, out, bias, n, bias.len());
         }
     }
+}
+
+/// The columns of `x`, `[n, in]`, in an order.
+fn in_order<'a>(
+    x: &'a [f32],
+    n: usize,
+    order: Option<&Vec<u32>>,
+    gathered: &'a mut Vec<f32>,
+) -> &'a [f32] {
+    let Some(order) = order else { return x };
+    gathered.clear();
+    for row in x.chunks_exact(x.len() / n.max(1)) {
+        gathered.extend(order.iter().map(|&col| row[col as usize]));
+    }
+    gathered
 }

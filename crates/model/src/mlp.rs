@@ -3,12 +3,12 @@
 
 use std::ops::ControlFlow;
 
-use bevel_kernels::{Cpu, Product, Scratch, gelu_tanh_mul, matmul, silu_mul, softmax};
+use bevel_kernels::{Cpu, gelu_tanh_mul, silu_mul, softmax};
 
 use crate::ModelConfig;
 use crate::config::Experts;
 use crate::family::Activation;
-use crate::linear::project;
+use crate::linear::{LinearState, project};
 use crate::tap::{Site, Stage, Tap};
 use crate::weights::{Ffn, Mlp};
 
@@ -46,18 +46,17 @@ impl Ffn {
         h: &mut Vec<f32>,
         n: usize,
         state: &mut MlpState,
-        scratch: &mut Scratch,
+        linear: &mut LinearState,
         tap: &mut Tap<'_>,
     ) -> ControlFlow<()> {
         match self {
-            Ffn::Dense(mlp) => mlp.forward(cpu, config, h, n, None, state, scratch, tap),
+            Ffn::Dense(mlp) => mlp.forward(cpu, config, h, n, None, state, linear, tap),
             Ffn::Experts { router, experts } => {
                 let settings = config.experts.expect("a mixture has settings");
                 state.router.resize(n * settings.count, 0.0);
-                let mut product = [Product { weight: router, out: &mut state.router }];
-                matmul(cpu, h, n, &mut product, scratch);
+                project(cpu, h, n, [(router, &mut state.router)], linear);
                 route(cpu, &mut state.router, settings, &mut state.visits);
-                run_experts(cpu, config, experts, h, n, state, scratch, tap)
+                run_experts(cpu, config, experts, h, n, state, linear, tap)
             }
         }
     }
@@ -73,7 +72,7 @@ impl Mlp {
         n: usize,
         expert: Option<usize>,
         state: &mut MlpState,
-        scratch: &mut Scratch,
+        linear: &mut LinearState,
         tap: &mut Tap<'_>,
     ) -> ControlFlow<()> {
         tap(Site { stage: Stage::GateUp, expert }, h, n)?;
@@ -82,14 +81,14 @@ impl Mlp {
             buffer.resize(len, 0.0);
         }
         let pair = [(&self.gate, &mut state.gate), (&self.up, &mut state.up)];
-        project(cpu, h, n, pair, scratch);
+        project(cpu, h, n, pair, linear);
         let act_mul = match config.family.activation {
             Activation::Silu => silu_mul,
             Activation::GeluTanh => gelu_tanh_mul,
         };
         act_mul(cpu, &mut state.hidden, &state.gate, &state.up);
         tap(Site { stage: Stage::Down, expert }, &state.hidden, n)?;
-        project(cpu, &state.hidden, n, [(&self.down, h)], scratch);
+        project(cpu, &state.hidden, n, [(&self.down, h)], linear);
         ControlFlow::Continue(())
     }
 }
@@ -125,7 +124,7 @@ fn run_experts(
     h: &mut [f32],
     n: usize,
     state: &mut MlpState,
-    scratch: &mut Scratch,
+    linear: &mut LinearState,
     tap: &mut Tap<'_>,
 ) -> ControlFlow<()> {
     let dim = config.dim;
@@ -142,8 +141,7 @@ fn run_experts(
         }
         let (expert, count) = (group[0].expert, group.len());
         let mlp = &experts[expert];
-        let done =
-            mlp.forward(cpu, config, &mut gathered, count, Some(expert), state, scratch, tap);
+        let done = mlp.forward(cpu, config, &mut gathered, count, Some(expert), state, linear, tap);
         if done.is_break() {
             outcome = done;
             continue;

@@ -16,7 +16,8 @@ pub struct Weights {
     /// `[dim]`
     pub(crate) output_norm: Vec<f32>,
     /// `[vocab, dim]`
-    pub(crate) output: PackedMatrix,
+    pub(crate) output: Linear,
+    warnings: Vec<String>,
 }
 
 /// One decoder block. A norm is `None` where the family has none there.
@@ -42,7 +43,7 @@ pub(crate) enum Ffn {
     Dense(Box<Mlp>),
     /// `router` is `[experts, dim]`.
     Experts {
-        router: PackedMatrix,
+        router: Linear,
         experts: Vec<Mlp>,
     },
 }
@@ -58,12 +59,19 @@ pub(crate) struct Mlp {
     pub(crate) down: Linear,
 }
 
-/// The token embedding, `[vocab, dim]`, kept as it is stored: a step looks up a few rows only.
+/// The token embedding, `[vocab, dim]`: a step looks up a few rows only.
 #[derive(Debug)]
-pub(crate) struct Embedding {
-    dtype: DType,
-    /// The bytes, unless they can be read in place from the checkpoint's mapping.
-    owned: Option<Vec<u8>>,
+pub(crate) enum Embedding {
+    /// As it is stored.
+    Stored {
+        dtype: DType,
+        /// The bytes, unless they can be read in place from the checkpoint's mapping.
+        owned: Option<Vec<u8>>,
+    },
+    /// Codes, as the kernels read them.
+    Coded(Linear),
+    /// The output head's codes.
+    Tied,
 }
 
 const EMBEDDING: &str = "token_embd.weight";
@@ -75,16 +83,28 @@ impl Weights {
     /// Those of reading and packing a tensor.
     pub fn load(checkpoint: &Checkpoint, cpu: &Cpu, progress: &mut dyn FnMut(u64)) -> Result<Self> {
         let mut loader = Loader { exact: false, ..Loader::exact(checkpoint, cpu, progress) };
-        let dtype = checkpoint.entry(EMBEDDING)?.dtype;
-        let owned = match checkpoint.read(EMBEDDING)? {
-            Cow::Borrowed(_) => None,
-            Cow::Owned(bytes) => Some(bytes),
+        let tied = loader.config.tied;
+        let embedding = match checkpoint.entry(EMBEDDING)?.is_coded() {
+            true if tied => Embedding::Tied,
+            true => Embedding::Coded(loader.matrix(EMBEDDING, None, 0)?),
+            false => Embedding::Stored {
+                dtype: checkpoint.entry(EMBEDDING)?.dtype,
+                owned: match checkpoint.read(EMBEDDING)? {
+                    Cow::Borrowed(_) => None,
+                    Cow::Owned(bytes) => Some(bytes),
+                },
+            },
         };
         let layers = (0..loader.config.layers).map(|i| loader.layer(i)).collect::<Result<_>>()?;
         let output_norm = checkpoint.read_f32("output_norm.weight")?;
-        let head = if loader.config.tied { EMBEDDING } else { "output.weight" };
-        let output = loader.matrix(head, None, 0)?;
-        Ok(Self { embedding: Embedding { dtype, owned }, layers, output_norm, output })
+        let output = loader.matrix(if tied { EMBEDDING } else { "output.weight" }, None, 0)?;
+        let warnings = loader.warnings();
+        Ok(Self { embedding, layers, output_norm, output, warnings })
+    }
+
+    /// What takes more memory than it should, a sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Bytes the packed matrices take in memory.
@@ -98,13 +118,18 @@ impl Weights {
                 let ffn = match &l.ffn {
                     Ffn::Dense(dense) => mlp(dense),
                     Ffn::Experts { router, experts } => {
-                        router.bytes() + experts.iter().map(mlp).sum::<usize>()
+                        linear(router) + experts.iter().map(mlp).sum::<usize>()
                     }
                 };
                 linear(&l.q) + linear(&l.k) + linear(&l.v) + linear(&l.o) + ffn
             })
             .sum();
-        layers + self.output.bytes() + self.embedding.owned.as_ref().map_or(0, Vec::len)
+        let embedding = match &self.embedding {
+            Embedding::Stored { owned, .. } => owned.as_ref().map_or(0, Vec::len),
+            Embedding::Coded(matrix) => linear(matrix),
+            Embedding::Tied => 0,
+        };
+        layers + linear(&self.output) + embedding
     }
 
     /// Writes the embeddings of `tokens` into `out`, `[tokens, dim]`.
@@ -116,23 +141,31 @@ impl Weights {
     ) -> Result<()> {
         let config = checkpoint.config();
         let stored;
-        let bytes: &[u8] = match &self.embedding.owned {
-            Some(bytes) => bytes,
-            None => {
+        let bytes: &[u8] = match &self.embedding {
+            Embedding::Stored { owned: Some(bytes), .. } => bytes,
+            Embedding::Stored { owned: None, .. } => {
                 stored = checkpoint.read(EMBEDDING)?;
                 &stored
             }
+            Embedding::Coded(_) | Embedding::Tied => &[],
         };
         let row_bytes = bytes.len() / config.vocab_size;
         for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(config.dim)) {
             let row = usize::try_from(token).ok().filter(|&row| row < config.vocab_size);
             let row = row.ok_or(Error::Token { token, vocab: config.vocab_size })?;
-            pack::dequantize(self.embedding.dtype, &bytes[row * row_bytes..][..row_bytes], out)
-                .map_err(|source| Error::Tensor {
-                    path: checkpoint.path().into(),
-                    tensor: EMBEDDING.into(),
-                    source,
-                })?;
+            match &self.embedding {
+                Embedding::Coded(matrix) => matrix.row(row, out),
+                Embedding::Tied => self.output.row(row, out),
+                Embedding::Stored { dtype, .. } => {
+                    pack::dequantize(*dtype, &bytes[row * row_bytes..][..row_bytes], out).map_err(
+                        |source| Error::Tensor {
+                            path: checkpoint.path().into(),
+                            tensor: EMBEDDING.into(),
+                            source,
+                        },
+                    )?;
+                }
+            }
         }
         Ok(())
     }
@@ -147,6 +180,8 @@ pub(crate) struct Loader<'a> {
     bytes: u64,
     /// Packed types become floating point.
     exact: bool,
+    /// Tensors whose codes became floating point because no layout fits their groups.
+    widened: Vec<String>,
 }
 
 impl<'a> Loader<'a> {
@@ -156,7 +191,8 @@ impl<'a> Loader<'a> {
         cpu: &'a Cpu,
         progress: &'a mut dyn FnMut(u64),
     ) -> Self {
-        Self { checkpoint, config: checkpoint.config(), cpu, progress, bytes: 0, exact: true }
+        let config = checkpoint.config();
+        Self { checkpoint, config, cpu, progress, bytes: 0, exact: true, widened: Vec::new() }
     }
 
     pub(crate) fn layer(&mut self, layer: usize) -> Result<LayerWeights> {
@@ -209,10 +245,8 @@ impl<'a> Loader<'a> {
                 router: self.matrix(&name("ffn_gate_inp.weight"), None, 0)?,
                 experts: (0..experts.count)
                     .map(|e| {
-                        let mut linear = |stem: &str| -> Result<Linear> {
-                            let weight = self.matrix(&name(&format!("{stem}.weight")), None, e)?;
-                            Ok(Linear { weight, bias: None })
-                        };
+                        let mut linear =
+                            |stem: &str| self.matrix(&name(&format!("{stem}.weight")), None, e);
                         Ok(Mlp {
                             gate: linear("ffn_gate_exps")?,
                             up: linear("ffn_up_exps")?,
@@ -248,47 +282,82 @@ impl<'a> Loader<'a> {
                 Some(rows.clone().map_or(bias.clone(), |rows| bias[rows].to_vec()))
             }
         };
-        Ok(Linear { weight: self.matrix(&format!("{stem}.weight"), rows, 0)?, bias })
+        Ok(Linear { bias, ..self.matrix(&format!("{stem}.weight"), rows, 0)? })
+    }
+
+    /// One sentence for all tensors that take more memory than their codes.
+    fn warnings(self) -> Vec<String> {
+        let Some(first) = self.widened.first() else { return Vec::new() };
+        vec![format!(
+            "{} quantized tensors, the first is `{first}`, take 32 bits a weight in memory: no kernel fits the size or the order of their groups",
+            self.widened.len()
+        )]
     }
 
     /// Packs a matrix, some of its rows, or one matrix of a stack of experts.
-    fn matrix(
-        &mut self,
-        name: &str,
-        rows: Option<Range<usize>>,
-        expert: usize,
-    ) -> Result<PackedMatrix> {
+    fn matrix(&mut self, name: &str, rows: Option<Range<usize>>, expert: usize) -> Result<Linear> {
         let entry = self.checkpoint.entry(name)?;
         let dims = entry.shape.dims();
         let (&cols, outer) = dims.split_last().expect("checked shapes have dimensions");
         let &stored_rows = outer.last().expect("matrices have rows");
         let rows = rows.unwrap_or(0..stored_rows);
-        let bytes = self.checkpoint.read(name)?;
-        let row_bytes = bytes.len() / entry.shape.rows();
-        let first = expert * stored_rows + rows.start;
-        let part = &bytes[first * row_bytes..][..rows.len() * row_bytes];
-        let (mut dtype, mut values) = (entry.dtype, Cow::Borrowed(part));
-        if self.exact && dtype.is_packed() {
-            let mut unpacked = vec![0f32; rows.len() * cols];
-            pack::dequantize(dtype, part, &mut unpacked).map_err(|source| Error::Tensor {
-                path: self.checkpoint.path().into(),
-                tensor: name.into(),
-                source,
-            })?;
-            dtype = DType::F32;
-            values = unpacked.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into();
+        let (first, total) = (expert * stored_rows + rows.start, entry.shape.rows());
+        let linear = match self.checkpoint.read_grouped(name, expert)? {
+            Some(matrix) if self.exact => {
+                let mut values = vec![0f32; rows.len() * cols];
+                for (row, values) in rows.clone().zip(values.chunks_exact_mut(cols)) {
+                    matrix.dequantize_row(row, values);
+                }
+                Linear::new(self.pack(name, rows.len(), cols, DType::F32, &bytes_of(&values))?)
+            }
+            Some(matrix) => Linear::grouped(self.cpu, &matrix, rows.clone()),
+            None => {
+                let bytes = self.checkpoint.read(name)?;
+                let row_bytes = bytes.len() / total;
+                let part = &bytes[first * row_bytes..][..rows.len() * row_bytes];
+                Linear::new(self.pack(name, rows.len(), cols, entry.dtype, part)?)
+            }
+        };
+        if linear.weight.is_widened() {
+            self.widened.push(self.checkpoint.shown_name(name));
         }
-        let packed =
-            PackedMatrix::pack(self.cpu, dtype, rows.len(), cols, &values).map_err(|source| {
-                Error::Kernel { path: self.checkpoint.path().into(), tensor: name.into(), source }
-            })?;
-        self.bytes += part.len() as u64;
+        self.bytes += entry.stored_len() * rows.len() as u64 / total as u64;
         (self.progress)(self.bytes);
-        drop(bytes);
         // The last user of the file's pages gives them back.
-        if first + rows.len() == entry.shape.rows() {
+        if first + rows.len() == total {
             self.checkpoint.release(name);
         }
-        Ok(packed)
+        Ok(linear)
     }
+
+    /// Packs rows of a type.
+    fn pack(
+        &self,
+        tensor: &str,
+        rows: usize,
+        cols: usize,
+        dtype: DType,
+        data: &[u8],
+    ) -> Result<PackedMatrix> {
+        let path = || self.checkpoint.path().to_owned();
+        let (mut dtype, mut data) = (dtype, Cow::Borrowed(data));
+        if self.exact && dtype.is_packed() {
+            let mut values = vec![0f32; rows * cols];
+            pack::dequantize(dtype, &data, &mut values).map_err(|source| Error::Tensor {
+                path: path(),
+                tensor: tensor.into(),
+                source,
+            })?;
+            (dtype, data) = (DType::F32, bytes_of(&values).into());
+        }
+        PackedMatrix::pack(self.cpu, dtype, rows, cols, &data).map_err(|source| Error::Kernel {
+            path: path(),
+            tensor: tensor.into(),
+            source,
+        })
+    }
+}
+
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }

@@ -10,7 +10,8 @@ pub use naming::{HfTensor, Place, Transform};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use bevel_base::{DType, Shape, TensorView, pack};
+use bevel_base::{DType, GroupedMatrix, Shape, TensorView, pack};
+use bevel_formats::quantized::Scheme;
 use bevel_formats::{gguf, safetensors};
 use indexmap::IndexMap;
 
@@ -32,7 +33,7 @@ pub struct Checkpoint {
 #[derive(Debug)]
 enum Source {
     Gguf(gguf::GgufFile),
-    HuggingFace { dir: PathBuf, files: safetensors::Checkpoint },
+    HuggingFace { dir: PathBuf, files: safetensors::Checkpoint, scheme: Option<Scheme> },
 }
 
 /// A tensor of a [`Checkpoint`].
@@ -46,9 +47,23 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Bytes of the values.
+    /// Bytes of the values in the entry's type.
     pub fn byte_len(&self) -> usize {
         self.shape.byte_len(self.dtype).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes that the tensor takes in the files, scales counted.
+    pub fn stored_len(&self) -> u64 {
+        match &self.origin {
+            Origin::Coded { bytes, .. } => *bytes,
+            _ => self.byte_len() as u64,
+        }
+    }
+
+    /// True where the files hold codes in groups, which [`Checkpoint::read_grouped`] gives;
+    /// [`Checkpoint::read`] gives the numbers they stand for.
+    pub fn is_coded(&self) -> bool {
+        matches!(self.origin, Origin::Coded { .. })
     }
 }
 
@@ -58,6 +73,8 @@ enum Origin {
     Stored(String),
     /// Made of these stored tensors.
     Derived(HfTensor),
+    /// Put together from codes and scales, which take so many bytes, in modules of these names.
+    Coded { hf: HfTensor, bytes: u64 },
     /// Follows from the configuration.
     Computed(Vec<f32>),
 }
@@ -121,8 +138,10 @@ impl Checkpoint {
             };
             return Err(Error::NotAModel { path: dir.display().to_string(), problem });
         }
-        let config =
-            ModelConfig::from_hf(&read_json(&config_path)?, &config_path.display().to_string())?;
+        let shown_config = config_path.display().to_string();
+        let json = read_json(&config_path)?;
+        let config = ModelConfig::from_hf(&json, &shown_config)?;
+        let scheme = Scheme::from_config(&json, &shown_config)?;
         let files = safetensors::Checkpoint::open(dir)?;
         let shown = dir.display().to_string();
         let stored = files.tensors();
@@ -138,7 +157,9 @@ impl Checkpoint {
         let mut used = std::collections::HashSet::new();
         let mut add = |name: String| -> Result<bool> {
             let Some(origin) = config.hf_tensor(&name, prefix) else { return Ok(false) };
-            let Some(first) = stored.get(&origin.names[0]) else { return Ok(false) };
+            let Some(first) = Piece::find(&files, scheme.as_ref(), &origin.names[0])? else {
+                return Ok(false);
+            };
             let shape = if origin.names.len() == 1 && !name.contains("_exps") {
                 first.shape.clone()
             } else {
@@ -146,10 +167,12 @@ impl Checkpoint {
                 dims.extend_from_slice(first.shape.dims());
                 dims.into()
             };
+            let mut bytes = 0;
             for part in &origin.names {
                 let missing = || Error::MissingTensor { path: shown.clone(), tensor: part.clone() };
-                let found = stored.get(part).ok_or_else(missing)?;
-                if (&found.shape, found.dtype) != (&first.shape, first.dtype) {
+                let found = Piece::find(&files, scheme.as_ref(), part)?.ok_or_else(missing)?;
+                let is_alike = found.coded.is_some() == first.coded.is_some();
+                if (&found.shape, found.dtype, is_alike) != (&first.shape, first.dtype, true) {
                     return Err(Error::Shape {
                         path: shown.clone(),
                         tensor: part.clone(),
@@ -157,7 +180,10 @@ impl Checkpoint {
                         found: format!("{} of {}", found.shape, found.dtype),
                     });
                 }
-                used.insert(part.clone());
+                for name in found.coded.iter().flatten() {
+                    bytes += stored[name].byte_len() as u64;
+                }
+                used.extend(found.coded.unwrap_or_else(|| vec![part.clone()]));
             }
             // Norms and biases are kept in f32, as in every GGUF file.
             let dtype = if shape.dims().len() == 1 && first.dtype.is_weight() {
@@ -165,7 +191,9 @@ impl Checkpoint {
             } else {
                 first.dtype
             };
-            let origin = if dtype == first.dtype
+            let origin = if first.coded.is_some() {
+                Origin::Coded { hf: origin, bytes }
+            } else if dtype == first.dtype
                 && origin.names.len() == 1
                 && origin.transform == Transform::None
             {
@@ -210,7 +238,7 @@ impl Checkpoint {
         if let Some(name) = left_out {
             return Err(no_such_tensor(shown, &config, name, stored[name].dtype));
         }
-        let source = Source::HuggingFace { dir: dir.to_owned(), files };
+        let source = Source::HuggingFace { dir: dir.to_owned(), files, scheme };
         Self { path: shown, config, tensors, unused, source }.checked()
     }
 
@@ -256,10 +284,10 @@ impl Checkpoint {
 
     /// What the files call a tensor, for messages: GGUF names are unknown to a user who has a
     /// Hugging Face directory.
-    fn shown_name(&self, name: &str) -> String {
+    pub(crate) fn shown_name(&self, name: &str) -> String {
         match self.tensors.get(name).map(|entry| &entry.origin) {
             Some(Origin::Stored(stored)) => stored.clone(),
-            Some(Origin::Derived(hf)) => hf.names[0].clone(),
+            Some(Origin::Derived(hf) | Origin::Coded { hf, .. }) => hf.names[0].clone(),
             Some(Origin::Computed(_)) | None => name.to_owned(),
         }
     }
@@ -312,9 +340,22 @@ impl Checkpoint {
         tokenizer.map_err(|source| Error::Tokenizer { path: self.path.clone(), source })
     }
 
-    /// Bytes of all tensors.
+    /// How the linear layers of a Hugging Face checkpoint are quantized, where they are.
+    pub fn scheme(&self) -> Option<&Scheme> {
+        match &self.source {
+            Source::Gguf(_) => None,
+            Source::HuggingFace { scheme, .. } => scheme.as_ref(),
+        }
+    }
+
+    /// What the checkpoint asks for and the forward pass does not do, a sentence each.
+    pub fn warnings(&self) -> &[String] {
+        self.scheme().map_or(&[], Scheme::warnings)
+    }
+
+    /// Bytes of all tensors in the files.
     pub fn tensor_bytes(&self) -> u64 {
-        self.tensors.values().map(|t| t.byte_len() as u64).sum()
+        self.tensors.values().map(Entry::stored_len).sum()
     }
 
     /// Weights in all tensors.
@@ -359,7 +400,40 @@ impl Checkpoint {
                 }
                 Ok(Cow::Owned(bytes))
             }
+            Origin::Coded { hf, .. } => {
+                let mut bytes = Vec::with_capacity(entry.byte_len());
+                for index in 0..hf.names.len() {
+                    let matrix = self.grouped(hf, index)?;
+                    bytes.extend(matrix.dequantize().iter().flat_map(|v| v.to_le_bytes()));
+                }
+                Ok(Cow::Owned(bytes))
+            }
         }
+    }
+
+    /// The codes of a tensor that [is coded](Entry::is_coded), or of matrix `index` of a stack of
+    /// experts, rows in the order that GGUF files have; `None` where it is not coded.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::read`].
+    pub fn read_grouped(&self, name: &str, index: usize) -> Result<Option<GroupedMatrix>> {
+        match &self.entry(name)?.origin {
+            Origin::Coded { hf, .. } => self.grouped(hf, index).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn grouped(&self, hf: &HfTensor, index: usize) -> Result<GroupedMatrix> {
+        let Source::HuggingFace { files, scheme: Some(scheme), .. } = &self.source else {
+            unreachable!("only a quantized checkpoint has coded tensors")
+        };
+        let matrix = scheme.read(files, module_of(&hf.names[index]))?;
+        Ok(match hf.transform {
+            Transform::InterleaveRows { .. } => {
+                matrix.permute_rows(|r| source_row(r, self.config.head_dim, true))
+            }
+            Transform::None | Transform::PlusOne => matrix,
+        })
     }
 
     /// One stored tensor, transformed and in the entry's type.
@@ -405,12 +479,16 @@ impl Checkpoint {
     pub fn release(&self, name: &str) {
         let parts: &[String] = match self.tensors.get(name).map(|t| &t.origin) {
             Some(Origin::Stored(stored)) => std::slice::from_ref(stored),
-            Some(Origin::Derived(hf)) => &hf.names,
+            Some(Origin::Derived(hf) | Origin::Coded { hf, .. }) => &hf.names,
             _ => &[],
         };
         for part in parts {
             match &self.source {
                 Source::Gguf(file) => file.release(part),
+                Source::HuggingFace { files, scheme: Some(scheme), .. } => {
+                    let coded = scheme.module_tensors(files, module_of(part));
+                    coded.iter().chain([part]).for_each(|name| files.release(name));
+                }
                 Source::HuggingFace { files, .. } => files.release(part),
             }
         }
@@ -422,6 +500,36 @@ impl Checkpoint {
             Source::HuggingFace { files, .. } => files.tensor(name)?,
         })
     }
+}
+
+/// A tensor of a Hugging Face checkpoint, stored as it is or as codes.
+struct Piece {
+    dtype: DType,
+    shape: Shape,
+    /// The names of its codes, scales and so on.
+    coded: Option<Vec<String>>,
+}
+
+impl Piece {
+    fn find(
+        files: &safetensors::Checkpoint,
+        scheme: Option<&Scheme>,
+        name: &str,
+    ) -> Result<Option<Self>> {
+        if let Some(scheme) = scheme.filter(|_| name.ends_with(".weight"))
+            && let Some(shape) = scheme.module_shape(files, module_of(name))?
+        {
+            let coded = Some(scheme.module_tensors(files, module_of(name)));
+            return Ok(Some(Self { dtype: DType::F32, shape: shape.into(), coded }));
+        }
+        let info = files.tensors().get(name);
+        Ok(info.map(|info| Self { dtype: info.dtype, shape: info.shape.clone(), coded: None }))
+    }
+}
+
+/// The module that a weight belongs to.
+fn module_of(weight: &str) -> &str {
+    weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
 /// Whether a model that was trained with this tensor computes something else without it.

@@ -85,13 +85,6 @@ impl ModelConfig {
             name: model_type.to_owned(),
             known: Family::names().join(", "),
         })?;
-        if let Some(q) = c.object("quantization_config") {
-            let method = q.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-            return Err(c.error(
-                "quantization_config",
-                format!("says the checkpoint is quantized with `{method}`, which this version does not read; use the original checkpoint or a GGUF file"),
-            ));
-        }
         let dim = c.usize("hidden_size")?;
         let layers = c.usize("num_hidden_layers")?;
         let heads = c.usize("num_attention_heads")?;
