@@ -3,11 +3,12 @@
 //! This is the form between them: a reader fills it, a solver makes it, a writer and the execution
 //! layouts take it apart.
 
-mod float4;
+pub mod float4;
+pub mod float8;
+pub mod mlx;
+pub mod nf4;
 
-pub use float4::{E2M1_LEVELS, e8m0};
-
-use crate::{Error, Result};
+use crate::{DType, Error, Result, pack};
 
 /// A weight matrix `[rows = out, cols = in]` of codes, one a byte, with parameters for each group.
 ///
@@ -106,6 +107,11 @@ impl GroupedMatrix {
                 self.rows, self.cols, self.group_size
             ))),
         };
+        if let Coding::Integer { bits, .. } | Coding::Affine { bits, .. } = self.coding
+            && !(1..=8).contains(&bits)
+        {
+            return broken(format!("codes of {bits} bits"));
+        }
         let groups = self.rows.checked_mul(self.groups());
         length("codes", self.rows.checked_mul(self.cols), self.codes.len())?;
         length("scales", groups, self.scales.len())?;
@@ -119,6 +125,9 @@ impl GroupedMatrix {
             Coding::Integer { bits, zeros } => {
                 if let Zeros::Each(zeros) = zeros {
                     length("zero points", groups, zeros.len())?;
+                    if zeros.iter().any(|&zero| u32::from(zero) >> bits != 0) {
+                        return broken(format!("a zero point beyond {bits} bits"));
+                    }
                 }
                 *bits
             }
@@ -129,9 +138,6 @@ impl GroupedMatrix {
             Coding::Levels(_) => 4,
             Coding::Float8 => 8,
         };
-        if !(1..=8).contains(&bits) {
-            return broken(format!("codes of {bits} bits"));
-        }
         if self.codes.iter().any(|&code| u32::from(code) >> bits != 0) {
             return broken(format!("a code beyond {bits} bits"));
         }
@@ -164,7 +170,7 @@ impl GroupedMatrix {
                 }
                 Coding::Affine { minima, .. } => scale * f32::from(code) + minima[at],
                 Coding::Levels(levels) => scale * levels[usize::from(code & 15)],
-                Coding::Float8 => scale * crate::pack::e4m3(code),
+                Coding::Float8 => scale * pack::e4m3(code),
             };
         }
     }
@@ -201,6 +207,29 @@ impl GroupedMatrix {
             group_of: self.group_of.clone(),
             ..*self
         }
+    }
+}
+
+/// Rounds scales or minima to what a file stores, in place; values beyond its range become its
+/// largest.
+///
+/// # Errors
+/// [`Error::NotWeight`] and others of [`pack::quantize`] where `dtype` is no floating-point type or a
+/// value is not finite.
+pub fn round_to(dtype: DType, values: &mut [f32]) -> Result<()> {
+    let mut stored = vec![0; dtype.row_bytes(values.len())?];
+    pack::quantize(dtype, values, None, &mut stored)?;
+    pack::dequantize(dtype, &stored, values)
+}
+
+/// What every quantizer asks of its input: `[rows, cols]` finite numbers.
+fn check_values(values: &[f32], rows: usize, cols: usize) -> Result<()> {
+    if rows.checked_mul(cols) != Some(values.len()) {
+        return Err(Error::Grouped(format!("{} values for [{rows}, {cols}]", values.len())));
+    }
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(at) => Err(Error::NotFinite { index: at % cols, value: values[at] }),
+        None => Ok(()),
     }
 }
 

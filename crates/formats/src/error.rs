@@ -58,6 +58,16 @@ pub enum Error {
         /// The field, what was found there, and what is read.
         reason: String,
     },
+    /// A quantized module that a format has no way to store.
+    #[error("{format} cannot hold `{module}`: {reason}")]
+    CannotHold {
+        /// The module's name.
+        module: String,
+        /// The format.
+        format: &'static str,
+        /// What the format asks for and what was found.
+        reason: String,
+    },
     /// The shards of one model do not fit together.
     #[error("the shards of `{}` do not fit together: {reason}", .path.display())]
     Shards {

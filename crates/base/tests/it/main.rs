@@ -2,6 +2,7 @@
 
 mod dequantize;
 mod grid;
+mod grouped;
 mod plain;
 mod quantize;
 mod round_trip;

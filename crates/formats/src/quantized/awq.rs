@@ -1,9 +1,11 @@
-//! AWQ checkpoints as AutoAWQ writes them for its `gemm` kernel. `docs/formats/awq.md` shows the
-//! layout.
+//! AWQ checkpoints in AutoAWQ's order for its `gemm` kernel. `docs/formats/awq.md` shows the layout.
 
-use bevel_base::GroupedMatrix;
 use bevel_base::grouped::{Coding, Zeros};
+use bevel_base::{DType, GroupedMatrix};
+use serde_json::{Value, json};
 
+use super::encode::{Tensor, floats, integers};
+use super::format::{Codes, ModuleSpec, group_size_or_minus_one};
 use super::gptq::group_size;
 use super::module::{Module, Words, transpose};
 use super::settings::{Settings, groups_in_words};
@@ -12,7 +14,7 @@ use crate::Result;
 pub(super) const PARTS: &[&str] = &["qweight", "qzeros", "scales"];
 
 /// The column of eight that nibble `i` of a word holds, lowest nibble first.
-pub(super) const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 
 #[derive(Clone, Debug)]
 pub(super) struct Awq {
@@ -82,4 +84,67 @@ fn unpack(words: &Words<'_>) -> Vec<u8> {
         }
     }
     codes
+}
+
+/// Whether a module can be written; a reason where not.
+pub(super) fn accepts(spec: &ModuleSpec) -> Result<(), String> {
+    match spec.codes {
+        Codes::Integer { bits: 4, act_order: false, .. } => {}
+        Codes::Integer { act_order: true, .. } => {
+            return Err("it has no place for columns in another order".to_owned());
+        }
+        _ => return Err("it holds integers of 4 bits only".to_owned()),
+    }
+    if !spec.rows.is_multiple_of(8) {
+        return Err(format!("it packs 8 rows together; there are {}", spec.rows));
+    }
+    spec.check_whole_groups()
+}
+
+/// The tensors of a module.
+pub(super) fn encode(
+    spec: &ModuleSpec,
+    matrix: Option<&GroupedMatrix>,
+) -> Result<Vec<Tensor>, String> {
+    let (rows, cols, groups) = (spec.rows, spec.cols, spec.groups());
+    let mut tensors = vec![
+        Tensor::new("qweight", DType::I32, [cols, rows / 8]),
+        Tensor::new("qzeros", DType::I32, [groups, rows / 8]),
+        Tensor::new("scales", DType::F16, [groups, rows]),
+    ];
+    let Some(matrix) = matrix else { return Ok(tensors) };
+    let Coding::Integer { bits, zeros } = &matrix.coding else {
+        return Err("codes are no integers".to_owned());
+    };
+    tensors[0].data = pack(rows, cols, |row, col| matrix.codes[row * cols + col]);
+    tensors[1].data = pack(rows, groups, |row, group| zeros.at(*bits, row * groups + group));
+    tensors[2].data = floats(DType::F16, &transpose(&matrix.scales, rows, groups))?;
+    Ok(tensors)
+}
+
+/// Codes `[out, n]` become words `[n, out / 8]`.
+fn pack(rows: usize, n: usize, code: impl Fn(usize, usize) -> u8) -> Vec<u8> {
+    let word = |at: usize, block: usize| {
+        let nibbles = ORDER.into_iter().enumerate();
+        nibbles.fold(0, |word, (nibble, place)| {
+            word | u32::from(code(8 * block + place, at)) << (4 * nibble)
+        })
+    };
+    let words: Vec<u32> = (0..n)
+        .flat_map(|at| (0..rows / 8).map(move |block| (at, block)))
+        .map(|(at, block)| word(at, block))
+        .collect();
+    integers(&words)
+}
+
+/// The configuration of modules that are all alike, but for those left plain.
+pub(super) fn config(main: &ModuleSpec, plain: &[&str]) -> Value {
+    json!({
+        "quant_method": "awq",
+        "version": "gemm",
+        "bits": 4,
+        "group_size": group_size_or_minus_one(main),
+        "zero_point": true,
+        "modules_to_not_convert": if plain.is_empty() { Value::Null } else { json!(plain) },
+    })
 }

@@ -22,3 +22,21 @@ pub(super) fn unpack(words: impl IntoIterator<Item = u32>, bits: u32, out: &mut 
         held -= bits;
     }
 }
+
+/// Puts codes into words, as many as [`words`] says.
+#[inline]
+pub(super) fn pack(codes: impl IntoIterator<Item = u8>, bits: u32, mut word: impl FnMut(u32)) {
+    let (mut buffer, mut held) = (0u64, 0);
+    for code in codes {
+        buffer |= u64::from(code) << held;
+        held += bits;
+        if held >= 32 {
+            word(buffer as u32);
+            buffer >>= 32;
+            held -= 32;
+        }
+    }
+    if held > 0 {
+        word(buffer as u32);
+    }
+}

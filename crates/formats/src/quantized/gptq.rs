@@ -1,9 +1,12 @@
-//! GPTQ checkpoints as AutoGPTQ and GPTQModel write them. `docs/formats/gptq.md` shows the layout.
+//! GPTQ checkpoints as AutoGPTQ and GPTQModel read and write them. `docs/formats/gptq.md` shows the layout.
 
-use bevel_base::GroupedMatrix;
 use bevel_base::grouped::{Coding, Zeros};
+use bevel_base::{DType, GroupedMatrix};
+use serde_json::{Map, Value, json};
 
 use super::bitstream;
+use super::encode::{Tensor, floats, integers};
+use super::format::{Codes, ModuleSpec, group_size_or_minus_one};
 use super::module::{Module, transpose};
 use super::settings::{Settings, groups_in_words};
 use crate::Result;
@@ -14,8 +17,8 @@ pub(super) const PARTS: &[&str] = &["qweight", "qzeros", "scales", "g_idx"];
 const BITS: &[u32] = &[2, 3, 4, 8];
 
 /// How zero points are stored: less one, or as they are (`gptq_v2`).
-#[derive(Clone, Copy, Debug)]
-enum Version {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
     First,
     Second,
 }
@@ -141,4 +144,117 @@ pub(super) fn group_size(
         .ok_or_else(|| {
             format!("{groups} groups for {cols} columns; expected groups of {configured}")
         })
+}
+
+/// Whether a module can be written; a reason where not.
+pub(super) fn accepts(spec: &ModuleSpec) -> Result<(), String> {
+    let Codes::Integer { bits, .. } = spec.codes else {
+        return Err("it holds integers with zero points only".to_owned());
+    };
+    if !BITS.contains(&bits) {
+        return Err(format!("it holds codes of {BITS:?} bits, not of {bits}"));
+    }
+    for (what, len) in [("rows", spec.rows), ("columns", spec.cols)] {
+        if !len.is_multiple_of(32) {
+            return Err(format!(
+                "it packs 32 codes along rows and columns; there are {len} {what}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The tensors of a module.
+pub(super) fn encode(
+    spec: &ModuleSpec,
+    matrix: Option<&GroupedMatrix>,
+    version: Version,
+) -> Result<Vec<Tensor>, String> {
+    let Codes::Integer { bits, .. } = spec.codes else {
+        return Err("codes are no integers".to_owned());
+    };
+    let (rows, cols, groups) = (spec.rows, spec.cols, spec.groups());
+    let column_words = bitstream::words(cols, bits).unwrap_or(0);
+    let row_words = bitstream::words(rows, bits).unwrap_or(0);
+    let mut tensors = vec![
+        Tensor::new("qweight", DType::I32, [column_words, rows]),
+        Tensor::new("qzeros", DType::I32, [groups, row_words]),
+        Tensor::new("scales", DType::F16, [groups, rows]),
+        Tensor::new("g_idx", DType::I32, [cols]),
+    ];
+    let Some(matrix) = matrix else { return Ok(tensors) };
+    let Coding::Integer { zeros, .. } = &matrix.coding else {
+        return Err("codes are no integers".to_owned());
+    };
+
+    let mut words = vec![0; column_words * rows];
+    for (row, codes) in matrix.codes.chunks_exact(cols).enumerate() {
+        let mut at = row;
+        bitstream::pack(codes.iter().copied(), bits, |word| {
+            words[at] = word;
+            at += rows;
+        });
+    }
+    tensors[0].data = integers(&words);
+
+    let less = u8::from(version == Version::First);
+    let mut words = Vec::with_capacity(groups * row_words);
+    for group in 0..groups {
+        let zeros: Option<Vec<u8>> =
+            (0..rows).map(|row| zeros.at(bits, row * groups + group).checked_sub(less)).collect();
+        let zeros = zeros.ok_or(
+            "the first version stores zero points less one and has none of 0; write `gptq_v2`, or keep zero points from 1 on",
+        )?;
+        bitstream::pack(zeros, bits, |word| words.push(word));
+    }
+    tensors[1].data = integers(&words);
+    tensors[2].data = floats(DType::F16, &transpose(&matrix.scales, rows, groups))?;
+    let group_of: Vec<u32> = (0..cols).map(|col| matrix.group(col) as u32).collect();
+    tensors[3].data = integers(&group_of);
+    Ok(tensors)
+}
+
+/// The configuration: the most frequent kind of module, those that differ, and those left plain.
+pub(super) fn config(
+    main: &ModuleSpec,
+    kinds: &[(&ModuleSpec, Vec<&str>)],
+    plain: &[&str],
+    v2: bool,
+) -> Value {
+    let any = |is: fn(&Codes) -> bool| kinds.iter().any(|(spec, _)| is(&spec.codes));
+    let act_order = any(|codes| matches!(codes, Codes::Integer { act_order: true, .. }));
+    let asymmetric = any(|codes| matches!(codes, Codes::Integer { symmetric: false, .. }));
+    // A regular expression that is this name and no other.
+    let only = |sign: char, name: &str| format!("{sign}:^{}$", name.replace('.', "\\."));
+    let mut dynamic = Map::new();
+    for name in plain.iter().filter(|name| **name != "lm_head") {
+        dynamic.insert(only('-', name), json!({}));
+    }
+    for (spec, names) in kinds.iter().skip(1) {
+        for name in names {
+            let own = json!({
+                "bits": spec.codes.bits(),
+                "group_size": group_size_or_minus_one(spec),
+            });
+            dynamic.insert(only('+', name), own);
+        }
+    }
+    let lm_head = kinds.iter().any(|(_, names)| names.contains(&"lm_head"));
+    let format = if v2 { "gptq_v2" } else { "gptq" };
+    let mut config = json!({
+        "quant_method": "gptq",
+        "bits": main.codes.bits(),
+        "group_size": group_size_or_minus_one(main),
+        "desc_act": act_order,
+        "sym": !asymmetric,
+        "lm_head": lm_head,
+        "checkpoint_format": format,
+        "pack_dtype": "int32",
+        "true_sequential": true,
+        "meta": {"quantizer": [concat!("bevel:", env!("CARGO_PKG_VERSION"))]},
+    });
+    if !dynamic.is_empty() {
+        config["dynamic"] = Value::Object(dynamic);
+    }
+    config
 }

@@ -1,11 +1,15 @@
-//! Checkpoints of mlx-lm. `docs/formats/mlx.md` shows the layout.
+//! Checkpoints for mlx-lm. `docs/formats/mlx.md` shows the layout.
 
 use std::collections::HashMap;
 
-use bevel_base::grouped::{Coding, E2M1_LEVELS, e8m0};
+use bevel_base::grouped::Coding;
+use bevel_base::grouped::float4::{E2M1_LEVELS, e8m0, to_e8m0};
 use bevel_base::{DType, GroupedMatrix, pack};
+use serde_json::{Value, json};
 
 use super::bitstream;
+use super::encode::{Tensor, floats, integers};
+use super::format::{Codes, ModuleSpec};
 use super::module::Module;
 use super::settings::Settings;
 use crate::Result;
@@ -137,4 +141,71 @@ impl Mlx {
         };
         Ok(GroupedMatrix { rows, cols, group_size, coding, codes, scales, group_of: None })
     }
+}
+
+/// Whether a module can be written; a reason where not.
+pub(super) fn accepts(spec: &ModuleSpec) -> Result<(), String> {
+    match spec.codes {
+        Codes::Affine { bits: 2..=6 | 8 } => {
+            if !matches!(spec.group_size, Some(32 | 64 | 128)) {
+                return Err("it has groups of 32, 64 or 128".to_owned());
+            }
+        }
+        Codes::Affine { bits } => return Err(format!("it has no codes of {bits} bits")),
+        Codes::Mxfp4 => {}
+        _ => return Err("it holds integers with a scale and a minimum, and MXFP4".to_owned()),
+    }
+    spec.check_whole_groups()
+}
+
+/// The tensors of a module.
+pub(super) fn encode(
+    spec: &ModuleSpec,
+    matrix: Option<&GroupedMatrix>,
+) -> Result<Vec<Tensor>, String> {
+    let (rows, cols, groups) = (spec.rows, spec.cols, spec.groups());
+    let bits = spec.codes.bits();
+    let words = bitstream::words(cols, bits).unwrap_or(0);
+    let mut tensors = vec![Tensor::new("weight", DType::U32, [rows, words])];
+    if let Codes::Affine { .. } = spec.codes {
+        tensors.push(Tensor::new("scales", spec.scale_dtype, [rows, groups]));
+        tensors.push(Tensor::new("biases", spec.scale_dtype, [rows, groups]));
+    } else {
+        tensors.push(Tensor::new("scales", DType::U8, [rows, groups]));
+    }
+    let Some(matrix) = matrix else { return Ok(tensors) };
+    let mut packed = Vec::with_capacity(rows * words);
+    for codes in matrix.codes.chunks_exact(cols) {
+        bitstream::pack(codes.iter().copied(), bits, |word| packed.push(word));
+    }
+    tensors[0].data = integers(&packed);
+    match &matrix.coding {
+        Coding::Affine { minima, .. } => {
+            tensors[1].data = floats(spec.scale_dtype, &matrix.scales)?;
+            tensors[2].data = floats(spec.scale_dtype, minima)?;
+        }
+        _ => {
+            let codes: Option<Vec<u8>> = matrix.scales.iter().map(|&s| to_e8m0(s)).collect();
+            tensors[1].data = codes.ok_or("scales are no powers of two")?;
+        }
+    }
+    Ok(tensors)
+}
+
+/// The configuration: the most frequent kind of module, those that differ, and those left plain.
+pub(super) fn config(
+    main: &ModuleSpec,
+    kinds: &[(&ModuleSpec, Vec<&str>)],
+    plain: &[&str],
+) -> Value {
+    let parameters = |spec: &ModuleSpec| {
+        let mode = if spec.codes == Codes::Mxfp4 { "mxfp4" } else { "affine" };
+        json!({"group_size": spec.group_size, "bits": spec.codes.bits(), "mode": mode})
+    };
+    let mut config = parameters(main);
+    for (spec, names) in kinds.iter().skip(1) {
+        names.iter().for_each(|name| config[*name] = parameters(spec));
+    }
+    plain.iter().for_each(|name| config[*name] = false.into());
+    config
 }

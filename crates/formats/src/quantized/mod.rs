@@ -1,7 +1,8 @@
 //! Hugging Face directories whose linear layers are quantized: GPTQ, AWQ, compressed-tensors,
-//! bitsandbytes, FP8 and MLX, read into [`GroupedMatrix`]. `docs/formats` has a page for each.
+//! bitsandbytes, FP8 and MLX. `docs/formats` has a page for each.
 //!
-//! `config.json` says which format it is. What a module holds is decided by the tensors that are
+//! [`Scheme`] reads modules into [`GroupedMatrix`]; [`GroupedFormat`] writes them. When reading,
+//! `config.json` says which format it is; what a module holds is decided by the tensors that are
 //! there, and the numbers the configuration claims (bits, group size) are held against their
 //! shapes, so that lists of exceptions, with or without regular expressions, need no interpreting.
 
@@ -9,11 +10,15 @@ mod awq;
 mod bitsandbytes;
 mod bitstream;
 mod compressed_tensors;
+mod encode;
+mod format;
 mod fp8;
 mod gptq;
 mod mlx;
 mod module;
 mod settings;
+
+pub use format::{Codes, GroupedFormat, ModuleSpec};
 
 use bevel_base::GroupedMatrix;
 use serde_json::Value;

@@ -144,12 +144,15 @@ def compressed_tensors():
         ("float8_block", "float-quantized",
          dict(num_bits=8, type="float", strategy="block", block_structure=[8, 64]), 20, 96),
         ("nvfp4", "nvfp4-pack-quantized",
-         dict(num_bits=4, type="float", strategy="tensor_group", group_size=16), 16, 96),
+         dict(num_bits=4, type="float", strategy="tensor_group", group_size=16,
+              scale_dtype=torch.float8_e4m3fn), 16, 96),
         ("mxfp4", "mxfp4-pack-quantized",
          dict(num_bits=4, type="float", strategy="group", group_size=32,
               scale_dtype=torch.uint8, zp_dtype=torch.uint8), 16, 96),
     ]:
-        values = weights(rows, cols, torch.bfloat16)
+        # These three are compared with our own rounding, which is that of single precision.
+        ours = name in ("nvfp4", "mxfp4", "float8")
+        values = weights(rows, cols, torch.float32 if ours else torch.bfloat16)
         args = QuantizationArgs(**args)
         scheme = QuantizationScheme(targets=["Linear"], weights=args, format=format)
         state = {"weight": values}
@@ -176,6 +179,8 @@ def compressed_tensors():
         config = QuantizationConfig(config_groups={"group_0": scheme}, format=format,
                                     quantization_status="compressed", ignore=["lm_head"])
         config = {"quantization_config": config.model_dump(mode="json")}
+        if ours:
+            packed["original"] = values
         file.add(name, config, packed, expected)
     # As releases before dense packing wrote 3 bits: ten codes a word, two bits left over.
     codes = torch.randint(0, 8, (8, 96), generator=torch.Generator().manual_seed(2))

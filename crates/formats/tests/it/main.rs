@@ -3,6 +3,8 @@
 mod atomic;
 mod bad_gguf;
 mod bad_safetensors;
+#[path = "../../../../fuzz/quantized.rs"]
+mod fuzz_quantized;
 mod gguf;
 mod hub;
 mod imatrix;

@@ -7,6 +7,7 @@ use bevel_formats::imatrix::Imatrix;
 use bevel_formats::parquet::parse_records;
 use bevel_formats::{gguf, safetensors};
 
+use crate::fuzz_quantized;
 use crate::replay::replay;
 
 const TIME: Duration = Duration::from_secs(3);
@@ -64,4 +65,9 @@ fn parquet_files() {
         let _ = parse_records(Path::new("fuzz.parquet"), bytes, 1000, &mut |_| rows += 1);
         assert!(rows <= 1000);
     });
+}
+
+#[test]
+fn quantized_checkpoints() {
+    replay("quantized", TIME, OVERHEAD, fuzz_quantized::quantized);
 }

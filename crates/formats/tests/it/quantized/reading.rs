@@ -1,20 +1,8 @@
 //! What the programs that define the formats packed, we unpack as they do.
 
 use bevel_base::pack;
-use bevel_formats::quantized::Scheme;
-use bevel_formats::safetensors::Checkpoint;
 
-use crate::support::golden;
-
-fn open(format: &str) -> Checkpoint {
-    Checkpoint::open(&golden(&format!("quantized/{format}.safetensors"))).unwrap()
-}
-
-fn scheme(files: &Checkpoint, module: &str) -> Scheme {
-    let config = &files.metadata()[&format!("config.{module}")];
-    let config = serde_json::from_str(config).unwrap();
-    Scheme::from_config(&config, "config.json").unwrap().expect("a quantized checkpoint")
-}
+use super::{open, scheme};
 
 /// Checks that a golden's module has the weights that its program unpacks, in that program's
 /// type, `name` for a name, and that no tensor of it is forgotten.

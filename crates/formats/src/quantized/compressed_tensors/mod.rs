@@ -1,7 +1,10 @@
-//! Checkpoints of compressed-tensors, as llm-compressor writes them.
+//! Checkpoints of compressed-tensors, as llm-compressor writes them; [`write`] does so too.
 //! `docs/formats/compressed-tensors.md` shows the layouts.
 
-use bevel_base::grouped::{Coding, E2M1_LEVELS, Zeros, e8m0};
+pub(super) mod write;
+
+use bevel_base::grouped::float4::{E2M1_LEVELS, e8m0};
+use bevel_base::grouped::{Coding, Zeros};
 use bevel_base::{DType, GroupedMatrix, pack};
 
 use super::bitstream;
