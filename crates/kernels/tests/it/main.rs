@@ -2,6 +2,7 @@
 
 mod attention;
 mod attention_rules;
+mod divergence;
 mod grouped;
 mod linalg;
 mod matmul;
