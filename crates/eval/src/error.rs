@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 /// What can go wrong with a measurement.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -14,6 +16,31 @@ pub enum Error {
     /// The windows are laid out in a way that scores nothing.
     #[error("{0}")]
     Windows(String),
+    /// Two models that are to be compared do not share a vocabulary.
+    #[error("the two models cannot be compared: {0}")]
+    Vocabulary(String),
+    /// A file of logits is damaged, or does not belong to what is asked of it.
+    #[error("`{}`: {reason}", .path.display())]
+    BaseLogits {
+        /// The file.
+        path: PathBuf,
+        /// What was expected, what was found and what to do.
+        reason: String,
+    },
+    /// A multiple-choice question cannot be asked.
+    #[error("line {line}: {problem}")]
+    Question {
+        /// Line of the file, from 1.
+        line: usize,
+        /// What was expected, what was found and what to do.
+        problem: String,
+    },
+    /// The chat template refuses a question.
+    #[error(transparent)]
+    Template(#[from] bevel_model::chat::TemplateError),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] bevel_formats::Error),
     /// The model fails.
     #[error(transparent)]
     Model(#[from] bevel_model::Error),
