@@ -2,35 +2,46 @@
 
 use std::path::Path;
 
-use bevel_base::Pool;
+use bevel_base::pack;
 use bevel_formats::TensorSpec;
 use bevel_formats::gguf::{GgufWriter, Metadata, Value};
+use bevel_kernels::Cpu;
 use bevel_model::Checkpoint;
 use bevel_model::tokenizer::Tokenizer;
 
+use crate::calibrated::Run;
+use crate::calibration::Calibration;
 use crate::output::{has_space, may_write, remove_stale};
 use crate::plan::{Plan, PlannedTensor};
 use crate::progress::{Meter, OnProgress, Stage};
 use crate::provenance::source_files;
-use crate::transcode::{Job, Tally, Transcoder};
+use crate::solve::{Form, Target};
+use crate::transcode::{Job, Tally, Transcoder, tally};
+use crate::walk::{Limits, Outcome, Unfinished};
 use crate::{Error, Options, Provenance, Recipe, Report, Result, TensorReport};
 
 /// ggml's version of its packed layouts, which readers compare.
 const QUANTIZATION_VERSION: u32 = 2;
 
 /// Writes a model as a GGUF file with the types of a recipe, tensor by tensor: memory does not grow
-/// with the model. The same source and recipe give the same bytes.
+/// with the model. The same source, recipe and calibration data give the same bytes.
+///
+/// A recipe whose method asks for calibration data walks through the model first, layer by layer,
+/// and keeps what it found in a directory beside the output until the output is complete: a run that
+/// was stopped or killed goes on from there.
 ///
 /// # Errors
+/// [`Error::NoCalibration`] where the method asks for data that is not given, [`Error::OtherRun`],
 /// [`Error::Target`] where `out` does not end in `.gguf`, [`Error::Exists`],
 /// [`Error::OverwritesInput`], [`Error::NoSpace`], [`Error::NotFinite`], [`Error::Strict`],
 /// [`Error::Stopped`], and those of reading and writing. Nothing is left behind.
 pub fn quantize(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
+    calibration: Option<&Calibration>,
     out: &Path,
     options: &Options,
-    pool: &Pool,
+    cpu: &Cpu,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Report> {
     if !is_gguf(out) {
@@ -55,6 +66,27 @@ pub fn quantize(
         metadata.insert(key.to_owned(), value.into());
     }
 
+    let unfinished = match recipe.method.is_calibrated() {
+        false => None,
+        true => {
+            let target_of = |name: &str| {
+                let planned = plan.tensors.iter().find(|t| t.name == name)?;
+                planned.to.is_packed().then_some(Target::Packed(planned.to))
+            };
+            let run = Run {
+                checkpoint,
+                cpu,
+                calibration: calibration.ok_or(Error::NoCalibration)?,
+                needs: recipe.method.needs(),
+                solver: &recipe.method.solver(&recipe.gptq),
+                target_of: &target_of,
+                limits: Limits::default(),
+            };
+            Some(run.run(out, &provenance, options, on_progress)?)
+        }
+    };
+    let results = unfinished.as_ref().map(Unfinished::results).transpose()?;
+
     let specs: Vec<TensorSpec> =
         plan.tensors.iter().map(|t| TensorSpec::new(&t.name, t.to, t.shape.clone())).collect();
     let mut writer = GgufWriter::create(out, &metadata, &specs, options.shard_bytes)?;
@@ -70,17 +102,18 @@ pub fn quantize(
     };
     let total = plan.totals.bytes_before;
     let mut meter = Meter { stage: Stage::Write, done: 0, total, on_progress };
-    let mut transcoder = Transcoder::new(pool);
+    let mut transcoder = Transcoder::new(cpu.pool());
     for planned in plan.tensors {
+        let outcomes = results.as_ref().map(|r| r.all(&planned.name)).transpose()?;
+        let outcomes = outcomes.unwrap_or_default();
         let bytes = checkpoint.read(&planned.name)?;
         let mut write = |data: &[u8]| Ok(writer.write(&planned.name, data)?);
-        let tally = if planned.from.is_weight() {
-            let job = Job {
-                name: &planned.name,
-                from: planned.from,
-                to: planned.to,
-                row_len: planned.shape.row_len(),
-            };
+        let tally = if !outcomes.is_empty() {
+            let tally = write_outcomes(&planned, &bytes, &outcomes, &mut write)?;
+            meter.advance(&planned.name, bytes.len())?;
+            tally
+        } else if planned.from.is_weight() {
+            let job = Job::new(&planned.name, planned.from, planned.to, planned.shape.row_len());
             let release = || checkpoint.release(&planned.name);
             transcoder.run(&job, &bytes, &mut meter, &release, &mut write)?
         } else {
@@ -90,11 +123,42 @@ pub fn quantize(
         };
         drop(bytes);
         checkpoint.release(&planned.name);
-        report.add(planned, tally, options)?;
+        report.add(planned, tally, &outcomes, options)?;
     }
+    let warnings = report.solver_warnings();
+    report.warnings.extend(warnings);
+    options.accept(&report.warnings)?;
     report.files = writer.finish()?;
     remove_stale(out, &report.files, options)?;
+    unfinished.map_or(Ok(()), Unfinished::remove)?;
     Ok(report)
+}
+
+/// Writes what became of a tensor's matrices, and compares it with what the tensor was, `before`.
+fn write_outcomes(
+    planned: &PlannedTensor,
+    before: &[u8],
+    outcomes: &[Outcome],
+    write: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<Tally> {
+    let wrap = |source| Error::Tensor { tensor: planned.name.clone(), source };
+    let mut total = Tally::default();
+    let mut rest = before;
+    for Outcome { linear, form, .. } in outcomes {
+        let Form::Packed { dtype, bytes } = form else {
+            unreachable!("a GGUF file's targets are packed types");
+        };
+        let len = linear.rows * linear.cols;
+        let row_bytes = planned.from.row_bytes(linear.cols).map_err(wrap)?;
+        let (part, after) = rest.split_at(linear.rows * row_bytes);
+        rest = after;
+        let (mut values, mut restored) = (vec![0.0; len], vec![0.0; len]);
+        pack::dequantize(planned.from, part, &mut values).map_err(wrap)?;
+        pack::dequantize(*dtype, bytes, &mut restored).map_err(wrap)?;
+        total.add(tally(planned.to, &values, &restored));
+        write(bytes)?;
+    }
+    Ok(total)
 }
 
 /// True for names of GGUF files.
@@ -103,7 +167,13 @@ pub(crate) fn is_gguf(path: &Path) -> bool {
 }
 
 impl Report {
-    fn add(&mut self, planned: PlannedTensor, tally: Tally, options: &Options) -> Result<()> {
+    fn add(
+        &mut self,
+        planned: PlannedTensor,
+        tally: Tally,
+        outcomes: &[Outcome],
+        options: &Options,
+    ) -> Result<()> {
         let PlannedTensor { name, shape, from, to, wanted, bytes_before, bytes_after } = planned;
         self.push(
             TensorReport {
@@ -116,6 +186,7 @@ impl Report {
                 bytes_after,
                 relative_error: tally.relative_error(),
                 saturated: tally.saturated,
+                solved: outcomes.iter().map(|outcome| outcome.report.clone()).collect(),
             },
             options,
         )

@@ -8,11 +8,13 @@
 
 #![forbid(unsafe_code)]
 
+mod calibrated;
 mod calibration;
 mod convert;
 mod error;
 mod gguf;
 mod inspect;
+mod method;
 mod mix;
 mod output;
 mod pattern;
@@ -24,6 +26,7 @@ mod report;
 pub mod solve;
 mod stats;
 mod transcode;
+mod walk;
 
 pub use calibration::{Calibration, CalibrationConfig, Fetch, OnTokens, Source};
 pub use convert::{Target, convert};
@@ -33,6 +36,7 @@ pub use inspect::{
     BrokenTensor, Container, Dimensions, Inspection, Memory, StoredTensor, TokenizerSummary,
     TypeSummary, check, inspect,
 };
+pub use method::{GptqSettings, Method};
 pub use mix::{MIXES, Mix};
 pub use output::Options;
 pub use plan::{Plan, PlannedTensor};

@@ -12,6 +12,8 @@ pub struct Options {
     pub force: bool,
     /// What would be a warning is an error.
     pub strict: bool,
+    /// What an unfinished run left is thrown away instead of taken up.
+    pub restart: bool,
     /// Files are split so that each has at most so many bytes of tensors.
     pub shard_bytes: Option<u64>,
 }

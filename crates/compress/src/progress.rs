@@ -9,9 +9,10 @@ pub struct Progress<'a> {
     pub stage: Stage,
     /// The file or tensor it is done to.
     pub name: &'a str,
-    /// Bytes of the source that are done.
+    /// Bytes of the source that are done; of [`Stage::Calibrate`], passes of a sequence through a
+    /// part of a layer.
     pub done: u64,
-    /// Bytes of the source in all.
+    /// How many there are in all.
     pub total: u64,
 }
 
@@ -20,6 +21,8 @@ pub struct Progress<'a> {
 pub enum Stage {
     /// The source is read and hashed.
     Hash,
+    /// Calibration sequences walk through the model.
+    Calibrate,
     /// Tensors are read, changed and written.
     Write,
     /// Tensors are read and checked.

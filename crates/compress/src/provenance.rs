@@ -120,6 +120,6 @@ fn hash_file(path: &Path, name: &str, meter: &mut Meter<'_, '_>) -> Result<Strin
     }
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -4,8 +4,9 @@ use std::str::FromStr;
 use bevel_base::DType;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::calibration::{CalibrationConfig, Source};
 use crate::pattern::matches;
-use crate::{Error, MIXES, Mix, Result};
+use crate::{Error, GptqSettings, MIXES, Method, Mix, Result};
 
 /// What type every tensor of a model is to have. A TOML file, or flags that are short for one:
 ///
@@ -43,6 +44,15 @@ pub struct Recipe {
     /// Patterns of tensors that keep the type they have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep: Vec<String>,
+    /// How codes are chosen.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub method: Method,
+    /// The settings of GPTQ and GPTAQ.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub gptq: GptqSettings,
+    /// What the model is shown where the method asks for it.
+    #[serde(default, with = "written_calibration", skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationConfig>,
     /// Types of single tensors. The first pattern that matches counts, and goes before all of the
     /// above but `keep`.
     #[serde(default, rename = "tensor", skip_serializing_if = "Vec::is_empty")]
@@ -78,6 +88,9 @@ impl Recipe {
             output_type: None,
             embedding_type: None,
             keep: Vec::new(),
+            method: Method::default(),
+            gptq: GptqSettings::default(),
+            calibration: None,
             overrides: Vec::new(),
         }
     }
@@ -211,6 +224,70 @@ fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let close = known.iter().copied().min_by_key(distance)?;
     // Half of a short name would be another name.
     (distance(&close) <= 2 && distance(&close) < letters(close).len() / 2).then_some(close)
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+mod written_calibration {
+    use super::*;
+
+    /// One source or several files.
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Sources {
+        One(String),
+        Files(Vec<String>),
+    }
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Written {
+        source: Sources,
+        samples: usize,
+        tokens: usize,
+        seed: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        field: Option<String>,
+    }
+
+    impl Default for Written {
+        fn default() -> Self {
+            CalibrationConfig::default().into()
+        }
+    }
+
+    impl From<CalibrationConfig> for Written {
+        fn from(config: CalibrationConfig) -> Self {
+            let CalibrationConfig { source, samples, tokens, seed, field } = config;
+            let source = match source {
+                Source::Files(files) if files.len() > 1 => {
+                    Sources::Files(files.iter().map(|f| f.display().to_string()).collect())
+                }
+                source => Sources::One(source.to_string()),
+            };
+            Self { source, samples, tokens, seed, field }
+        }
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        config: &Option<CalibrationConfig>,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
+        config.clone().map(Written::from).serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<CalibrationConfig>, D::Error> {
+        let Written { source, samples, tokens, seed, field } = Written::deserialize(d)?;
+        let source = match source {
+            Sources::One(source) => source.parse().map_err(de::Error::custom)?,
+            Sources::Files(files) => Source::Files(files.into_iter().map(Into::into).collect()),
+        };
+        Ok(Some(CalibrationConfig { source, samples, tokens, seed, field }))
+    }
 }
 
 mod written_type {

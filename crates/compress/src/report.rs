@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use bevel_base::{DType, Shape};
 use serde::{Serialize, Serializer};
 
+use crate::solve::SolveReport;
 use crate::{Provenance, Recipe};
 
 /// What a conversion or quantization did.
@@ -51,6 +52,9 @@ pub struct TensorReport {
     pub relative_error: f64,
     /// Values too large for the new type, which became its largest.
     pub saturated: u64,
+    /// How each of the tensor's matrices was solved, where it was with calibration data.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub solved: Vec<SolveReport>,
 }
 
 /// Sums over a model's tensors.
@@ -86,6 +90,40 @@ impl Totals {
 }
 
 impl Report {
+    /// The mean error of the outputs of all matrices that were solved, as a part of the outputs, both
+    /// squared; and the same for rounding to nearest, where it is known of all. `None` where nothing
+    /// was solved.
+    pub fn output_error(&self) -> Option<(f64, Option<f64>)> {
+        let solved: Vec<&SolveReport> = self.tensors.iter().flat_map(|t| &t.solved).collect();
+        let count = solved.len() as f64;
+        let error: f64 = solved.iter().map(|s| s.error).sum();
+        let rounding: Option<f64> = solved.iter().map(|s| s.rtn_error).sum();
+        (!solved.is_empty()).then(|| (error / count, rounding.map(|sum| sum / count)))
+    }
+
+    /// What solvers did otherwise than asked for, as sentences.
+    pub(crate) fn solver_warnings(&self) -> Vec<String> {
+        let tensors_where = |holds: &dyn Fn(&SolveReport) -> bool| -> Vec<&TensorReport> {
+            self.tensors.iter().filter(|t| t.solved.iter().any(holds)).collect()
+        };
+        let mut warnings = Vec::new();
+        let mut warn = |tensors: Vec<&TensorReport>, what: &str| {
+            if let Some(first) = tensors.first() {
+                let count = tensors.len();
+                warnings.push(format!("{count} tensors, the first is `{}`, {what}", first.name));
+            }
+        };
+        warn(
+            tensors_where(&|s| s.fell_back),
+            "were rounded to nearest: their type has no codes of single weights, or no calibration token came to them",
+        );
+        warn(
+            tensors_where(&|s| s.damping_retries > 0),
+            "needed more damping than asked for; more calibration data helps",
+        );
+        warnings
+    }
+
     /// The tensors that moved most, worst first.
     pub fn worst(&self, count: usize) -> Vec<&TensorReport> {
         let mut sorted: Vec<_> = self.tensors.iter().filter(|t| t.relative_error > 0.0).collect();

@@ -134,7 +134,7 @@ impl Stats {
         let (header, rest) = bytes.split_at_checked(HEADER).ok_or_else(broken)?;
         let (words, _) = header.as_chunks();
         let [cols, tokens, flags] = [0, 1, 2].map(|i| u64::from_le_bytes(words[i]));
-        let matrices = flags.count_ones() as u64;
+        let matrices = u64::from(flags.count_ones());
         let expected = cols.checked_mul(cols).and_then(|square| square.checked_mul(4 * matrices));
         let expected = expected.and_then(|len| cols.checked_mul(20)?.checked_add(len));
         if flags > 3 || expected != Some(rest.len() as u64) {

@@ -17,6 +17,11 @@ pub(crate) struct Job<'a> {
     pub(crate) from: DType,
     pub(crate) to: DType,
     pub(crate) row_len: usize,
+    /// How much an error in each column matters, `[row_len]` for each of the matrices stacked in the
+    /// tensor; empty where that is unknown.
+    pub(crate) importance: &'a [f32],
+    /// Rows of each of those matrices.
+    pub(crate) matrix_rows: usize,
 }
 
 /// What changed, summed over a tensor in the order of its values.
@@ -36,7 +41,7 @@ impl Tally {
         if self.error == 0.0 { 0.0 } else { (self.error / self.signal).sqrt() }
     }
 
-    fn add(&mut self, other: Tally) {
+    pub(crate) fn add(&mut self, other: Tally) {
         self.error += other.error;
         self.signal += other.signal;
         self.saturated += other.saturated;
@@ -55,6 +60,7 @@ struct Chunk {
     values: Vec<f32>,
     packed: Vec<u8>,
     restored: Vec<f32>,
+    importance: Vec<f32>,
     outcome: Option<Result<Tally>>,
 }
 
@@ -112,9 +118,23 @@ impl<'a> Transcoder<'a> {
     }
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    /// A job in which all columns matter equally.
+    pub(crate) fn new(name: &'a str, from: DType, to: DType, row_len: usize) -> Self {
+        Self { name, from, to, row_len, importance: &[], matrix_rows: usize::MAX }
+    }
+
     fn row_bytes(&self, dtype: DType) -> Result<usize> {
         dtype.row_bytes(self.row_len).map_err(|source| self.wrap(source))
+    }
+
+    /// The importance of each of `count` rows from row `first` on; of none where it is unknown.
+    fn importance_of(&self, first: usize, count: usize) -> impl Iterator<Item = &[f32]> {
+        let count = if self.importance.is_empty() { 0 } else { count };
+        (first..first + count).map(|row| {
+            let matrix = row / self.matrix_rows;
+            &self.importance[matrix * self.row_len..][..self.row_len]
+        })
     }
 
     fn wrap(&self, source: bevel_base::Error) -> Error {
@@ -136,7 +156,12 @@ impl Chunk {
             return Ok(Tally::default());
         }
         self.packed.resize(len / job.row_len * job.row_bytes(job.to)?, 0);
-        pack::quantize(job.to, &self.values, None, &mut self.packed).map_err(|e| job.wrap(e))?;
+        let importance = job.importance_of(offset / job.row_len, len / job.row_len);
+        self.importance.clear();
+        importance.for_each(|row| self.importance.extend_from_slice(row));
+        let importance = (!self.importance.is_empty()).then_some(&self.importance[..]);
+        pack::quantize(job.to, &self.values, importance, &mut self.packed)
+            .map_err(|e| job.wrap(e))?;
         self.restored.resize(len, 0.0);
         pack::dequantize(job.to, &self.packed, &mut self.restored).map_err(|e| job.wrap(e))?;
         Ok(tally(job.to, &self.values, &self.restored))
@@ -152,7 +177,7 @@ pub(crate) fn first_not_finite(values: &[f32]) -> Option<(usize, f32)> {
     Some((index, values[index]))
 }
 
-fn tally(to: DType, values: &[f32], restored: &[f32]) -> Tally {
+pub(crate) fn tally(to: DType, values: &[f32], restored: &[f32]) -> Tally {
     /// Sums side by side, so that they can be formed in vectors.
     const LANES: usize = 8;
     let (mut error, mut signal) = ([0f64; LANES], [0f64; LANES]);

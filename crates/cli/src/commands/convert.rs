@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use bevel_base::Pool;
 use bevel_compress::{Base, Mix, Recipe, Target};
 
 use super::quantize::{Writing, finish, with_progress};
@@ -62,14 +61,14 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let recipe = Recipe::new(base.unwrap_or(Base::Keep));
     let checkpoint = model::open(&args.model, global)?;
     args.writing.may_report(checkpoint.path().as_ref(), &args.output)?;
-    let pool = Pool::new(global.threads);
+    let cpu = model::cpu(global)?;
     let mut options = args.writing.options();
     if Target::of(&args.output) == Target::HuggingFace {
         options.shard_bytes = options.shard_bytes.or(Some(HF_SHARD_BYTES));
     }
     let _handler = interrupt::handle();
     let outcome = with_progress(global, "converting", |on_progress| {
-        bevel_compress::convert(&checkpoint, &recipe, &args.output, &options, &pool, on_progress)
+        bevel_compress::convert(&checkpoint, &recipe, &args.output, &options, &cpu, on_progress)
     });
     finish(outcome, &args.writing, global)
 }

@@ -4,15 +4,21 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
-use bevel_base::{DType, Pool};
-use bevel_compress::{Base, OnProgress, Options, Override, Plan, Recipe, Report, Stage};
+use anyhow::{Context, Result, bail, ensure};
+use bevel_base::DType;
+use bevel_compress::{
+    Base, Calibration, CalibrationConfig, Method, OnProgress, Options, Override, Plan, Recipe,
+    Report, Source, Stage,
+};
 use bevel_formats::AtomicFile;
+use bevel_formats::hub::{self, HubConfig};
+use bevel_kernels::Cpu;
+use bevel_model::Checkpoint;
 
 use crate::args::Global;
 use crate::model;
 use crate::ui::interrupt::{self, Interrupted};
-use crate::ui::progress::{Progress, Unit};
+use crate::ui::progress::{Fetch, Progress, Unit};
 use crate::ui::table::Table;
 use crate::ui::units::bytes;
 use crate::ui::{plain, print_json, print_text};
@@ -30,6 +36,13 @@ The flags are a short way to write a recipe. --recipe reads one from a TOML file
     [[tensor]]
     pattern = \"blk.*.ffn_down.weight\"
     type = \"Q6_K\"
+
+--method says how codes are chosen. `rtn`, the default, rounds each block as well as it can alone. The \
+others watch the model at work on calibration data: `importance` lets errors count where inputs are \
+large, as llama.cpp does with an importance matrix; `gptq` also corrects every rounding error in the \
+weights that follow, and `gptaq` what the layers before got wrong. --calib names text (files, JSON Lines, \
+Parquet, hub:owner/name) or `self`, text that the model writes itself. A calibrated run that is stopped \
+goes on where it was when the same command is given again.
 
 In patterns `*` stands for any characters, `?` for one and `[0-3]` for one of those. The first pattern \
 that matches counts, those of flags before those of the file. The output carries the recipe, the hash of \
@@ -70,6 +83,30 @@ pub(crate) struct Args {
     #[arg(long)]
     pure: bool,
 
+    /// How codes are chosen: rtn, importance, gptq or gptaq
+    #[arg(long, value_name = "METHOD")]
+    method: Option<Method>,
+
+    /// What the model is shown: files or directories, hub:owner/name[:split], or `self`; repeatable
+    #[arg(long, value_name = "SOURCE")]
+    calib: Vec<String>,
+
+    /// Calibration sequences [default: 128]
+    #[arg(long, value_name = "N")]
+    calib_samples: Option<usize>,
+
+    /// Tokens of each calibration sequence [default: 512]
+    #[arg(long, value_name = "N")]
+    calib_tokens: Option<usize>,
+
+    /// The field of a record that holds its text or messages
+    #[arg(long, value_name = "NAME")]
+    calib_field: Option<String>,
+
+    /// Throw away what an unfinished run left, instead of going on with it
+    #[arg(long)]
+    restart: bool,
+
     /// Read a recipe, to which the flags add
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
@@ -103,22 +140,56 @@ pub(crate) struct Writing {
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
-    let recipe = recipe(args)?;
+    let recipe = recipe(args, global)?;
     let checkpoint = model::open(&args.model, global)?;
     let Some(output) = args.output.as_ref().filter(|_| !args.dry_run) else {
         return show_plan(&Plan::new(&checkpoint, &recipe)?, args.writing.strict, global);
     };
     args.writing.may_report(checkpoint.path().as_ref(), output)?;
-    let pool = Pool::new(global.threads);
-    let options = args.writing.options();
+    let cpu = model::cpu(global)?;
+    let options = Options { restart: args.restart, ..args.writing.options() };
     let _handler = interrupt::handle();
+    let calibration = match &recipe.calibration {
+        Some(config) => Some(calibration(config, &checkpoint, &cpu, global)?),
+        None => None,
+    };
     let outcome = with_progress(global, "quantizing", |on_progress| {
-        bevel_compress::quantize(&checkpoint, &recipe, output, &options, &pool, on_progress)
+        let data = calibration.as_ref();
+        bevel_compress::quantize(&checkpoint, &recipe, data, output, &options, &cpu, on_progress)
     });
+    let stopped = matches!(outcome, Err(bevel_compress::Error::Stopped));
+    if stopped && calibration.is_some() {
+        global.note("the same command goes on where this one stopped; --restart begins anew");
+    }
     finish(outcome, &args.writing, global)
 }
 
-fn recipe(args: &Args) -> Result<Recipe> {
+/// The data that a recipe asks for: read, fetched, or written by the model itself.
+fn calibration(
+    config: &CalibrationConfig,
+    checkpoint: &Checkpoint,
+    cpu: &Cpu,
+    global: &Global,
+) -> Result<Calibration> {
+    let mut fetch = |repo: &hub::RepoId| {
+        hub::fetch_data_set(&HubConfig::from_env(), repo, &mut Fetch::new(global))
+    };
+    let bar = Progress::new(global, "sampling text", 0, Unit::Items);
+    let outcome = config.load(checkpoint, cpu, &mut fetch, &mut |done, total| {
+        bar.set_total(total as u64);
+        bar.set(done as u64);
+        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    drop(bar);
+    let calibration = match outcome {
+        Err(bevel_compress::Error::Stopped) => return Err(Interrupted.into()),
+        outcome => outcome?,
+    };
+    calibration.warnings.iter().for_each(|warning| global.warn(warning));
+    Ok(calibration)
+}
+
+fn recipe(args: &Args, global: &Global) -> Result<Recipe> {
     let mut recipe = match &args.recipe {
         Some(path) => std::fs::read_to_string(path)
             .with_context(|| format!("cannot read `{}`", path.display()))?
@@ -132,13 +203,48 @@ fn recipe(args: &Args) -> Result<Recipe> {
     recipe.embedding_type = args.embedding_type.or(recipe.embedding_type);
     recipe.keep.extend(args.keep.iter().cloned());
     recipe.overrides.splice(0..0, args.overrides.iter().cloned());
+    if let Some(method) = args.method {
+        recipe.method = method;
+    }
+    if recipe.method.is_calibrated() {
+        let config = recipe.calibration.get_or_insert_default();
+        if !args.calib.is_empty() {
+            config.source = sources(&args.calib)?;
+        }
+        config.samples = args.calib_samples.unwrap_or(config.samples);
+        config.tokens = args.calib_tokens.unwrap_or(config.tokens);
+        config.seed = global.seed.unwrap_or(config.seed);
+        config.field = args.calib_field.clone().or(config.field.take());
+    } else {
+        ensure!(
+            args.calib.is_empty(),
+            "--calib has no effect on the method `rtn`; choose another with --method, for example gptq"
+        );
+        recipe.calibration = None;
+    }
     // What can be typed as a flag and what a file can say is checked in one place.
     Ok(recipe.to_string().parse()?)
 }
 
+/// One source, or several files.
+fn sources(names: &[String]) -> Result<Source> {
+    if let [name] = names {
+        return Ok(name.parse()?);
+    }
+    let mut files = Vec::new();
+    for name in names {
+        match name.parse()? {
+            Source::Files(paths) => files.extend(paths),
+            other => bail!("`{other}` cannot be joined with other calibration data; give it alone"),
+        }
+    }
+    Ok(Source::Files(files))
+}
+
 impl Writing {
     pub(crate) fn options(&self) -> Options {
-        Options { force: self.force, strict: self.strict, shard_bytes: self.shard_size }
+        let Self { force, strict, shard_size: shard_bytes, .. } = *self;
+        Options { force, strict, shard_bytes, restart: false }
     }
 
     /// Refuses a report that would replace the model, the output or, without `--force`, anything.
@@ -170,8 +276,12 @@ pub(crate) fn with_progress<T>(
     work(&mut |p| {
         let stale = bar.as_ref().is_none_or(|(stage, _)| *stage != p.stage);
         if stale {
-            let label = if p.stage == Stage::Hash { "hashing" } else { label };
-            bar = Some((p.stage, Progress::new(global, label, p.total, Unit::Bytes)));
+            let (label, unit) = match p.stage {
+                Stage::Hash => ("hashing", Unit::Bytes),
+                Stage::Calibrate => ("calibrating", Unit::Items),
+                _ => (label, Unit::Bytes),
+            };
+            bar = Some((p.stage, Progress::new(global, label, p.total, unit)));
         }
         if let Some((_, bar)) = &bar {
             bar.set(p.done);
@@ -211,6 +321,13 @@ pub(crate) fn finish(
     }
     let mut text = sizes.to_string();
     let worst = report.worst(5);
+    if let Some((error, rounding)) = report.output_error() {
+        text += &format!("\nerror of the layers' outputs  {:.3} %", error.sqrt() * 100.0);
+        if let Some(rounding) = rounding {
+            text += &format!(", by rounding to nearest {:.3} %", rounding.sqrt() * 100.0);
+        }
+        text += "\n";
+    }
     if !worst.is_empty() {
         let mut table = Table::new(&["<tensors that moved most", "<from", "<to", "error"]);
         for tensor in worst {

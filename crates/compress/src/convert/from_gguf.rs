@@ -4,9 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use bevel_base::{DType, Pool, Shape, pack};
+use bevel_base::{DType, Shape, pack};
 use bevel_formats::TensorSpec;
 use bevel_formats::safetensors::SafetensorsWriter;
+use bevel_kernels::Cpu;
 use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{Checkpoint, Entry, Transform, regroup_rows};
 use serde_json::{Value, json};
@@ -31,7 +32,7 @@ pub(super) fn convert(
     recipe: &Recipe,
     out: &Path,
     options: &Options,
-    pool: &Pool,
+    cpu: &Cpu,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Report> {
     let mut warnings = Vec::new();
@@ -52,13 +53,13 @@ pub(super) fn convert(
     let mut report = empty_report(checkpoint, recipe, out, provenance, warnings);
     let total = pieces.iter().map(|p| p.entry.byte_len() as u64).sum();
     let mut meter = Meter { stage: Stage::Write, done: 0, total, on_progress };
-    let mut transcoder = Transcoder::new(pool);
+    let mut transcoder = Transcoder::new(cpu.pool());
     for piece in &pieces {
         let bytes = checkpoint.read(piece.name)?;
         let part_len = bytes.len() / piece.specs.len();
         for (spec, part) in piece.specs.iter().zip(bytes.chunks(part_len.max(1))) {
             let (from, part) = restore(checkpoint, piece, spec, part)?;
-            let job = Job { name: &spec.name, from, to: spec.dtype, row_len: spec.shape.row_len() };
+            let job = Job::new(&spec.name, from, spec.dtype, spec.shape.row_len());
             let mut write = |data: &[u8]| Ok(writer.write(&spec.name, data)?);
             let release = || checkpoint.release(piece.name);
             let tally = transcoder.run(&job, &part, &mut meter, &release, &mut write)?;
@@ -153,6 +154,7 @@ impl Report {
                 bytes_after,
                 relative_error: tally.relative_error(),
                 saturated: tally.saturated,
+                solved: Vec::new(),
             },
             options,
         )

@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use bevel_base::{DType, Pool};
+use bevel_base::DType;
 use bevel_formats::TensorSpec;
 use bevel_formats::safetensors::{self, SafetensorsWriter};
+use bevel_kernels::Cpu;
 use bevel_model::Checkpoint;
 use serde_json::{Value, json};
 
@@ -22,7 +23,7 @@ pub(super) fn convert(
     recipe: &Recipe,
     out: &Path,
     options: &Options,
-    pool: &Pool,
+    cpu: &Cpu,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Report> {
     let files = safetensors::Checkpoint::open(dir)?;
@@ -46,13 +47,13 @@ pub(super) fn convert(
     let mut report = empty_report(checkpoint, recipe, out, provenance, Vec::new());
     let total = files.tensors().values().map(|t| t.byte_len() as u64).sum();
     let mut meter = Meter { stage: Stage::Write, done: 0, total, on_progress };
-    let mut transcoder = Transcoder::new(pool);
+    let mut transcoder = Transcoder::new(cpu.pool());
     for spec in &specs {
         let view = files.tensor(&spec.name)?;
         let (from, data) = (view.dtype(), view.data());
         let mut write = |data: &[u8]| Ok(writer.write(&spec.name, data)?);
         let tally = if from.is_weight() {
-            let job = Job { name: &spec.name, from, to: spec.dtype, row_len: spec.shape.row_len() };
+            let job = Job::new(&spec.name, from, spec.dtype, spec.shape.row_len());
             let release = || files.release(&spec.name);
             transcoder.run(&job, data, &mut meter, &release, &mut write)?
         } else {

@@ -5,7 +5,8 @@ mod from_hf;
 
 use std::path::Path;
 
-use bevel_base::{DType, Pool};
+use bevel_base::DType;
+use bevel_kernels::Cpu;
 use bevel_model::Checkpoint;
 use indexmap::IndexMap;
 
@@ -45,19 +46,19 @@ pub fn convert(
     recipe: &Recipe,
     out: &Path,
     options: &Options,
-    pool: &Pool,
+    cpu: &Cpu,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Report> {
     if Target::of(out) == Target::Gguf {
-        return crate::quantize(checkpoint, recipe, out, options, pool, on_progress);
+        return crate::quantize(checkpoint, recipe, None, out, options, cpu, on_progress);
     }
     refuse_packed(recipe, out)?;
     refuse_file_name(out)?;
     may_write(out, &source_files(checkpoint)?, options)?;
     is_replaceable(out)?;
     match checkpoint.hf_dir() {
-        Some(dir) => from_hf::convert(checkpoint, dir, recipe, out, options, pool, on_progress),
-        None => from_gguf::convert(checkpoint, recipe, out, options, pool, on_progress),
+        Some(dir) => from_hf::convert(checkpoint, dir, recipe, out, options, cpu, on_progress),
+        None => from_gguf::convert(checkpoint, recipe, out, options, cpu, on_progress),
     }
 }
 

@@ -1,4 +1,5 @@
 use bevel_base::{DType, GroupedMatrix};
+use serde::Serialize;
 
 /// A quantized matrix.
 #[derive(Clone, Debug)]
@@ -32,7 +33,7 @@ pub enum Form {
 }
 
 /// What a solver did.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct SolveReport {
     /// `tr(ΔW H ΔWᵀ) / tr(W H Wᵀ)`: the error of the layer's output as a part of the output, both
     /// squared. Without a Gram matrix `H` is the diagonal of mean squares, and without any statistics

@@ -1,5 +1,6 @@
 //! Tests of quantization, conversion and inspection.
 
+mod calibrated;
 mod calibration;
 mod convert;
 mod inspect;

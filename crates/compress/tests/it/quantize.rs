@@ -1,9 +1,10 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use bevel_base::{DType, Pool};
+use bevel_base::DType;
 use bevel_compress::{Error, Options, Plan, Progress, Recipe, Stage};
 use bevel_formats::gguf::GgufFile;
+use bevel_kernels::Cpu;
 use bevel_model::{Checkpoint, ModelConfig};
 use sha2::{Digest, Sha256};
 
@@ -22,8 +23,9 @@ fn the_same_source_and_recipe_give_the_same_bytes() {
     let recipe = recipe("type = \"Q4_K_M\"");
     let files = [1, 2, 5].map(|threads| {
         let out = directory.path().join(format!("{threads}.gguf"));
-        let (options, pool) = (Options::default(), Pool::new(threads));
-        bevel_compress::quantize(&checkpoint, &recipe, &out, &options, &pool, &mut go_on).unwrap();
+        let (options, cpu) = (Options::default(), Cpu::new(threads).unwrap());
+        bevel_compress::quantize(&checkpoint, &recipe, None, &out, &options, &cpu, &mut go_on)
+            .unwrap();
         std::fs::read(out).unwrap()
     });
     assert!(files[0] == files[1] && files[0] == files[2]);
@@ -208,10 +210,10 @@ fn a_run_that_is_stopped_leaves_nothing() {
                 }
                 ControlFlow::Continue(())
             };
-            let (options, pool) = (Options::default(), Pool::new(2));
+            let (options, cpu) = (Options::default(), Cpu::new(2).unwrap());
             let recipe = recipe("type = \"F32\"");
             let outcome =
-                bevel_compress::convert(&checkpoint, &recipe, &out, &options, &pool, &mut stop);
+                bevel_compress::convert(&checkpoint, &recipe, &out, &options, &cpu, &mut stop);
             assert!(matches!(outcome, Err(Error::Stopped)), "{stage:?} {name}");
             assert_eq!(listing(directory.path()), ["a.gguf"], "{stage:?} {name}");
         }

@@ -3,11 +3,12 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use bevel_base::{DType, Pool, Shape, pack};
+use bevel_base::{DType, Shape, pack};
 use bevel_compress::{Options, Recipe, Report, Result};
 use bevel_formats::TensorSpec;
 use bevel_formats::gguf::{GgufWriter, Metadata};
 use bevel_formats::safetensors::SafetensorsWriter;
+use bevel_kernels::Cpu;
 use bevel_model::{Checkpoint, ModelConfig};
 use serde_json::{Value, json};
 
@@ -35,7 +36,7 @@ pub(crate) fn convert_with(
 ) -> Result<Report> {
     let checkpoint = Checkpoint::open(from)?;
     let go_on = &mut |_: bevel_compress::Progress<'_>| ControlFlow::Continue(());
-    bevel_compress::convert(&checkpoint, recipe, out, options, &Pool::new(2), go_on)
+    bevel_compress::convert(&checkpoint, recipe, out, options, &Cpu::new(2).unwrap(), go_on)
 }
 
 /// Every tensor of a model by its GGUF name: type, shape, bytes.

@@ -147,7 +147,7 @@ impl Args {
         let options = Options { force: true, ..Options::default() };
         let handler = interrupt::handle();
         let start = Instant::now();
-        let outcome = quantize(&checkpoint, recipe, &file, &options, cpu.pool(), &mut |progress| {
+        let outcome = quantize(&checkpoint, recipe, None, &file, &options, cpu, &mut |progress| {
             if progress.stage == Stage::Write {
                 bar.set(progress.done);
             }

@@ -1,0 +1,383 @@
+//! The calibration walk: a model is met layer by layer, in the order of computation, on the inputs
+//! that its already compressed part gives.
+//!
+//! 1. Every calibration sequence is embedded: the residual stream `x`.
+//! 2. A layer is loaded. For each of its four stages (queries, keys, values → attention output →
+//!    gate, up → down) the sequences are run up to there, and statistics of the stage's inputs are
+//!    gathered: with the layer's earlier stages and all earlier layers compressed already.
+//! 3. The caller replaces the stage's weights by what will be stored.
+//! 4. After the last stage the sequences pass through the whole compressed layer: the next one's `x`.
+//!
+//! GPTAQ (arXiv 2504.02692) also asks what the inputs would have been: then the uncompressed model
+//! walks beside, layer by layer, on streams of its own.
+//!
+//! Memory holds one layer, the statistics of one stage, and the streams, which go to a file beyond a
+//! limit. In a mixture the statistics of a stage are gathered for some experts at a time.
+
+mod activations;
+mod unfinished;
+
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Range};
+use std::path::Path;
+
+use bevel_base::pack;
+use bevel_kernels::{Cpu, rms_norm, scale};
+use bevel_model::{Block, BlockState, Checkpoint, Site, Stage};
+
+pub(crate) use activations::Activations;
+pub(crate) use unfinished::{Fingerprint, Outcome, Unfinished};
+
+use crate::progress::Meter;
+use crate::{Error, Needs, Result, Stats};
+
+/// A model on its walk.
+pub(crate) struct Walk<'a> {
+    checkpoint: &'a Checkpoint,
+    cpu: &'a Cpu,
+    run: BlockState,
+    streams: Activations,
+    /// The streams of the uncompressed model.
+    full: Option<Activations>,
+}
+
+/// How much memory a walk may take beside the layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of residual streams; more go to a file.
+    pub(crate) streams: u64,
+    /// Bytes of statistics of a mixture's experts that are gathered at a time; one expert's always fit.
+    pub(crate) statistics: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { streams: 2 << 30, statistics: 1 << 30 }
+    }
+}
+
+/// Statistics of a stage: of one expert each, or of all.
+pub(crate) type StageStats = BTreeMap<Option<usize>, Stats>;
+
+impl<'a> Walk<'a> {
+    /// Begins a walk over token sequences. `with_full` lets the uncompressed model walk beside.
+    /// Streams that are too large for memory lie in `dir`.
+    pub(crate) fn begin(
+        checkpoint: &'a Checkpoint,
+        cpu: &'a Cpu,
+        sequences: &[Vec<u32>],
+        with_full: bool,
+        limits: &Limits,
+        dir: &Path,
+    ) -> Result<Self> {
+        let config = checkpoint.config();
+        let lengths: Vec<usize> = sequences.iter().map(|s| s.len() * config.dim).collect();
+        let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
+        let streams =
+            |name: &str, limit: u64| Activations::new(lengths.clone(), limit, &dir.join(name));
+        let limit = if with_full { limits.streams / 2 } else { limits.streams };
+        let mut walk = Self {
+            checkpoint,
+            cpu,
+            run: BlockState::new(config, longest)?,
+            streams: streams("streams", limit)?,
+            full: with_full.then(|| streams("full-streams", limit)).transpose()?,
+        };
+        walk.embed(sequences)?;
+        Ok(walk)
+    }
+
+    /// Goes on from streams that [`Walk::save`] kept.
+    pub(crate) fn resume(&mut self, streams: &Path, full: &Path) -> Result<()> {
+        self.streams.load(streams)?;
+        self.full.as_mut().map_or(Ok(()), |streams| streams.load(full))
+    }
+
+    /// Keeps the streams in files.
+    pub(crate) fn save(&mut self, streams: &Path, full: &Path) -> Result<()> {
+        self.streams.save(streams)?;
+        self.full.as_mut().map_or(Ok(()), |streams| streams.save(full))
+    }
+
+    /// (1) The rows of the embedding.
+    fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<()> {
+        let config = self.checkpoint.config();
+        let dtype = self.checkpoint.entry(EMBEDDING)?.dtype;
+        let bytes = self.checkpoint.read(EMBEDDING)?;
+        let row_bytes = bytes.len() / config.vocab_size;
+        for (index, tokens) in sequences.iter().enumerate() {
+            let mut x = vec![0.0; tokens.len() * config.dim];
+            for (&token, out) in tokens.iter().zip(x.chunks_exact_mut(config.dim)) {
+                let row = token as usize;
+                let row = bytes
+                    .get(row * row_bytes..(row + 1) * row_bytes)
+                    .ok_or(bevel_model::Error::Token { token, vocab: config.vocab_size })?;
+                pack::dequantize(dtype, row, out)
+                    .map_err(|source| Error::Tensor { tensor: EMBEDDING.to_owned(), source })?;
+            }
+            if config.embedding_scale != 1.0 {
+                scale(self.cpu, &mut x, config.embedding_scale);
+            }
+            self.streams.write(index, &x)?;
+            if let Some(full) = &mut self.full {
+                full.write(index, &x)?;
+            }
+        }
+        drop(bytes);
+        self.checkpoint.release(EMBEDDING);
+        Ok(())
+    }
+
+    /// (2) Loads layer `index`, which is to be the next one.
+    pub(crate) fn enter(&mut self, index: usize) -> Result<Layer<'_, 'a>> {
+        let load = || Block::load(self.checkpoint, self.cpu, index);
+        let block = load()?;
+        let full = self.full.is_some().then(load).transpose()?;
+        Ok(Layer { walk: self, index, block, full, attended: false })
+    }
+
+    /// The output head, some rows at a time: it may be larger than a layer. The first row of each
+    /// part, and the part.
+    pub(crate) fn head(&self) -> Vec<(usize, Linear)> {
+        let config = self.checkpoint.config();
+        let name = if config.tied { EMBEDDING } else { "output.weight" };
+        let [vocab, dim] = [config.vocab_size, config.dim];
+        let slab = (HEAD_VALUES / dim).clamp(1, vocab);
+        let firsts = (0..vocab).step_by(slab).enumerate();
+        let linear = |part, first| Linear {
+            name: name.to_owned(),
+            part: Some(part),
+            rows: slab.min(vocab - first),
+            cols: dim,
+        };
+        firsts.map(|(part, first)| (first, linear(part, first))).collect()
+    }
+
+    /// Statistics of the output head's inputs, after the last layer.
+    pub(crate) fn head_stats(&mut self, needs: Needs, meter: &mut Meter<'_, '_>) -> Result<Stats> {
+        let config = self.checkpoint.config();
+        let norm = self.checkpoint.read_f32("output_norm.weight")?;
+        let needs = Needs { cross: needs.cross && self.full.is_some(), ..needs };
+        let mut stats = Stats::new(config.dim, needs);
+        let (mut x, mut h) = (Vec::new(), Vec::new());
+        let (mut full_x, mut full_h) = (Vec::new(), Vec::new());
+        for index in 0..self.streams.len() {
+            let normalised = |from: &mut Activations, x: &mut Vec<f32>, h: &mut Vec<f32>| {
+                from.read(index, x)?;
+                h.resize(x.len(), 0.0);
+                let n = x.len() / config.dim;
+                rms_norm(self.cpu, h, x, &norm, config.norm_eps, n, config.dim);
+                Ok::<_, Error>(n)
+            };
+            let n = normalised(&mut self.streams, &mut x, &mut h)?;
+            if let (Some(full), true) = (&mut self.full, needs.cross) {
+                normalised(full, &mut full_x, &mut full_h)?;
+            }
+            stats.add(self.cpu, &h, n, needs.cross.then_some(&full_h));
+            meter.advance("output", 1)?;
+        }
+        Ok(stats)
+    }
+}
+
+/// Values of the output head that are solved at once.
+const HEAD_VALUES: usize = 1 << 24;
+const EMBEDDING: &str = "token_embd.weight";
+
+/// Some rows of a tensor as f32, `[rows, row length]`.
+pub(crate) fn read_rows(
+    checkpoint: &Checkpoint,
+    name: &str,
+    first: usize,
+    rows: usize,
+) -> Result<Vec<f32>> {
+    let entry = checkpoint.entry(name)?;
+    let bytes = checkpoint.read(name)?;
+    let row_bytes = bytes.len() / entry.shape.rows();
+    let mut values = vec![0.0; rows * entry.shape.row_len()];
+    pack::dequantize(entry.dtype, &bytes[first * row_bytes..][..rows * row_bytes], &mut values)
+        .map_err(|source| Error::Tensor { tensor: name.to_owned(), source })?;
+    drop(bytes);
+    Ok(values)
+}
+
+/// The layer that a walk has come to.
+pub(crate) struct Layer<'w, 'a> {
+    walk: &'w mut Walk<'a>,
+    index: usize,
+    /// With the weights replaced so far.
+    block: Block,
+    /// With those of the uncompressed model.
+    full: Option<Block>,
+    /// The streams have passed the layer's attention.
+    attended: bool,
+}
+
+/// A matrix: a tensor, or a part of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Linear {
+    /// The tensor's GGUF name.
+    pub(crate) name: String,
+    /// Which one of the matrices stacked in the tensor: an expert, or some rows of the output head.
+    pub(crate) part: Option<usize>,
+    /// Outputs.
+    pub(crate) rows: usize,
+    /// Inputs.
+    pub(crate) cols: usize,
+}
+
+impl Layer<'_, '_> {
+    /// A tensor's GGUF name from its name within the layer.
+    fn full_name(&self, name: &str) -> String {
+        format!("blk.{}.{name}", self.index)
+    }
+
+    /// The linear layers of a stage, by tensor.
+    pub(crate) fn linears(&self, stage: Stage, part: Option<usize>) -> Vec<Linear> {
+        let prefix = self.full_name("");
+        let tensors = self.walk.checkpoint.tensors().iter();
+        let in_stage = tensors.filter(|(name, _)| {
+            name.strip_prefix(&prefix).is_some_and(|rest| Stage::of(rest) == Some(stage))
+        });
+        let linear = |(name, entry): (&String, &bevel_model::Entry)| {
+            let dims = entry.shape.dims();
+            let [rows, cols] = [dims[dims.len() - 2], dims[dims.len() - 1]];
+            Linear { name: name.clone(), part, rows, cols }
+        };
+        in_stage.map(linear).collect()
+    }
+
+    /// The weights of a linear layer before it is quantized, `[rows, cols]`.
+    pub(crate) fn weight(&self, linear: &Linear) -> Result<Vec<f32>> {
+        let first = linear.part.unwrap_or(0) * linear.rows;
+        read_rows(self.walk.checkpoint, &linear.name, first, linear.rows)
+    }
+
+    /// (3) Goes on with other weights in a linear layer.
+    pub(crate) fn replace(&mut self, linear: &Linear, values: &[f32]) -> Result<()> {
+        let name = &linear.name[self.full_name("").len()..];
+        Ok(self.block.set_weight(self.walk.cpu, name, linear.part, values)?)
+    }
+
+    /// The experts whose statistics of a stage fit in memory together, in order.
+    pub(crate) fn expert_batches(
+        &self,
+        stage: Stage,
+        needs: Needs,
+        limits: &Limits,
+    ) -> Vec<Option<Range<usize>>> {
+        let config = self.walk.checkpoint.config();
+        let experts = config.experts.filter(|_| stage == Stage::GateUp || stage == Stage::Down);
+        let Some(experts) = experts else { return vec![None] };
+        let cols = if stage == Stage::Down { config.ffn_dim } else { config.dim } as u64;
+        let bytes = if needs.gram { 4 * cols * cols } else { 20 * cols };
+        let count = usize::try_from(limits.statistics / bytes.max(1)).unwrap_or(1).max(1);
+        let batches = (0..experts.count).step_by(count);
+        batches.map(|first| Some(first..experts.count.min(first + count))).collect()
+    }
+
+    /// (2) Runs the sequences up to a stage and gathers statistics of its inputs, of the experts in
+    /// `experts` where it has any. Stages are to be asked for in their order.
+    pub(crate) fn stats(
+        &mut self,
+        stage: Stage,
+        needs: Needs,
+        experts: Option<Range<usize>>,
+        meter: &mut Meter<'_, '_>,
+    ) -> Result<StageStats> {
+        let mut all = StageStats::new();
+        let name = format!("blk.{}", self.index);
+        // Experts see other tokens in the uncompressed model.
+        let cross = needs.cross && self.full.is_some() && experts.is_none();
+        let needs = Needs { cross, ..needs };
+        let attend = !self.attended && matches!(stage, Stage::GateUp | Stage::Down);
+        let mut full_inputs = Vec::new();
+        let (mut x, mut full_x) = (Vec::new(), Vec::new());
+        for index in 0..self.walk.streams.len() {
+            let Walk { checkpoint, cpu, run, streams, full } = &mut *self.walk;
+            let config = checkpoint.config();
+            if let (Some(streams), Some(block)) = (full, &self.full) {
+                // What the inputs would have been.
+                let mut keep = |site: Site, input: &[f32], _: usize| {
+                    if site.stage != stage {
+                        return ControlFlow::Continue(());
+                    }
+                    full_inputs.clear();
+                    full_inputs.extend_from_slice(input);
+                    ControlFlow::Break(())
+                };
+                if attend || needs.cross {
+                    streams.read(index, &mut full_x)?;
+                }
+                if attend {
+                    let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
+                    let _ = block.attention(cpu, config, &mut full_x, run, &mut pass)?;
+                    streams.write(index, &full_x)?;
+                }
+                if needs.cross {
+                    let _ = match stage {
+                        Stage::Qkv | Stage::AttentionOutput => {
+                            block.attention(cpu, config, &mut full_x, run, &mut keep)?
+                        }
+                        _ => block.feed_forward(cpu, config, &mut full_x, run, &mut keep)?,
+                    };
+                }
+            }
+            let mut gather = |site: Site, input: &[f32], n: usize| {
+                if site.stage != stage {
+                    return ControlFlow::Continue(());
+                }
+                let wanted = match (&experts, site.expert) {
+                    (Some(experts), Some(expert)) => experts.contains(&expert),
+                    _ => true,
+                };
+                if wanted {
+                    let stats = || Stats::new(input.len() / n, needs);
+                    let stats = all.entry(site.expert).or_insert_with(stats);
+                    stats.add(cpu, input, n, cross.then_some(&full_inputs));
+                }
+                ControlFlow::Break(())
+            };
+            streams.read(index, &mut x)?;
+            if attend {
+                let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
+                let _ = self.block.attention(cpu, config, &mut x, run, &mut pass)?;
+                streams.write(index, &x)?;
+            }
+            let _ = match stage {
+                Stage::Qkv | Stage::AttentionOutput => {
+                    self.block.attention(cpu, config, &mut x, run, &mut gather)?
+                }
+                _ => self.block.feed_forward(cpu, config, &mut x, run, &mut gather)?,
+            };
+            meter.advance(&name, 1)?;
+        }
+        self.attended |= attend;
+        Ok(all)
+    }
+
+    /// (4) Takes the streams through what is left of the layer.
+    pub(crate) fn leave(self, meter: &mut Meter<'_, '_>) -> Result<()> {
+        let name = format!("blk.{}", self.index);
+        let Walk { checkpoint, cpu, run, streams, full } = self.walk;
+        let config = checkpoint.config();
+        let mut x = Vec::new();
+        let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
+        let mut advance = |block: &Block, streams: &mut Activations, index: usize| {
+            streams.read(index, &mut x)?;
+            if !self.attended {
+                let _ = block.attention(cpu, config, &mut x, run, &mut pass)?;
+            }
+            let _ = block.feed_forward(cpu, config, &mut x, run, &mut pass)?;
+            streams.write(index, &x)
+        };
+        for index in 0..streams.len() {
+            advance(&self.block, streams, index)?;
+            if let (Some(streams), Some(block)) = (full.as_mut(), &self.full) {
+                advance(block, streams, index)?;
+            }
+            meter.advance(&name, 1)?;
+        }
+        Ok(())
+    }
+}

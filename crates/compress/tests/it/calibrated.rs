@@ -1,0 +1,119 @@
+//! Quantization with calibration data, on the small real model.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use bevel_compress::{
+    Calibration, CalibrationConfig, Error, Options, Progress, Recipe, Report, Result, Source,
+};
+use bevel_kernels::Cpu;
+use bevel_model::Checkpoint;
+
+use crate::support::{recipe, tiny_austen};
+
+/// Some sentences that the model's authors might have written.
+const TEXT: &str = "It is a truth universally acknowledged, that a single man in possession of a good \
+fortune, must be in want of a wife. However little known the feelings or views of such a man may be on \
+his first entering a neighbourhood, this truth is so well fixed in the minds of the surrounding \
+families, that he is considered the rightful property of some one or other of their daughters. ";
+
+fn calibration(samples: usize, tokens: usize) -> Calibration {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("text.txt");
+    std::fs::write(&path, TEXT.repeat(40)).unwrap();
+    let checkpoint = Checkpoint::open(&tiny_austen()).unwrap();
+    let source = Source::Files(vec![path.clone()]);
+    let config = CalibrationConfig { source, samples, tokens, ..Default::default() };
+    config.read(&[path], &checkpoint.tokenizer().unwrap()).unwrap()
+}
+
+/// Quantizes, and stops when `on_progress` was called `calls` times.
+fn quantize(
+    recipe: &Recipe,
+    calibration: &Calibration,
+    out: &Path,
+    threads: usize,
+    calls: usize,
+) -> Result<Report> {
+    let checkpoint = Checkpoint::open(&tiny_austen())?;
+    let mut left = calls;
+    let mut on_progress = |_: Progress<'_>| {
+        left = left.saturating_sub(1);
+        if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let cpu = Cpu::new(threads).unwrap();
+    let options = Options { force: true, ..Options::default() };
+    let data = Some(calibration);
+    bevel_compress::quantize(&checkpoint, recipe, data, out, &options, &cpu, &mut on_progress)
+}
+
+#[track_caller]
+fn check_resume(recipe: &Recipe) {
+    let directory = tempfile::tempdir().unwrap();
+    let data = calibration(3, 32);
+    let out = |name: &str| directory.path().join(name);
+    quantize(recipe, &data, &out("whole.gguf"), 2, usize::MAX).unwrap();
+    let whole = std::fs::read(out("whole.gguf")).unwrap();
+
+    // Stopped ever further on, and started again each time.
+    let path = out("stopped.gguf");
+    let mut stops = 0;
+    let mut calls = 2;
+    while let Err(error) = quantize(recipe, &data, &path, 1 + stops % 2, calls) {
+        assert!(matches!(error, Error::Stopped), "{error}");
+        assert!(!path.exists(), "an unfinished file has the output's name");
+        stops += 1;
+        calls += 5;
+    }
+    assert!(stops > 5, "stopped {stops} times only");
+    assert!(std::fs::read(&path).unwrap() == whole, "another file after {stops} stops");
+    assert!(!out("stopped.gguf.unfinished").exists());
+
+    // A run that does something else does not go on with it.
+    quantize(recipe, &data, &path, 1, 30).unwrap_err();
+    let error = quantize(recipe, &calibration(2, 32), &path, 1, usize::MAX).unwrap_err();
+    assert!(matches!(error, Error::OtherRun { what: "calibration data", .. }), "{error}");
+}
+
+#[test]
+fn a_stopped_run_goes_on_and_ends_in_the_same_bytes() {
+    check_resume(&recipe("type = \"Q4_K_M\"\nmethod = \"gptq\""));
+    check_resume(&recipe("type = \"Q4_0\"\nmethod = \"gptaq\""));
+    check_resume(&recipe("type = \"Q3_K_M\"\nmethod = \"importance\""));
+}
+
+#[test]
+fn gptq_moves_the_outputs_less_than_rounding() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = calibration(8, 128);
+    let out = directory.path().join("small.gguf");
+    let toml = "type = \"Q4_K\"\npure = true\nmethod = \"gptq\"";
+    let report = quantize(&recipe(toml), &data, &out, 2, usize::MAX).unwrap();
+    let solved: Vec<_> = report.tensors.iter().filter(|t| !t.solved.is_empty()).collect();
+    assert_eq!(solved.len(), 4 * 7 + 1, "every matrix of four layers, and the head");
+    for tensor in solved {
+        for solved in &tensor.solved {
+            let rounded = solved.rtn_error.unwrap();
+            assert!(
+                solved.error < 0.9 * rounded,
+                "{}: {:.5} against {rounded:.5} by rounding",
+                tensor.name,
+                solved.error,
+            );
+        }
+    }
+}
+
+#[test]
+fn calibrated_methods_need_data() {
+    let directory = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(&tiny_austen()).unwrap();
+    let (recipe, out) =
+        (recipe("type = \"Q4_0\"\nmethod = \"gptq\""), directory.path().join("a.gguf"));
+    let (cpu, options) = (Cpu::new(1).unwrap(), Options::default());
+    let mut go_on = |_: Progress<'_>| ControlFlow::Continue(());
+    let outcome =
+        bevel_compress::quantize(&checkpoint, &recipe, None, &out, &options, &cpu, &mut go_on);
+    assert!(matches!(outcome, Err(Error::NoCalibration)));
+    assert!(std::fs::read_dir(directory.path()).unwrap().next().is_none(), "something was left");
+}
