@@ -2,7 +2,9 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{bench, chat, completions, convert, eval, inspect, man, quantize, run, tour};
+use crate::commands::{
+    bench, chat, compare, completions, convert, eval, inspect, man, quantize, run, tour,
+};
 
 const ABOUT: &str = "cut a language model to fit a small machine, and run it there";
 
@@ -37,6 +39,8 @@ pub(crate) enum Command {
     Quantize(quantize::Args),
     /// Measure how well a model predicts a text
     Eval(eval::Args),
+    /// Write a page that compares measured models
+    Compare(compare::Args),
     /// Measure speed and memory
     Bench(bench::Args),
     /// Continue a text, or answer one question

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod eval;
@@ -21,6 +22,7 @@ pub(crate) fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Convert(args) => convert::run(args, global),
         Command::Quantize(args) => quantize::run(args, global),
         Command::Eval(args) => eval::run(args, global),
+        Command::Compare(args) => compare::run(args, global),
         Command::Bench(args) => bench::run(args, global),
         Command::Run(args) => run::run(args, global),
         Command::Chat(args) => chat::run(args, global),

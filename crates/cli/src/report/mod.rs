@@ -1,6 +1,7 @@
-//! The report of a tour: one HTML file that needs nothing beside it.
+//! Reports: HTML files that need nothing beside them.
 
 mod bars;
+pub(crate) mod comparison;
 mod scatter;
 
 use std::fmt::Write;
@@ -10,7 +11,7 @@ use bevel_model::Checkpoint;
 use serde::Serialize;
 
 use crate::ui::units::{bytes, duration, rate};
-use scatter::{Point, Scatter};
+use scatter::{Line, Point, Scatter};
 
 /// Everything a tour found out. `--json` prints it as it is.
 #[derive(Debug, Serialize)]
@@ -82,18 +83,22 @@ impl Variant {
     }
 }
 
-/// The page.
+/// The page of a tour.
 pub(crate) fn html(report: &Report) -> String {
     let body =
         [heading(report), table(report), figures(report), samples(report), conditions(report)];
+    page(&format!("bevel tour: {}", report.model), &body.concat())
+}
+
+/// A whole page around `body`.
+fn page(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n\
-         <title>bevel tour: {}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n{}</main>\n</body>\n</html>\n",
-        escape(&report.model),
+         <title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n",
+        escape(title),
         include_str!("page.css"),
-        body.concat()
     )
 }
 
@@ -184,6 +189,8 @@ fn figures(report: &Report) -> String {
         title: "Size and quality",
         y_label: "perplexity, lower is better",
         from_zero: false,
+        logarithmic: false,
+        line: Line::All,
         points: report
             .variants
             .iter()
@@ -194,6 +201,8 @@ fn figures(report: &Report) -> String {
         title: "Size and speed",
         y_label: "decode, tokens/s",
         from_zero: true,
+        logarithmic: false,
+        line: Line::All,
         points: report
             .variants
             .iter()

@@ -8,7 +8,21 @@ pub(super) struct Scatter {
     pub(super) y_label: &'static str,
     /// The vertical axis begins at zero, rather than a little below the least value.
     pub(super) from_zero: bool,
+    /// Equal distances on the vertical axis are equal ratios; all values are positive.
+    pub(super) logarithmic: bool,
+    pub(super) line: Line,
     pub(super) points: Vec<Point>,
+}
+
+/// What a line runs through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    /// Nothing.
+    None,
+    /// All points in the order of their size.
+    All,
+    /// The points that are not hollow.
+    Frontier,
 }
 
 /// A labelled point with an error bar of `y ± error`.
@@ -34,29 +48,48 @@ struct Axis {
     high: f64,
     from: f64,
     to: f64,
-    step: f64,
+    ticks: Vec<f64>,
+    logarithmic: bool,
 }
 
 impl Axis {
     /// An axis over `low..=high`, drawn from pixel `from` to pixel `to`.
     fn new(low: f64, high: f64, from: f64, to: f64) -> Self {
         let high = if high > low { high } else { low + 1.0 };
-        Self { low, high, from, to, step: step((high - low) / 6.0) }
+        let step = step((high - low) / 6.0);
+        let first = (low / step - 1e-9).ceil();
+        let last = (high / step + 1e-9).floor();
+        let ticks = (0..=(last - first) as usize).map(|i| (first + i as f64) * step).collect();
+        Self { low, high, from, to, ticks, logarithmic: false }
+    }
+
+    /// As [`Axis::new`], logarithmic, with ticks at 1, 2 and 5 times the powers of ten, or at the
+    /// powers alone where those would be many. Both ends are positive.
+    fn logarithmic(low: f64, high: f64, from: f64, to: f64) -> Self {
+        let factors: &[f64] = if high / low < 300.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+        let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;
+        let all = powers.flat_map(|power| factors.iter().map(move |f| f * 10f64.powi(power)));
+        let inside = low * (1.0 - 1e-9)..=high * (1.0 + 1e-9);
+        let ticks = all.filter(|tick| inside.contains(tick)).collect();
+        Self { low, high, from, to, ticks, logarithmic: true }
     }
 
     fn pixel(&self, value: f64) -> f64 {
-        self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
+        let part = match self.logarithmic {
+            // An error bar may reach to zero or below.
+            true => (value.max(self.low) / self.low).ln() / (self.high / self.low).ln(),
+            false => (value - self.low) / (self.high - self.low),
+        };
+        self.from + part * (self.to - self.from)
     }
 
-    fn ticks(&self) -> impl Iterator<Item = f64> {
-        let first = (self.low / self.step - 1e-9).ceil();
-        let last = (self.high / self.step + 1e-9).floor();
-        (0..=(last - first) as usize).map(move |i| (first + i as f64) * self.step)
-    }
-
-    /// A tick's number, with as many decimals as the step needs.
+    /// A tick's number, with as many decimals as it or the distance to the next needs.
     fn text(&self, value: f64) -> String {
-        let decimals = (-self.step.log10().floor()).max(0.0) as usize;
+        let finest = match (self.logarithmic, &self.ticks[..]) {
+            (false, [first, second, ..]) => second - first,
+            _ => value,
+        };
+        let decimals = (-(finest * (1.0 + 1e-9)).log10().floor()).clamp(0.0, 12.0) as usize;
         format!("{value:.decimals$}")
     }
 }
@@ -82,8 +115,13 @@ impl Scatter {
         // Sizes that lie close together are looked at closely.
         let x_from = if x_low < 0.5 * x_high { 0.0 } else { x_low - 0.3 * (x_high - x_low) };
         let x = Axis::new(x_from, x_high + 0.15 * (x_high - x_from), LEFT, WIDTH - RIGHT);
-        let y_from = if self.from_zero { 0.0 } else { low - 0.1 * (high - low) };
-        let y = Axis::new(y_from, high + 0.08 * (high - y_from), HEIGHT - BOTTOM, TOP);
+        let y = if self.logarithmic {
+            let (low, high) = range(&|p| p.y);
+            Axis::logarithmic(low / 1.5, high * 1.5, HEIGHT - BOTTOM, TOP)
+        } else {
+            let y_from = if self.from_zero { 0.0 } else { low - 0.1 * (high - low) };
+            Axis::new(y_from, high + 0.08 * (high - y_from), HEIGHT - BOTTOM, TOP)
+        };
 
         let mut svg = format!(
             "<figure><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">\n\
@@ -97,7 +135,7 @@ impl Scatter {
     }
 
     fn axes(&self, svg: &mut String, x: &Axis, y: &Axis) {
-        for tick in y.ticks() {
+        for &tick in &y.ticks {
             let at = y.pixel(tick);
             let _ = writeln!(
                 svg,
@@ -110,7 +148,7 @@ impl Scatter {
             );
         }
         let bottom = HEIGHT - BOTTOM;
-        for tick in x.ticks() {
+        for &tick in &x.ticks {
             let at = x.pixel(tick);
             let _ = writeln!(
                 svg,
@@ -136,8 +174,13 @@ impl Scatter {
     fn marks(&self, svg: &mut String, x: &Axis, y: &Axis) {
         let mut order: Vec<&Point> = self.points.iter().collect();
         order.sort_by(|a, b| a.x.total_cmp(&b.x));
+        let through = order.iter().filter(|p| match self.line {
+            Line::None => false,
+            Line::All => true,
+            Line::Frontier => !p.hollow,
+        });
         let path: Vec<String> =
-            order.iter().map(|p| format!("{:.1},{:.1}", x.pixel(p.x), y.pixel(p.y))).collect();
+            through.map(|p| format!("{:.1},{:.1}", x.pixel(p.x), y.pixel(p.y))).collect();
         let _ = writeln!(svg, "<polyline class=\"path\" points=\"{}\"/>", path.join(" "));
         // Points are in the way of labels as other labels are.
         let mut labels: Vec<(f64, f64, f64)> =
@@ -185,11 +228,14 @@ fn place(px: f64, py: f64, width: f64, labels: &[(f64, f64, f64)]) -> (f64, f64)
 mod tests {
     use super::*;
 
+    fn texts(axis: &Axis) -> Vec<String> {
+        axis.ticks.iter().map(|&tick| axis.text(tick)).collect()
+    }
+
     #[track_caller]
     fn check(low: f64, high: f64, expected: &[&str]) {
         let axis = Axis::new(low, high, 0.0, 100.0);
-        let texts: Vec<String> = axis.ticks().map(|tick| axis.text(tick)).collect();
-        assert_eq!(texts, expected);
+        assert_eq!(texts(&axis), expected);
     }
 
     #[test]
@@ -199,6 +245,17 @@ mod tests {
         check(26.1, 31.7, &["27", "28", "29", "30", "31"]);
         check(1.01, 1.05, &["1.01", "1.02", "1.03", "1.04", "1.05"]);
         check(5.0, 5.0, &["5.0", "5.2", "5.4", "5.6", "5.8", "6.0"]);
+    }
+
+    #[test]
+    fn ticks_of_ratios() {
+        let axis = Axis::logarithmic(0.0009, 0.021, 0.0, 100.0);
+        assert_eq!(texts(&axis), ["0.001", "0.002", "0.005", "0.01", "0.02"]);
+        let axis = Axis::logarithmic(0.5, 5000.0, 0.0, 100.0);
+        assert_eq!(texts(&axis), ["1", "10", "100", "1000"]);
+        let axis = Axis::logarithmic(0.01, 1.0, 0.0, 100.0);
+        assert_eq!((axis.pixel(0.01), axis.pixel(1.0), axis.pixel(-3.0)), (0.0, 100.0, 0.0));
+        assert!((axis.pixel(0.1) - 50.0).abs() < 1e-9);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-use crate::{check_failure, json, output, output_with_input, scratch, stdout};
+use crate::{chat_model, check_failure, json, output, output_with_input, scratch, stdout};
 
 const TEXT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tour.txt");
 
@@ -68,4 +68,164 @@ fn speed_as_a_table_and_as_json() {
         }
     }
     assert!(value["machine"]["isa"].is_string() && value["machine"]["threads"].is_number());
+}
+
+#[test]
+fn divergence_from_another_model() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (small, logits) = (path("small.gguf"), path("base.logits"));
+    stdout(&output(&["quantize", "tiny-austen", "Q4_0", "-o", &small]));
+    let common = [
+        "eval",
+        &small,
+        "--against",
+        "tiny-austen",
+        "--text",
+        TEXT,
+        "--ctx",
+        "64",
+        "--tokens",
+        "256",
+    ];
+    let run = |more: &[&str]| json(&[&common[..], more, &["--json"]].concat());
+    let exact = run(&[]);
+    let kl = |value: &serde_json::Value| value["kl"]["value"].as_f64().unwrap();
+    assert!((1e-3..0.3).contains(&kl(&exact)), "{exact}");
+    assert_eq!((&exact["windows"], &exact["scored_tokens"]), (&4.into(), &124.into()));
+    assert!(exact["ln_ratio"]["error"].as_f64() < exact["standard_error"].as_f64());
+    assert!(exact["same_top"]["value"].as_f64().unwrap() > 0.7);
+    assert!(exact["kl_quantiles"]["q999"].as_f64() <= exact["kl_quantiles"]["max"].as_f64());
+    assert_eq!(exact["file"]["path"], small.as_str());
+    assert_eq!(exact["file"]["bytes"], std::fs::metadata(&small).unwrap().len());
+    assert!(exact["file"]["provenance"]["recipe"].as_str().unwrap().contains("Q4_0"));
+    assert!(
+        exact["file"]["bits_per_weight"].as_f64() < exact["base_file"]["bits_per_weight"].as_f64()
+    );
+
+    // The first run writes the file, the second and the third read it.
+    let kept = run(&["--base-logits", &logits]);
+    let again = run(&["--base-logits", &logits]);
+    assert!((kl(&kept) - kl(&exact)).abs() < 1e-5);
+    assert_eq!(kl(&kept), kl(&again));
+    let text = stdout(&output(&[
+        "eval",
+        &small,
+        "--against",
+        &logits,
+        "--text",
+        TEXT,
+        "--ctx",
+        "64",
+        "--tokens",
+        "128",
+    ]));
+    for part in
+        ["perplexity ", "KL divergence", "same top token", "RMS Δp", "99.9 %", "correlation"]
+    {
+        assert!(text.contains(part), "no `{part}` in: {text}");
+    }
+    let other =
+        ["eval", "tiny-austen", "--against", &small, "--base-logits", &logits, "--text", TEXT];
+    check_failure(&output(&other), 1, &["another model", "base.logits"]);
+    let window = ["eval", &small, "--against", &logits, "--text", TEXT];
+    check_failure(&output(&window), 1, &["--ctx 64"]);
+}
+
+#[test]
+fn multiple_choice() {
+    let dir = scratch();
+    let file = dir.path().join("questions.jsonl");
+    let file = file.to_str().unwrap();
+    let lines = concat!(
+        "{\"prompt\": \"She was very much\", \"choices\": [\"obliged to him\", \"xylophone\"], \"answer\": \"A\", \"subject\": \"manners\"}\n",
+        "{\"question\": \"Who is there?\", \"choices\": [\"Mr. Darcy.\", \"Qz.\"], \"answer\": 0, \"subject\": \"people\"}\n",
+    );
+    std::fs::write(file, lines).unwrap();
+    let value =
+        json(&["eval", "tiny-austen", "--choices", file, "--against", "tiny-austen", "--json"]);
+    assert_eq!(value["questions"], 2);
+    assert_eq!(value["acc_norm"]["value"], 1.0);
+    assert_eq!(value["agreement"]["acc"]["value"], 1.0);
+    assert_eq!(value["base"]["acc"], value["acc"]);
+    assert_eq!(value["subjects"][1]["subject"], "people");
+    assert_eq!(value["answers"][0]["log_likelihoods"].as_array().unwrap().len(), 2);
+    let chatty = chat_model(&dir);
+    let chatty = chatty.to_str().unwrap();
+    let text = stdout(&output(&["eval", chatty, "--choices", file, "--chat"]));
+    for part in ["questions", "acc_norm", "manners", "people", "all", "tokens run"] {
+        assert!(text.contains(part), "no `{part}` in: {text}");
+    }
+    check_failure(&output(&["eval", "tiny-austen", "--choices", file, "--chat"]), 1, &["--chat"]);
+    std::fs::write(file, format!("{lines}{{\"prompt\": 3}}\n")).unwrap();
+    let broken = output(&["eval", "tiny-austen", "--choices", file]);
+    check_failure(&broken, 1, &["questions.jsonl", "line 3"]);
+}
+
+#[test]
+fn a_page_over_several_models() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let logits = path("base.logits");
+    let mut reports = Vec::new();
+    for mix in ["Q8_0", "Q4_0", "Q5_0"] {
+        let (model, report) = (path(&format!("a<b>.{mix}.gguf")), path(&format!("{mix}.json")));
+        stdout(&output(&["quantize", "tiny-austen", mix, "-o", &model]));
+        let eval = [
+            "eval",
+            &model,
+            "--against",
+            "tiny-austen",
+            "--base-logits",
+            &logits,
+            "--text",
+            TEXT,
+            "--ctx",
+            "64",
+            "--tokens",
+            "256",
+            "--json",
+        ];
+        std::fs::write(&report, stdout(&output(&eval))).unwrap();
+        reports.push(report);
+    }
+    let speed = path("speed.json");
+    let model = path("a<b>.Q8_0.gguf");
+    let bench = output(&["bench", &model, "-p", "0", "-n", "2", "-r", "1", "--json"]);
+    std::fs::write(&speed, stdout(&bench)).unwrap();
+
+    let page = path("page.html");
+    let compare = |reports: &[&str], more: &[&str]| {
+        output(&[&["compare"], reports, &["-o", &page], more].concat())
+    };
+    let all: Vec<&str> = reports.iter().chain([&speed]).map(String::as_str).collect();
+    let value: serde_json::Value =
+        serde_json::from_str(&stdout(&compare(&all, &["--json"]))).unwrap();
+    // The largest first, whatever the order of the arguments.
+    let runs = value["runs"].as_array().unwrap();
+    let models: Vec<&str> = runs.iter().map(|run| run["model"].as_str().unwrap()).collect();
+    assert!(models[0].ends_with("Q8_0.gguf") && models[2].ends_with("Q4_0.gguf"), "{models:?}");
+    assert!(runs[0]["decode_tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert!(runs[1]["decode_tokens_per_second"].is_null());
+    let html = std::fs::read_to_string(&page).unwrap();
+    for part in
+        ["3 models against tiny-austen", "a&lt;b&gt;.Q5_0", "Size and divergence", "Recipes"]
+    {
+        assert!(html.contains(part), "no `{part}` in the page");
+    }
+    assert!(!html.contains("a<b>"));
+    assert_eq!(html.matches("<tr").count(), 4);
+
+    check_failure(&compare(&all, &[]), 1, &["page.html", "--force"]);
+    check_failure(&compare(&[&speed], &["--force"]), 1, &["no report"]);
+    check_failure(&compare(&[&reports[0], TEXT], &["--force"]), 1, &["tour.txt"]);
+    let other = path("other.json");
+    let changed =
+        std::fs::read_to_string(&reports[0]).unwrap().replace("\"context\": 64", "\"context\": 32");
+    std::fs::write(&other, changed).unwrap();
+    check_failure(
+        &compare(&[&reports[1], &other], &["--force"]),
+        1,
+        &["windows of 64 and of 32 tokens"],
+    );
 }
