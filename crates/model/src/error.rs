@@ -21,6 +21,16 @@ pub enum Error {
         /// What is wrong with it, as the end of a sentence.
         problem: String,
     },
+    /// A family whose residual stream cannot be rotated.
+    #[error(
+        "`{path}`: a {family} model normalises what each block adds to the residual stream, which no rotation leaves unchanged; quantize it without"
+    )]
+    NotRotatable {
+        /// The model.
+        path: String,
+        /// Its family.
+        family: String,
+    },
     /// A tensor the architecture needs is not in the checkpoint.
     #[error(
         "`{path}`: tensor `{tensor}` is missing; the file is incomplete or of another architecture than it says"

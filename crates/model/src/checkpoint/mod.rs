@@ -3,6 +3,7 @@
 //! quantizing know one convention, and a converted file runs exactly like its source.
 
 mod naming;
+mod rotation;
 
 pub(crate) use naming::source_row;
 pub use naming::{HfTensor, Place, Transform};
@@ -28,6 +29,7 @@ pub struct Checkpoint {
     tensors: IndexMap<String, Entry>,
     unused: Vec<String>,
     source: Source,
+    rotated: Option<rotation::Rotated>,
 }
 
 #[derive(Debug)]
@@ -118,8 +120,15 @@ impl Checkpoint {
                 (name.clone(), Entry { dtype: info.dtype, shape: info.shape.clone(), origin })
             })
             .collect();
-        Self { path: shown, config, tensors, unused: Vec::new(), source: Source::Gguf(file) }
-            .checked()
+        Self {
+            path: shown,
+            config,
+            tensors,
+            unused: Vec::new(),
+            source: Source::Gguf(file),
+            rotated: None,
+        }
+        .checked()
     }
 
     fn open_hf(dir: &Path) -> Result<Self> {
@@ -239,7 +248,7 @@ impl Checkpoint {
             return Err(no_such_tensor(shown, &config, name, stored[name].dtype));
         }
         let source = Source::HuggingFace { dir: dir.to_owned(), files, scheme };
-        Self { path: shown, config, tensors, unused, source }.checked()
+        Self { path: shown, config, tensors, unused, source, rotated: None }.checked()
     }
 
     /// Checks that every tensor of the architecture is there with its shape and a type that can be
@@ -369,10 +378,11 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::MissingTensor`].
     pub fn entry(&self, name: &str) -> Result<&Entry> {
-        self.tensors.get(name).ok_or_else(|| Error::MissingTensor {
-            path: self.path.clone(),
-            tensor: name.to_owned(),
-        })
+        self.tensors.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::MissingTensor { path: self.path.clone(), tensor: name.to_owned() }
     }
 
     /// A tensor's values in its entry's type: borrowed from the mapping where they lie there as they
@@ -381,7 +391,14 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::MissingTensor`] and those of reading the file.
     pub fn read(&self, name: &str) -> Result<Cow<'_, [u8]>> {
-        let entry = self.entry(name)?;
+        match &self.rotated {
+            Some(rotated) => self.read_rotated(rotated, name),
+            None => self.read_entry(name, self.entry(name)?),
+        }
+    }
+
+    /// A tensor as the files have it.
+    fn read_entry(&self, name: &str, entry: &Entry) -> Result<Cow<'_, [u8]>> {
         match &entry.origin {
             Origin::Stored(stored) => Ok(Cow::Borrowed(self.stored(stored)?.data())),
             Origin::Computed(values) => {
@@ -418,7 +435,7 @@ impl Checkpoint {
     /// Those of [`Checkpoint::read`].
     pub fn read_grouped(&self, name: &str, index: usize) -> Result<Option<GroupedMatrix>> {
         match &self.entry(name)?.origin {
-            Origin::Coded { hf, .. } => self.grouped(hf, index).map(Some),
+            Origin::Coded { hf, .. } if self.rotated.is_none() => self.grouped(hf, index).map(Some),
             _ => Ok(None),
         }
     }
@@ -467,10 +484,17 @@ impl Checkpoint {
     /// Those of [`Checkpoint::read`].
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let entry = self.entry(name)?;
-        let bytes = self.read(name)?;
+        self.unpack(name, entry, &self.read(name)?)
+    }
+
+    fn entry_to_f32(&self, name: &str, entry: &Entry) -> Result<Vec<f32>> {
+        self.unpack(name, entry, &self.read_entry(name, entry)?)
+    }
+
+    fn unpack(&self, name: &str, entry: &Entry, bytes: &[u8]) -> Result<Vec<f32>> {
         let wrap =
             |source| Error::Tensor { path: self.path.clone(), tensor: name.to_owned(), source };
-        TensorView::new(entry.dtype, entry.shape.clone(), &bytes)
+        TensorView::new(entry.dtype, entry.shape.clone(), bytes)
             .and_then(|v| v.to_f32())
             .map_err(wrap)
     }

@@ -9,7 +9,8 @@ use bevel_formats::gguf::{GgufFile, GgufWriter, Metadata};
 use bevel_formats::{TensorSpec, safetensors};
 use bevel_kernels::{Cpu, Isa, KvType, rms_norm_in_place};
 use bevel_model::{
-    Batch, Block, BlockState, Checkpoint, KvCache, Model, Part, Sequence, Site, Stage, State,
+    Batch, Block, BlockState, Checkpoint, Error, KvCache, Model, NormPlacement, Part, Sequence,
+    Site, Stage, State,
 };
 
 fn golden(case: &str) -> PathBuf {
@@ -73,6 +74,25 @@ fn write_gguf(checkpoint: &Checkpoint, path: &Path) {
     writer.finish().unwrap();
 }
 
+/// A rotated model computes the same function, with other weights.
+#[track_caller]
+fn check_rotated(path: &Path, cpu: &Cpu, tokens: &[u32], want: &[f32]) {
+    let stored = Checkpoint::open(path).unwrap();
+    let family = stored.config().family;
+    let before = stored.read_f32("blk.0.attn_output.weight").unwrap();
+    let rotated = Checkpoint::open(path).unwrap().rotated(3);
+    if family.norms != NormPlacement::Pre {
+        assert!(matches!(rotated, Err(Error::NotRotatable { .. })), "{}", family.gguf);
+        return;
+    }
+    let rotated = rotated.unwrap();
+    assert_ne!(rotated.read_f32("blk.0.attn_output.weight").unwrap(), before);
+    assert!(rotated.read_f32("output_norm.weight").unwrap().iter().all(|&gain| gain == 1.0));
+    let model = Model::load(rotated, cpu, &mut |_| {}).unwrap();
+    let error = relative_error(&logits(&model, cpu, tokens, &[tokens.len()]), want);
+    assert!(error < 1e-4, "{} rotated: relative error {error:.2e}", path.display());
+}
+
 #[track_caller]
 fn check(case: &str) {
     let (tokens, want) = expected(case);
@@ -88,6 +108,7 @@ fn check(case: &str) {
             let error = relative_error(&blockwise_logits(&checkpoint, &cpu, &tokens), &want);
             assert!(error < 1e-4, "{case} block by block on {isa}: relative error {error:.2e}");
             assert_eq!(checkpoint.unused(), [""; 0], "{}", path.display());
+            check_rotated(path, &cpu, &tokens, &want);
             let model = Model::load(checkpoint, &cpu, &mut |_| {}).unwrap();
             for steps in [&[40][..], &[17, 1, 1, 3]] {
                 let got = logits(&model, &cpu, &tokens, steps);
