@@ -4,8 +4,8 @@
 //! encode TYPE COLUMNS ROWS.f32 WEIGHTS.f32 OUT
 //! ```
 //!
-//! `WEIGHTS.f32` holds the importance of each column, or is `-`. Prints the processor time of this
-//! thread in seconds.
+//! `WEIGHTS.f32` holds the importance of each column, or of each value, or is `-`. Prints the processor
+//! time of this thread in seconds.
 
 use std::{env, error::Error, fs};
 
@@ -21,11 +21,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let weights = if weights == "-" { None } else { Some(floats(weights)?) };
     let row_bytes = dtype.row_bytes(columns)?;
     let mut packed = vec![0; rows.len() / columns * row_bytes];
-    // The first row once more than the clock sees: tables are made at first use.
-    pack::quantize(dtype, &rows[..columns], weights.as_deref(), &mut packed[..row_bytes])?;
+    let importance = |row: usize| {
+        weights.as_deref().map(|weights| &weights[row * columns % weights.len()..][..columns])
+    };
+    // The first row once more than the clock sees: what is made at first use is made here.
+    pack::quantize(dtype, &rows[..columns], importance(0), &mut packed[..row_bytes])?;
     let start = processor_time();
-    for (row, packed) in rows.chunks_exact(columns).zip(packed.chunks_exact_mut(row_bytes)) {
-        pack::quantize(dtype, row, weights.as_deref(), packed)?;
+    for (i, packed) in packed.chunks_exact_mut(row_bytes).enumerate() {
+        pack::quantize(dtype, &rows[i * columns..][..columns], importance(i), packed)?;
     }
     println!("{}", processor_time() - start);
     fs::write(out, packed)?;

@@ -6,7 +6,7 @@
 
 use super::block::Half;
 use super::lanes::{LANES, Lanes, each, inverse, least, range, total};
-use super::levels::{Integers, Levels, round};
+use super::levels::{Integers, Levels, code, round};
 use super::symmetric::{NEARLY_EXACT, NOTHING, free_scale};
 
 /// Starting points: what is added to the top code before it is divided by the range (the scale
@@ -154,14 +154,14 @@ pub(super) fn fit_scale_and_minimum<const TOP: i32, const N: usize>(
     let inverse = inverse(d);
     let mut codes = [0; N];
     for i in 0..N {
-        codes[i] = code::<TOP>((x[i] - m) * inverse);
+        codes[i] = nearest::<TOP>((x[i] - m) * inverse);
     }
     (d, m, codes)
 }
 
 #[inline(always)]
-fn code<const TOP: i32>(t: f32) -> u8 {
-    round(t.clamp(0.0, TOP as f32)) as u8
+fn nearest<const TOP: i32>(t: f32) -> u8 {
+    code(round(t.clamp(0.0, TOP as f32)))
 }
 
 /// A super-block of `GROUPS` groups: values are `d * scales[j] * codes[i] - dmin * minima[j]`.
@@ -325,7 +325,7 @@ pub(super) fn fit_super_block<
     for j in 0..GROUPS {
         let (inverse, minimum) = (inverse(d * scales[j]), dmin * minima[j]);
         for i in SIZE * j..SIZE * (j + 1) {
-            codes[i] = code::<TOP>((x[i] + minimum) * inverse);
+            codes[i] = nearest::<TOP>((x[i] + minimum) * inverse);
         }
     }
     SuperBlock { d, dmin, scales: scales.map(|s| s as u8), minima: minima.map(|m| m as u8), codes }

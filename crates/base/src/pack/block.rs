@@ -97,6 +97,15 @@ impl Half {
         Self::from_bits(half::f16::from_f32(value.clamp(-Self::MAX, Self::MAX)).to_bits())
     }
 
+    /// The half that is `value`, which [`Half::round`] or [`Half::round_scale`] made.
+    #[inline(always)]
+    pub(crate) fn exactly(value: f32) -> Self {
+        let sign = value.to_bits() >> 16 & 0x8000;
+        // The inverse of `to_f32`: 2^(127 - 15) smaller, a half's exponent is a single's.
+        let magnitude = value.abs() * f32::from_bits(0x0780_0000);
+        Self::from_bits((sign | magnitude.to_bits() >> 13) as u16)
+    }
+
     /// The value of [`Half::from_f32`] as a single, in arithmetic that compiles to vectors.
     #[inline(always)]
     pub(crate) fn round(value: f32) -> f32 {

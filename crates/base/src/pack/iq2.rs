@@ -178,7 +178,7 @@ impl Quantize<256> for BlockIQ2XXS {
     #[inline(always)]
     fn quantize(x: &[f32; 256], w: &[f32; 256]) -> Self {
         let fit = fit_super_block::<Xxs, 8, 32>(x, w);
-        let mut block = Self { d: Half::from_f32(fit.d), qs: [[0; 8]; 8] };
+        let mut block = Self { d: Half::exactly(fit.d), qs: [[0; 8]; 8] };
         for j in 0..8 {
             let mut word = u32::from(fit.scales[j]) << 28;
             for k in 0..4 {
@@ -205,7 +205,7 @@ impl Quantize<256> for BlockIQ2XS {
         let fit = fit_super_block::<Xs, 8, 32>(x, w);
         let field = |k: usize| fit.entries[k] | u16::from(fit.signs[k] & 127) << 9;
         Self {
-            d: Half::from_f32(fit.d),
+            d: Half::exactly(fit.d),
             qs: std::array::from_fn(|k| field(k).to_le_bytes()),
             scales: pack_scales(&fit.scales),
         }
@@ -223,7 +223,7 @@ impl Quantize<256> for BlockIQ2S {
             qh[k / 4] |= ((fit.entries[k] >> 8) as u8) << (k % 4 * 2);
         }
         Self {
-            d: Half::from_f32(fit.d),
+            d: Half::exactly(fit.d),
             qs: fit.entries.map(|entry| entry as u8),
             signs: fit.signs,
             qh,

@@ -134,7 +134,7 @@ impl Quantize<256> for BlockIQ3XXS {
             }
             signs[j] = word.to_le_bytes();
         }
-        Self { d: Half::from_f32(fit.d), qs: fit.entries.map(|entry| entry as u8), signs }
+        Self { d: Half::exactly(fit.d), qs: fit.entries.map(|entry| entry as u8), signs }
     }
 }
 
@@ -149,7 +149,7 @@ impl Quantize<256> for BlockIQ3S {
             qh[k / 8] |= ((fit.entries[k] >> 8) as u8) << (k % 8);
         }
         Self {
-            d: Half::from_f32(fit.d),
+            d: Half::exactly(fit.d),
             qs: fit.entries.map(|entry| entry as u8),
             qh,
             signs: fit.signs,

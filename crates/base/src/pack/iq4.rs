@@ -112,7 +112,7 @@ impl Coded<32> for BlockIQ4NL {
     #[inline(always)]
     fn search(x: &[f32; 32], w: &[f32; 32]) -> (Self, [u8; 32]) {
         let (d, q) = fit_scale::<Iq4, 32>(x, w);
-        (Self { d: Half::from_f32(d), qs: [0; 16] }, q.map(index))
+        (Self { d: Half::exactly(d), qs: [0; 16] }, q.map(index))
     }
 
     #[inline(always)]
@@ -133,7 +133,7 @@ impl Coded<256> for BlockIQ4XS {
 
     #[inline(always)]
     fn search(x: &[f32; 256], w: &[f32; 256]) -> (Self, [u8; 256]) {
-        let fit = fit_super_block::<Iq4, Integers<-32, 31>, 32, 8, 2>(x, w);
+        let fit = fit_super_block::<Iq4, Integers<-32, 31>, 32, 8>(x, w);
         let mut scales_h = 0;
         let mut scales_l = [0; 4];
         for j in 0..8 {
@@ -142,7 +142,7 @@ impl Coded<256> for BlockIQ4XS {
             scales_l[j / 2] |= (scale & 15) << (j % 2 * 4);
         }
         let block = Self {
-            d: Half::from_f32(fit.d),
+            d: Half::exactly(fit.d),
             scales_h: scales_h.to_le_bytes(),
             scales_l,
             qs: [0; 128],

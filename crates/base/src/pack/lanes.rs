@@ -1,5 +1,7 @@
 //! Sixteen trials side by side, written as loops over arrays that compile to vector instructions.
 
+use std::hint::black_box;
+
 /// Trials at once: the lanes of the widest vectors.
 pub(super) const LANES: usize = 16;
 
@@ -17,10 +19,18 @@ pub(super) fn each<const N: usize>(f: impl Fn(usize) -> f32) -> [f32; N] {
     numbers
 }
 
+/// The same numbers. Lanes that are folded into fewer and fewer would have the compiler cut the
+/// vectors that made them likewise; what goes through here it makes in one piece.
+#[inline(always)]
+fn whole<const N: usize>(numbers: [f32; N]) -> [f32; N] {
+    black_box(numbers)
+}
+
 /// The first lane with the least number.
 #[inline(always)]
 pub(super) fn least<const N: usize>(numbers: &[f32; N]) -> usize {
-    let mut folded = *numbers;
+    let numbers = whole(*numbers);
+    let mut folded = numbers;
     let mut half = N / 2;
     while half > 0 {
         for l in 0..half {
@@ -52,6 +62,7 @@ pub(super) fn range(x: &[f32]) -> (f32, f32) {
         low[0] = if v < low[0] { v } else { low[0] };
         high[0] = if v > high[0] { v } else { high[0] };
     }
+
     let mut half = LANES / 2;
     while half > 0 {
         for l in 0..half {

@@ -9,6 +9,10 @@ pub(crate) trait Levels {
     /// How many steps of the scale lie between zero and [`Levels::FAR`]: the fineness of the set.
     const STEPS: f32;
 
+    /// True where levels lie unevenly, so that one least-squares step from the starting points does
+    /// not come near enough.
+    const UNEVEN: bool = false;
+
     /// The level nearest to `t`.
     fn snap(t: f32) -> f32;
 }
@@ -19,6 +23,12 @@ pub(crate) trait Levels {
 pub(crate) fn round(t: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0;
     (t + MAGIC) - MAGIC
+}
+
+/// A whole number from 0 to 255 as a byte: its bits, once the sum leaves none for the fraction.
+#[inline(always)]
+pub(crate) fn code(number: f32) -> u8 {
+    (number + 8_388_608.0).to_bits() as u8
 }
 
 /// All integers from `LOW` to `HIGH`.
@@ -78,6 +88,7 @@ impl Levels for Iq4 {
     const FAR: f32 = -127.0;
     const NEAR: f32 = 113.0;
     const STEPS: f32 = 8.0;
+    const UNEVEN: bool = true;
 
     #[inline(always)]
     fn snap(t: f32) -> f32 {

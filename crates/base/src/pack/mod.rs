@@ -188,10 +188,26 @@ fn check_values(values: &[f32], importance: Option<&[f32]>) -> Result<()> {
 
 /// The first value that is not `good`. Searches in chunks, so that the usual answer comes fast.
 fn first_bad(values: &[f32], good: impl Fn(f32) -> bool) -> Option<(usize, &f32)> {
+    struct Scan<'a, G>(&'a [f32], G, &'a mut usize);
+    impl<G: Fn(f32) -> bool> block::Work for Scan<'_, G> {
+        #[inline(always)]
+        fn run(self) {
+            for chunk in self.0.chunks_exact(CHUNK) {
+                let mut bad = [0u32; CHUNK];
+                for l in 0..CHUNK {
+                    bad[l] = u32::from(!(self.1)(chunk[l]));
+                }
+                if bad.iter().fold(0, |any, bad| any | bad) != 0 {
+                    break;
+                }
+                *self.2 += CHUNK;
+            }
+        }
+    }
     const CHUNK: usize = 64;
-    let chunk =
-        values.chunks(CHUNK).position(|chunk| !chunk.iter().fold(true, |all, &v| all & good(v)))?;
-    values.iter().enumerate().skip(chunk * CHUNK).find(|(_, v)| !good(**v))
+    let mut checked = 0;
+    block::run_wide(Scan(values, &good, &mut checked));
+    values.iter().enumerate().skip(checked).find(|(_, v)| !good(**v))
 }
 
 fn check_lengths(dtype: DType, values: usize, found: usize) -> Result<()> {

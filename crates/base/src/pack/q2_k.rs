@@ -77,8 +77,8 @@ impl Coded<256> for BlockQ2K {
         let block = Self {
             scales: std::array::from_fn(|j| fit.scales[j] | fit.minima[j] << 4),
             qs: [0; 64],
-            d: Half::from_f32(fit.d),
-            dmin: Half::from_f32(fit.dmin),
+            d: Half::exactly(fit.d),
+            dmin: Half::exactly(fit.dmin),
         };
         (block, fit.codes)
     }

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::block::{Block, Coded, Half};
 use super::grid::{Levels, NO_OFFSET};
-use super::levels::Integers;
+use super::levels::{Integers, code};
 use super::q2_k::{pack_two_bits, two_bits};
 use super::symmetric::fit_super_block;
 
@@ -72,15 +72,15 @@ impl Coded<256> for BlockQ3K {
 
     #[inline(always)]
     fn search(x: &[f32; 256], w: &[f32; 256]) -> (Self, [u8; 256]) {
-        let fit = fit_super_block::<Integers<-4, 3>, Integers<-32, 31>, 16, 16, 1>(x, w);
+        let fit = fit_super_block::<Integers<-4, 3>, Integers<-32, 31>, 16, 16>(x, w);
         let scales = fit.scales.map(|s| (s + 32.0) as u8);
         let mut packed_scales = [0; 12];
         for j in 0..16 {
             packed_scales[j % 8] |= (scales[j] & 15) << (j / 8 * 4);
             packed_scales[8 + j % 4] |= scales[j] >> 4 << (j / 4 * 2);
         }
-        let block = Self { packed_scales, d: Half::from_f32(fit.d), ..Self::zeroed() };
-        (block, fit.levels.map(|q| (q + 4.0) as u8))
+        let block = Self { packed_scales, d: Half::exactly(fit.d), ..Self::zeroed() };
+        (block, fit.levels.map(|q| code(q + 4.0)))
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::block::{Block, Coded, Half};
 use super::grid::{Levels, NO_OFFSET};
-use super::levels::Integers;
+use super::levels::{Integers, code};
 use super::symmetric::fit_scale;
 
 /// 32 values `d * (q - 8)`, `q` of 4 bits: 4.5 bits a value.
@@ -43,7 +43,7 @@ impl Coded<32> for BlockQ4_0 {
     #[inline(always)]
     fn search(x: &[f32; 32], w: &[f32; 32]) -> (Self, [u8; 32]) {
         let (d, q) = fit_scale::<Integers<-8, 7>, 32>(x, w);
-        (Self { d: Half::from_f32(d), qs: [0; 16] }, q.map(|q| (q + 8.0) as u8))
+        (Self { d: Half::exactly(d), qs: [0; 16] }, q.map(|q| code(q + 8.0)))
     }
 
     #[inline(always)]

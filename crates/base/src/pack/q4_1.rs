@@ -45,7 +45,7 @@ impl Coded<32> for BlockQ4_1 {
     #[inline(always)]
     fn search(x: &[f32; 32], w: &[f32; 32]) -> (Self, [u8; 32]) {
         let (d, m, codes) = fit_scale_and_minimum::<15, 32>(x, w);
-        (Self { d: Half::from_f32(d), m: Half::from_f32(m), qs: [0; 16] }, codes)
+        (Self { d: Half::exactly(d), m: Half::exactly(m), qs: [0; 16] }, codes)
     }
 
     #[inline(always)]

@@ -90,8 +90,8 @@ impl Coded<256> for BlockQ4K {
     fn search(x: &[f32; 256], w: &[f32; 256]) -> (Self, [u8; 256]) {
         let fit = fit_super_block::<15, 63, 32, 8>(x, w);
         let block = Self {
-            d: Half::from_f32(fit.d),
-            dmin: Half::from_f32(fit.dmin),
+            d: Half::exactly(fit.d),
+            dmin: Half::exactly(fit.dmin),
             scales: ScalesMins::new(fit.scales, fit.minima),
             ..Self::zeroed()
         };

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::block::{Block, Coded, Half};
 use super::grid::{Levels, NO_OFFSET};
-use super::levels::Integers;
+use super::levels::{Integers, code};
 use super::symmetric::fit_scale;
 
 /// 32 values `d * (q - 16)`, `q` of 5 bits: 5.5 bits a value.
@@ -41,11 +41,13 @@ pub(super) fn join(qs: &[u8; 16], qh: [u8; 4]) -> [u8; 32] {
 #[inline(always)]
 pub(super) fn split(codes: &[u8; 32]) -> ([u8; 16], [u8; 4]) {
     let qs = std::array::from_fn(|i| codes[i] & 15 | codes[16 + i] << 4);
-    let mut qh = 0;
-    for i in 0..32 {
-        qh |= u32::from(codes[i] >> 4) << i;
-    }
-    (qs, qh.to_le_bytes())
+    let (eights, _) = codes.as_chunks::<8>();
+    let qh = std::array::from_fn(|k| {
+        let fifth = u64::from_le_bytes(eights[k]) >> 4 & 0x0101_0101_0101_0101;
+        // Bit 8i goes to bit 56 + i.
+        (fifth.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+    });
+    (qs, qh)
 }
 
 impl Block<32> for BlockQ5_0 {
@@ -67,7 +69,7 @@ impl Coded<32> for BlockQ5_0 {
     #[inline(always)]
     fn search(x: &[f32; 32], w: &[f32; 32]) -> (Self, [u8; 32]) {
         let (d, q) = fit_scale::<Integers<-16, 15>, 32>(x, w);
-        (Self { d: Half::from_f32(d), ..Self::zeroed() }, q.map(|q| (q + 16.0) as u8))
+        (Self { d: Half::exactly(d), ..Self::zeroed() }, q.map(|q| code(q + 16.0)))
     }
 
     #[inline(always)]

@@ -49,7 +49,7 @@ impl Coded<32> for BlockQ5_1 {
     #[inline(always)]
     fn search(x: &[f32; 32], w: &[f32; 32]) -> (Self, [u8; 32]) {
         let (d, m, codes) = fit_scale_and_minimum::<31, 32>(x, w);
-        (Self { d: Half::from_f32(d), m: Half::from_f32(m), ..Self::zeroed() }, codes)
+        (Self { d: Half::exactly(d), m: Half::exactly(m), ..Self::zeroed() }, codes)
     }
 
     #[inline(always)]

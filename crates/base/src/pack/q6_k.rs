@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::block::{Block, Coded, Half};
 use super::grid::{Levels, NO_OFFSET};
-use super::levels::Integers;
+use super::levels::{Integers, code};
 use super::q2_k::pack_two_bits;
 use super::symmetric::fit_super_block;
 
@@ -56,10 +56,10 @@ impl Coded<256> for BlockQ6K {
 
     #[inline(always)]
     fn search(x: &[f32; 256], w: &[f32; 256]) -> (Self, [u8; 256]) {
-        let fit = fit_super_block::<Integers<-32, 31>, Integers<-128, 127>, 16, 16, 2>(x, w);
+        let fit = fit_super_block::<Integers<-32, 31>, Integers<-128, 127>, 16, 16>(x, w);
         let scales = fit.scales.map(|s| s as i8);
-        let block = Self { scales, d: Half::from_f32(fit.d), ..Self::zeroed() };
-        (block, fit.levels.map(|q| (q + 32.0) as u8))
+        let block = Self { scales, d: Half::exactly(fit.d), ..Self::zeroed() };
+        (block, fit.levels.map(|q| code(q + 32.0)))
     }
 
     #[inline(always)]

@@ -59,7 +59,7 @@ impl Coded<32> for BlockQ8_0 {
             let q: i8 = unsafe { round((x[i] * inverse).clamp(-128.0, 127.0)).to_int_unchecked() };
             codes[i] = q as u8 ^ 0x80;
         }
-        (Self { d: Half::from_f32(d), qs: [0; 32] }, codes)
+        (Self { d: Half::exactly(d), qs: [0; 32] }, codes)
     }
 
     #[inline(always)]

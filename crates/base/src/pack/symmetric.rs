@@ -1,9 +1,9 @@
 //! The search for scales of layouts without a minimum: `x ≈ d q`, `q` from a set of levels.
 //!
 //! Given codes, the best scale is the least-squares one, `d = Σ w x q / Σ w q²`, and leaves the error
-//! `Σ w x² - (Σ w x q)² / Σ w q²`; given a scale, the best codes are the nearest levels. The two
-//! steps alternate from sixteen starting points at once, one a vector lane. The last step measures
-//! the error with the scale as it will be stored.
+//! `Σ w x² - (Σ w x q)² / Σ w q²`; given a scale, the best codes are the nearest levels. Both steps are
+//! taken from sixteen starting points at once, one a vector lane. The best scale's neighbours are then
+//! compared by the error they leave as they will be stored.
 
 use super::block::Half;
 use super::lanes::{LANES, Lanes, each, inverse, least, range, total};
@@ -55,22 +55,23 @@ fn starts<L: Levels>(extreme: f32) -> Lanes {
     })
 }
 
-/// `Σ w x q` and `Σ w q²` for each inverse scale.
+/// `Σ w x q` and `Σ w q²` for each inverse scale; an even number of values.
 #[inline(always)]
 fn sums<L: Levels>(x: &[f32], w: &[f32], inverse: &Lanes) -> (Lanes, Lanes) {
     let (mut xq, mut qq) = ([0f32; LANES], [0f32; LANES]);
-    for (&x, &w) in x.iter().zip(w) {
+    // In pairs, so that fewer additions wait for one another.
+    for (x, w) in x.as_chunks::<2>().0.iter().zip(w.as_chunks::<2>().0) {
         for l in 0..LANES {
-            let q = L::snap(x * inverse[l]);
-            let wq = w * q;
-            xq[l] += wq * x;
-            qq[l] += wq * q;
+            let q = [L::snap(x[0] * inverse[l]), L::snap(x[1] * inverse[l])];
+            let wq = [w[0] * q[0], w[1] * q[1]];
+            xq[l] += wq[0] * x[0] + wq[1] * x[1];
+            qq[l] += wq[0] * q[0] + wq[1] * q[1];
         }
     }
     (xq, qq)
 }
 
-/// `Σ w (x - d q)²` for each scale `d`, `q` the nearest levels.
+/// `Σ w (x - d q)²` for each scale `d`, `q` the nearest levels; an even number of values.
 #[inline(always)]
 pub(super) fn scale_errors<L: Levels, const C: usize>(
     x: &[f32],
@@ -79,22 +80,25 @@ pub(super) fn scale_errors<L: Levels, const C: usize>(
 ) -> [f32; C] {
     let inverse = each::<C>(|l| inverse(d[l]));
     let mut errors = [0f32; C];
-    for (&x, &w) in x.iter().zip(w) {
+    for (x, w) in x.as_chunks::<2>().0.iter().zip(w.as_chunks::<2>().0) {
         for l in 0..C {
-            let e = x - d[l] * L::snap(x * inverse[l]);
-            errors[l] += w * e * e;
+            let e0 = x[0] - d[l] * L::snap(x[0] * inverse[l]);
+            let e1 = x[1] - d[l] * L::snap(x[1] * inverse[l]);
+            errors[l] += w[0] * e0 * e0 + w[1] * e1 * e1;
         }
     }
     errors
 }
 
-/// The scales after two alternations, and what the last one thinks of each: `(Σ w x q)² / Σ w q²`,
-/// the share of `Σ w x²` that is explained.
+/// The least-squares scales of the starting points' codes, and what those think of each:
+/// `(Σ w x q)² / Σ w q²`, the share of `Σ w x²` that is explained, and `Σ w q²`.
 #[inline(always)]
 fn candidates<L: Levels>(x: &[f32], w: &[f32], extreme: f32) -> (Lanes, Lanes, Lanes) {
-    let (xq, qq) = sums::<L>(x, w, &starts::<L>(extreme));
-    let inverse = each(|l| if xq[l] == 0.0 { 0.0 } else { qq[l] / xq[l] });
-    let (xq, qq) = sums::<L>(x, w, &inverse);
+    let (mut xq, mut qq) = sums::<L>(x, w, &starts::<L>(extreme));
+    if L::UNEVEN {
+        let inverse = each(|l| if xq[l] == 0.0 { 0.0 } else { qq[l] / xq[l] });
+        (xq, qq) = sums::<L>(x, w, &inverse);
+    }
     let d = each(|l| if qq[l] == 0.0 { 0.0 } else { xq[l] / qq[l] });
     let explained = each(|l| d[l] * xq[l]);
     (d, explained, qq)
@@ -119,9 +123,16 @@ pub(super) fn fit_scale<L: Levels, const N: usize>(x: &[f32; N], w: &[f32; N]) -
     let d = if extreme.abs() < NOTHING {
         0.0
     } else {
-        let (d, ..) = candidates::<L>(x, w, extreme);
-        let d = each(|l| Half::round_scale(d[l]));
-        let d = d[least(&scale_errors::<L, LANES>(x, w, &d))];
+        let (d, explained, _) = candidates::<L>(x, w, extreme);
+        let best = least(&each::<LANES>(|l| -explained[l]));
+        let [energy] = total(N, |i| [w[i] * x[i] * x[i]]);
+        let d = if energy - explained[best] > energy * 5e-4 {
+            d[best]
+        } else {
+            // Much of what is left is the rounding of `d`: another one may round better.
+            let d = each(|l| Half::round_scale(d[l]));
+            d[least(&scale_errors::<L, LANES>(x, w, &d))]
+        };
         let around = each(|l| Half::round_scale(d * (1.0 + NUDGES[l] / L::STEPS)));
         around[least(&scale_errors::<L, LANES>(x, w, &around))]
     };
@@ -142,18 +153,12 @@ pub(super) struct SuperBlock<const GROUPS: usize> {
 /// 2. The super-block's scale: the free scales are themselves a vector to be quantized, each weighed
 ///    by how much its group minds.
 /// 3. Each group's integer scale, by its true error among sixteen neighbours of the free one.
-/// 4. The super-block's scale again, by least squares over all values. Back to 3 while it helps.
+/// 4. The super-block's scale again, by least squares over all values, and the nearest levels again.
 ///
-/// Steps 3 and 4 follow the `TRIED` most promising scales of step 2. Where values fit the levels so
-/// well that the rounding of `d` is what is left, they follow others too, for one that rounds well.
+/// Where values fit the levels so well that the rounding of `d` is what is left, steps 3 and 4 follow
+/// other scales too, for one that rounds well.
 #[inline(always)]
-pub(super) fn fit_super_block<
-    L: Levels,
-    S: Levels,
-    const SIZE: usize,
-    const GROUPS: usize,
-    const TRIED: usize,
->(
+pub(super) fn fit_super_block<L: Levels, S: Levels, const SIZE: usize, const GROUPS: usize>(
     x: &[f32; 256],
     w: &[f32; 256],
 ) -> SuperBlock<GROUPS> {
@@ -168,51 +173,48 @@ pub(super) fn fit_super_block<
     if extreme.abs() < NOTHING * 1e-5 {
         return SuperBlock { d: 0.0, scales: [0.0; GROUPS], levels: [L::snap(0.0); 256] };
     }
-    let (starts, mut explained, _) = candidates::<S>(&free, &curvature, extreme);
-    let starts = each::<LANES>(|l| Half::round_scale(starts[l]));
-    let mut best = (f32::INFINITY, starts[0], [0f32; GROUPS]);
+    let (starts, explained, _) = candidates::<S>(&free, &curvature, extreme);
+    let start = Half::round_scale(starts[least(&each::<LANES>(|l| -explained[l]))]);
+    let mut best = (f32::INFINITY, start, [0f32; GROUPS]);
     let [energy] = total(256, |i| [w[i] * x[i] * x[i]]);
     for trial in 0..LANES {
-        if trial >= TRIED && (best.0 == 0.0 || best.0 > energy * NEARLY_EXACT) {
+        if trial > 0 && (best.0 == 0.0 || best.0 > energy * NEARLY_EXACT) {
             break;
         }
-        let mut d = if trial < TRIED {
-            let start = least(&each::<LANES>(|l| -explained[l]));
-            starts[start]
+        let d = if trial == 0 {
+            start
         } else {
             Half::round_scale(extreme / (S::FAR - (trial as f32).copysign(S::FAR)))
         };
-        explained = each(|l| if starts[l] == d { f32::NEG_INFINITY } else { explained[l] });
-        let mut last = f32::INFINITY;
-        for _ in 0..ROUNDS {
-            // (3)
-            let mut scales = [0f32; GROUPS];
-            let (mut error, mut xq, mut qq) = (0f32, 0f32, 0f32);
-            for j in 0..GROUPS {
-                let (x, w) = (&xs[j], &ws[j]);
-                let middle = (free[j] / d).clamp(-1024.0, 1024.0);
-                let tried: Lanes = each(|l| S::snap(middle + (l as f32 - 7.5)));
-                let errors = scale_errors::<L, LANES>(x, w, &each(|l| d * tried[l]));
-                let chosen = least(&errors);
-                scales[j] = tried[chosen];
-                error += errors[chosen];
-                let inverse = inverse(d * scales[j]);
-                let [wxq, wqq] = total(SIZE, |i| {
-                    let q = L::snap(x[i] * inverse) * scales[j];
-                    [w[i] * x[i] * q, w[i] * q * q]
-                });
-                xq += wxq;
-                qq += wqq;
-            }
-            if error < best.0 {
-                best = (error, d, scales);
-            }
-            // (4)
-            let again = Half::round_scale(if qq == 0.0 { d } else { xq / qq });
-            if error >= last || again == d {
-                break;
-            }
-            (last, d) = (error, again);
+        // (3)
+        let mut scales = [0f32; GROUPS];
+        let mut error = 0f32;
+        let middle = each::<GROUPS>(|j| (free[j] / d).clamp(-1024.0, 1024.0));
+        for j in 0..GROUPS {
+            let tried: Lanes = each(|l| S::snap(middle[j] + (l as f32 - 7.5)));
+            let errors = scale_errors::<L, LANES>(&xs[j], &ws[j], &each(|l| d * tried[l]));
+            let chosen = least(&errors);
+            scales[j] = tried[chosen];
+            error += errors[chosen];
+        }
+        if error < best.0 {
+            best = (error, d, scales);
+        }
+        // (4)
+        let inverses = each::<GROUPS>(|j| inverse(d * scales[j]));
+        let [xq, qq] = total(256, |i| {
+            let q = L::snap(x[i] * inverses[i / SIZE]) * scales[i / SIZE];
+            [w[i] * x[i] * q, w[i] * q * q]
+        });
+        let again = Half::round_scale(if qq == 0.0 { d } else { xq / qq });
+        let steps = each::<GROUPS>(|j| again * scales[j]);
+        let inverses = each::<GROUPS>(|j| inverse(steps[j]));
+        let [error] = total(256, |i| {
+            let e = x[i] - steps[i / SIZE] * L::snap(x[i] * inverses[i / SIZE]);
+            [w[i] * e * e]
+        });
+        if error < best.0 {
+            best = (error, again, scales);
         }
     }
     let (_, d, scales) = best;
@@ -228,6 +230,3 @@ pub(super) fn fit_super_block<
 
 /// The error, as a share of `Σ w x²`, below which the rounding of a half-precision scale shows.
 pub(super) const NEARLY_EXACT: f32 = 1e-5;
-
-/// How often a super-block's scale is improved at most.
-const ROUNDS: usize = 3;

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::block::{Block, Coded, Half};
 use super::grid::{Levels, NO_OFFSET};
-use super::levels::Integers;
+use super::levels::{Integers, code};
 use super::q2_k::{pack_two_bits, two_bits};
 use super::symmetric::fit_scale;
 
@@ -110,7 +110,7 @@ impl Coded<256> for BlockTQ1_0 {
     #[inline(always)]
     fn search(x: &[f32; 256], w: &[f32; 256]) -> (Self, [u8; 256]) {
         let (d, q) = fit_scale::<Integers<-1, 1>, 256>(x, w);
-        (Self { d: Half::from_f32(d), ..Self::zeroed() }, q.map(|q| (q + 1.0) as u8))
+        (Self { d: Half::exactly(d), ..Self::zeroed() }, q.map(|q| code(q + 1.0)))
     }
 
     #[inline(always)]
@@ -140,7 +140,7 @@ impl Coded<256> for BlockTQ2_0 {
     #[inline(always)]
     fn search(x: &[f32; 256], w: &[f32; 256]) -> (Self, [u8; 256]) {
         let (d, q) = fit_scale::<Integers<-1, 1>, 256>(x, w);
-        (Self { d: Half::from_f32(d), ..Self::zeroed() }, q.map(|q| (q + 1.0) as u8))
+        (Self { d: Half::exactly(d), ..Self::zeroed() }, q.map(|q| code(q + 1.0)))
     }
 
     #[inline(always)]
