@@ -55,6 +55,7 @@ impl Method {
                 damping: settings.damping,
                 order: settings.order,
                 drift: if self == Method::Gptaq { settings.drift } else { 0.0 },
+                refine: Gptq::default().refine,
                 compare: true,
             }),
         }

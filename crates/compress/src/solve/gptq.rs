@@ -11,6 +11,7 @@
 //! 5. With the drift `ΔX = X̃ − X` of the inputs from the full model's, `P = α · triu(ΔX Xᵀ Uᵀ, 1) U`.
 //! 6. The walk of [`obs`](super::obs): `q_j = quant(w_j)`, `e = (w_j − q_j) / U_jj`,
 //!    `W[:, j+1..] −= e · U[j, j+1..] − w_j · P[j, j+1..]`.
+//! 7. Where asked for, [`refine`](super::refine): coordinate descent from what the walk ended with.
 //!
 //! Block formats are nothing special: a span is a super-block of 256 columns, its scales are found by
 //! the layout's own importance-weighted search on weights that earlier columns have updated, and step
@@ -26,6 +27,7 @@ use super::hessian::{self, Factor};
 use super::loss::{difference, output_energy};
 use super::obs::Surgeon;
 use super::quantizer::Quantizer;
+use super::refine::Refinement;
 use super::stripes::transposed;
 use super::{Gptq, Order, SolveError, SolveReport, SolveResult, Solved, rtn};
 use crate::Stats;
@@ -61,7 +63,7 @@ pub(super) fn gptq(
         Order::StaticGroups | Order::ActOrder => hessian::by_size(gram, cols),
     };
     // (3)
-    let Factor { u, retries } = hessian::factor(cpu, gram, &order, options.damping)?;
+    let Factor { u, damping, retries } = hessian::factor(cpu, gram, &order, options.damping)?;
     clock.lap("factor");
     // (4)
     let importance: Vec<f32> = order.iter().map(|&j| gram[j * cols + j]).collect();
@@ -88,13 +90,42 @@ pub(super) fn gptq(
     let surgeon = Surgeon { cpu, u: &u, p: p.as_deref() };
     let stripes = surgeon.walk(&mut turned, rows, width, quantizer, stripes);
     clock.lap("walk");
-    let groups_of = |position: usize| (position / grid.group) as u32;
+    // (7)
+    let (stripes, order) = match options.refine {
+        0 => (stripes, order.clone()),
+        sweeps => {
+            let own = (0..cols).collect();
+            let target = if fixed { own } else { order.clone() };
+            let mut stripes = stripes;
+            let mut q = turned;
+            if target != order {
+                q = in_order(&q, &order, rows);
+                for stripe in &mut stripes {
+                    stripe.codes = in_order(&stripe.codes, &order, stripe.scales.rows());
+                }
+            }
+            let mut h = u;
+            hessian::damped(cpu, gram, &target, damping, &mut h);
+            let refinement = Refinement { cpu, grid, h: &h, rows };
+            let w = transposed(cpu, &alive, rows, &target);
+            let pull = match options.drift {
+                0.0 => None,
+                alpha => Some(drift_pull(cpu, stats, &target, &w, rows, alpha)?),
+            };
+            refinement.run(&w, &mut q, pull.as_deref(), &mut stripes, sweeps);
+            clock.lap("refine");
+            (stripes, target)
+        }
+    };
     let group_of = (options.order == Order::ActOrder && !fixed).then(|| {
         let mut group_of = vec![0; cols];
-        order.iter().enumerate().for_each(|(position, &j)| group_of[j] = groups_of(position));
+        for (position, &j) in order.iter().enumerate() {
+            group_of[j] = (position / grid.group) as u32;
+        }
         group_of
     });
-    let form = quantizer.form(cpu, stripes, rows, group_of)?;
+    let written = Quantizer { order: &order, ..*quantizer };
+    let form = written.form(cpu, stripes, rows, group_of)?;
     let weights = dequantize(&form, rows, cols)?;
     clock.lap("pack");
     let energy = output_energy(cpu, stats, w).max(f64::MIN_POSITIVE);
@@ -153,6 +184,40 @@ fn drift_correction(
     p.fill(0.0);
     gemm(cpu, Update::Add, View::new(&product, cols, cols), upper, &mut p, cols, Region::Whole);
     Ok(p)
+}
+
+/// `α · C Wᵀ`, `[cols, rows]`, for `C = X ΔXᵀ`, the transposed cross matrix, and `w` `[cols, rows]`:
+/// the direction in which the drift pulls.
+fn drift_pull(
+    cpu: &Cpu,
+    stats: &Stats,
+    order: &[usize],
+    w: &[f32],
+    rows: usize,
+    alpha: f32,
+) -> SolveResult<Vec<f32>> {
+    let cols = order.len();
+    let missing = SolveError::Missing { method: "GPTAQ", what: "drift" };
+    let cross = stats.cross().ok_or(missing)?;
+    let mut c = vec![0.0; cols * cols];
+    cpu.pool().run_chunks(&mut c, cols, |j, row| {
+        for (c, &i) in row.iter_mut().zip(order) {
+            *c = alpha * cross[i * cols + order[j]];
+        }
+    });
+    let mut pull = vec![0.0; cols * rows];
+    let (c, w) = (View::new(&c, cols, cols), View::new(w, cols, rows));
+    gemm(cpu, Update::Add, c, w, &mut pull, rows, Region::Whole);
+    Ok(pull)
+}
+
+/// Lines of `rows` values in the matrix's own order, from those in the order of the walk.
+fn in_order<T: Copy + Default>(lines: &[T], order: &[usize], rows: usize) -> Vec<T> {
+    let mut out = vec![T::default(); lines.len()];
+    for (line, &j) in lines.chunks_exact(rows).zip(order) {
+        out[j * rows..][..rows].copy_from_slice(line);
+    }
+    out
 }
 
 /// Seconds between steps.

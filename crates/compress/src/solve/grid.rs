@@ -132,6 +132,23 @@ impl Grid {
         }
     }
 
+    /// The scheme, where scales can be changed after they were chosen.
+    pub(super) fn adjustable(&self) -> Option<&GroupSpec> {
+        match &self.source {
+            Source::Grouped(spec, _) => Some(spec),
+            Source::Packed(_) => None,
+        }
+    }
+
+    /// A scale as it will be stored.
+    #[inline(always)]
+    pub(super) fn stored(&self, spec: &GroupSpec, scale: f32) -> f32 {
+        match &self.source {
+            Source::Grouped(_, unit) => range::stored(spec, *unit, scale),
+            Source::Packed(_) => scale,
+        }
+    }
+
     /// Chooses the scales of span `span` of the stripe's row `row` for the values `x`, weighted by
     /// `importance` where it is given.
     pub(super) fn fit(

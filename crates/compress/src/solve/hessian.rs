@@ -10,6 +10,8 @@ use crate::Stats;
 pub(super) struct Factor {
     /// Upper triangular `U`, `[cols, cols]`, with `H⁻¹ = Uᵀ U`, columns in the order asked for.
     pub(super) u: Vec<f32>,
+    /// λ as a part of the mean diagonal.
+    pub(super) damping: f32,
     /// How often λ was raised.
     pub(super) retries: usize,
 }
@@ -40,11 +42,28 @@ pub(super) fn by_size(gram: &[f32], cols: usize) -> Vec<usize> {
     order
 }
 
-/// Factors `H + λ I`, λ being `damping` times the mean of the diagonal.
-///
-/// 1. `H_jj = 1` for dead columns, whose other elements are zero.
-/// 2. λ onto the diagonal.
-/// 3. The Cholesky factor of the inverse; where there is none, ten times the λ.
+/// `H + λ I`, λ being `damping` times the mean of the diagonal, both triangles, with columns in the
+/// given order; `H_jj` of dead columns, whose other elements are zero, is that mean.
+pub(super) fn damped(cpu: &Cpu, gram: &[f32], order: &[usize], damping: f32, out: &mut [f32]) {
+    let cols = order.len();
+    let diagonal = |j: usize| gram[j * cols + j];
+    let alive = (0..cols).filter(|&j| diagonal(j) != 0.0).count();
+    let sum: f64 = (0..cols).map(|j| f64::from(diagonal(j))).sum();
+    let mean = if alive == 0 { 1.0 } else { (sum / alive as f64) as f32 };
+    cpu.pool().run_chunks(out, cols, |i, row| {
+        let from = order[i];
+        for (h, &to) in row.iter_mut().zip(order) {
+            *h = gram[from.max(to) * cols + from.min(to)];
+        }
+        if row[i] == 0.0 {
+            row[i] = mean;
+        }
+        row[i] += damping * mean;
+    });
+}
+
+/// The Cholesky factor of the inverse of [`damped`]; where there is none, of one with ten times the
+/// λ.
 pub(super) fn factor(
     cpu: &Cpu,
     gram: &[f32],
@@ -52,28 +71,12 @@ pub(super) fn factor(
     damping: f32,
 ) -> SolveResult<Factor> {
     let cols = order.len();
-    let diagonal = |j: usize| gram[j * cols + j];
-    let alive = (0..cols).filter(|&j| diagonal(j) != 0.0).count();
-    let sum: f64 = (0..cols).map(|j| f64::from(diagonal(j))).sum();
-    let mean = if alive == 0 { 1.0 } else { (sum / alive as f64) as f32 };
     let mut u = vec![0.0; cols * cols];
     let mut damping = damping;
     for retries in 0.. {
-        cpu.pool().run_chunks(&mut u, cols, |i, row| {
-            let from = order[i];
-            for (h, &to) in row.iter_mut().zip(order) {
-                *h = gram[from.max(to) * cols + from.min(to)];
-            }
-            // (1)
-            if row[i] == 0.0 {
-                row[i] = mean;
-            }
-            // (2)
-            row[i] += damping * mean;
-        });
-        // (3)
+        damped(cpu, gram, order, damping, &mut u);
         if inverse_cholesky_upper(cpu, &mut u, cols).is_ok() {
-            return Ok(Factor { u, retries });
+            return Ok(Factor { u, damping, retries });
         }
         if damping >= 1.0 {
             break;

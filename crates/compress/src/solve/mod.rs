@@ -5,6 +5,7 @@
 //! [`Method`] how they are chosen. Errors are measured as the squared difference of the layer's
 //! outputs, `tr(ΔW H ΔWᵀ)` with `H = Σ x xᵀ`, wherever `H` is known.
 
+mod awq;
 mod error;
 mod gptq;
 mod grid;
@@ -13,9 +14,11 @@ mod loss;
 mod obs;
 mod quantizer;
 mod range;
+mod refine;
 mod rtn;
 mod scales;
 mod solved;
+mod sparsegpt;
 mod stripes;
 mod target;
 
@@ -23,8 +26,10 @@ use std::time::Instant;
 
 use bevel_kernels::Cpu;
 
+pub use awq::{AwqScales, awq_clip, awq_scales};
 pub use error::{SolveError, SolveResult};
 pub use solved::{Form, SolveReport, Solved};
+pub use sparsegpt::{Pruned, Sparsity, sparsegpt};
 pub use target::{Codes, GroupSpec, Range, ScaleType, Target};
 
 use crate::Stats;
@@ -57,6 +62,8 @@ pub struct Gptq {
     /// (arXiv 2504.02692) does; the paper uses 0.25. Zero is GPTQ. Needs
     /// [`Needs::cross`](crate::Needs::cross).
     pub drift: f32,
+    /// Sweeps of coordinate descent over the codes and scales that the walk ended with.
+    pub refine: usize,
     /// Also measures the error of rounding to nearest, for the report. It is rounded then.
     pub compare: bool,
 }
@@ -75,7 +82,7 @@ pub enum Order {
 
 impl Default for Gptq {
     fn default() -> Self {
-        Self { damping: 0.01, order: Order::StaticGroups, drift: 0.0, compare: true }
+        Self { damping: 0.01, order: Order::StaticGroups, drift: 0.0, refine: 2, compare: true }
     }
 }
 

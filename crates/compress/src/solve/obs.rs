@@ -17,7 +17,7 @@ use std::ops::Range;
 use bevel_kernels::linalg::{Region, Update, View, gemm};
 use bevel_kernels::{Cpu, Wide, run_wide};
 
-use super::stripes::{STRIPE, stripes};
+use super::stripes::{add_scaled, stripes};
 
 /// What a method does with columns.
 pub(super) trait Columns: Sync {
@@ -155,30 +155,12 @@ impl<C: Columns> Wide for Step<'_, C> {
                 e[r] = (w[r] - q[r]) * inverse;
             }
             for (later, &u) in later.chunks_exact_mut(rows).zip(&surgeon.u[following.clone()]) {
-                subtract(later, e, u);
+                add_scaled(later, e, -u);
             }
             if let Some(p) = surgeon.p {
                 for (later, &p) in later.chunks_exact_mut(rows).zip(&p[following]) {
-                    subtract(later, w, -p);
+                    add_scaled(later, w, p);
                 }
-            }
-        }
-    }
-}
-
-/// `x −= factor · y`
-#[inline(always)]
-fn subtract(x: &mut [f32], y: &[f32], factor: f32) {
-    // Whole stripes have a length the compiler knows.
-    match (x.as_chunks_mut::<STRIPE>().0, y.as_chunks::<STRIPE>().0) {
-        ([x], [y]) => {
-            for r in 0..STRIPE {
-                x[r] = (-factor).mul_add(y[r], x[r]);
-            }
-        }
-        _ => {
-            for (x, y) in x.iter_mut().zip(y) {
-                *x = (-factor).mul_add(*y, *x);
             }
         }
     }

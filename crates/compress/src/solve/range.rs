@@ -130,26 +130,9 @@ impl Fit<'_> {
         }
     }
 
-    /// A scale as it will be stored, never zero where it was not.
     #[inline(always)]
     fn rounded(&self, scale: f32) -> f32 {
-        match self.spec.scale {
-            ScaleType::F32 => scale,
-            ScaleType::F16 => {
-                let size = scale.abs().clamp(f16::MIN_POSITIVE_SUBNORMAL.to_f32(), 65504.0);
-                f16::from_f32(size.copysign(scale)).to_f32()
-            }
-            ScaleType::Bf16 => bf16::from_f32(scale).to_f32(),
-            ScaleType::PowerOfTwo => {
-                // The nearest in the logarithm: √2 is the middle of an octave.
-                let bits = (scale.abs() * std::f32::consts::SQRT_2).to_bits() & 0x7f80_0000;
-                f32::from_bits(bits).max(f32::MIN_POSITIVE)
-            }
-            ScaleType::E4m3 => {
-                let code = bevel_base::pack::to_e4m3(scale.abs() / self.unit).max(1);
-                bevel_base::pack::e4m3(code) * self.unit
-            }
-        }
+        stored(self.spec, self.unit, scale)
     }
 
     /// A minimum as it will be stored.
@@ -365,6 +348,28 @@ impl Fit<'_> {
         }
         let best = least_lane(&self.sums(&steps, &shifts, &offsets).error);
         [steps[best], shifts[best], NO_OFFSET]
+    }
+}
+
+/// A scale as it will be stored, never zero where it was not.
+#[inline(always)]
+pub(super) fn stored(spec: &GroupSpec, unit: f32, scale: f32) -> f32 {
+    match spec.scale {
+        ScaleType::F32 => scale,
+        ScaleType::F16 => {
+            let size = scale.abs().clamp(f16::MIN_POSITIVE_SUBNORMAL.to_f32(), 65504.0);
+            f16::from_f32(size.copysign(scale)).to_f32()
+        }
+        ScaleType::Bf16 => bf16::from_f32(scale).to_f32(),
+        ScaleType::PowerOfTwo => {
+            // The nearest in the logarithm: √2 is the middle of an octave.
+            let bits = (scale.abs() * std::f32::consts::SQRT_2).to_bits() & 0x7f80_0000;
+            f32::from_bits(bits).max(f32::MIN_POSITIVE)
+        }
+        ScaleType::E4m3 => {
+            let code = bevel_base::pack::to_e4m3(scale.abs() / unit).max(1);
+            bevel_base::pack::e4m3(code) * unit
+        }
     }
 }
 

@@ -51,6 +51,20 @@ impl Scales {
         std::array::from_fn(|i| self.parameters[(group * 3 + i) * self.rows + row])
     }
 
+    /// `level + shift` of a column's codes (indices of levels), `[rows]`: what the step is
+    /// multiplied with.
+    #[inline(always)]
+    pub(super) fn levels(&self, levels: &Levels, group: usize, codes: &[u8], out: &mut [f32]) {
+        let shifts = &self.parameters[(group * 3 + 1) * self.rows..][..self.rows];
+        for (r, out) in out.iter_mut().enumerate() {
+            *out = match levels {
+                Levels::Integers { low, .. } => low + f32::from(codes[r]) + shifts[r],
+                Levels::Table { levels, .. } => levels[usize::from(codes[r])],
+                Levels::Float8 => pack::e4m3(codes[r]),
+            };
+        }
+    }
+
     /// Rounds a column, `w` (`[rows]`), to the levels of its group: their indices and `ŵ`.
     #[inline(always)]
     pub(super) fn round(

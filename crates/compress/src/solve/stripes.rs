@@ -13,6 +13,21 @@ pub(super) fn stripes(rows: usize) -> impl Iterator<Item = Range<usize>> {
     (0..rows).step_by(STRIPE).map(move |first| first..rows.min(first + STRIPE))
 }
 
+/// `x += factor · y`
+#[inline(always)]
+pub(super) fn add_scaled(x: &mut [f32], y: &[f32], factor: f32) {
+    // Whole stripes have a length the compiler knows.
+    if let (([x], []), ([y], [])) = (x.as_chunks_mut::<STRIPE>(), y.as_chunks::<STRIPE>()) {
+        for r in 0..STRIPE {
+            x[r] = factor.mul_add(y[r], x[r]);
+        }
+        return;
+    }
+    for (x, y) in x.iter_mut().zip(y) {
+        *x = factor.mul_add(*y, *x);
+    }
+}
+
 /// `w`, `[rows, cols]`, as `[cols, rows]` with its columns in the given order.
 pub(super) fn transposed(cpu: &Cpu, w: &[f32], rows: usize, order: &[usize]) -> Vec<f32> {
     let cols = order.len();

@@ -7,5 +7,6 @@ mod inspect;
 mod memory;
 mod mixes;
 mod quantize;
+mod solve;
 mod stats;
 mod support;
