@@ -7,12 +7,25 @@ use serde::{Deserialize, Serialize};
 
 use super::scatter::{Line, Point, Scatter};
 use super::{escape, page};
-use crate::ui::units::{bytes, count, rate};
+use crate::ui::units::{bytes, rate};
 
 /// The models, the largest first.
 #[derive(Debug, Serialize)]
 pub(crate) struct Comparison {
     pub(crate) runs: Vec<Run>,
+}
+
+impl Comparison {
+    /// Each model's name without what all of them begin with, up to a dot or a dash.
+    fn labels(&self) -> Vec<String> {
+        let names: Vec<String> = self.runs.iter().map(Run::name).collect();
+        let first = names.first().map_or("", String::as_str);
+        let separators = first.match_indices(['.', '-']).map(|(at, _)| at + 1);
+        let shared =
+            |&at: &usize| names.iter().all(|n| n.starts_with(&first[..at]) && n.len() > at);
+        let cut = separators.filter(shared).next_back().filter(|_| names.len() > 1).unwrap_or(0);
+        names.iter().map(|name| name[cut..].to_owned()).collect()
+    }
 }
 
 /// What is needed of a report of `bevel eval --against`.
@@ -138,7 +151,7 @@ fn heading(comparison: &Comparison, first: &Run, title: &str) -> String {
     format!(
         "<header>\n<h1>{}</h1>\n<p class=\"lead\">{lead}</p>\n<p class=\"note\">Measured on {} tokens of {}, in windows of {} of which the second half is scored (llama.cpp’s convention). The base’s perplexity is {:.4} ± {:.4}.</p>\n</header>\n",
         escape(title),
-        count(first.scored_tokens),
+        first.scored_tokens,
         escape(
             &Path::new(&first.text)
                 .file_name()
@@ -153,29 +166,29 @@ fn heading(comparison: &Comparison, first: &Run, title: &str) -> String {
 fn table(comparison: &Comparison, first: &Run) -> String {
     let has_speed = comparison.runs.iter().any(|run| run.decode_tokens_per_second.is_some());
     let mut out = String::from(
-        "<section>\n<table>\n<thead><tr><th scope=\"col\">model</th><th>type</th><th>size</th><th>bits / weight</th>\
-         <th>KL mean</th><th>median</th><th>99 %</th><th>same top<br>token</th><th>perplexity</th><th>change</th>",
+        "<section>\n<table class=\"wide\">\n<thead><tr><th scope=\"col\">model</th><th>type</th><th>size</th><th>bits / weight</th>\
+         <th>KL mean<br>mnats</th><th>KL median<br>mnats</th><th>KL 99 %<br>mnats</th><th>same top<br>token</th><th>perplexity</th><th>change</th>",
     );
     if has_speed {
         out += "<th>decode<br>tokens/s</th>";
     }
     out += "</tr></thead>\n<tbody>\n";
-    for run in &comparison.runs {
+    for (run, label) in comparison.runs.iter().zip(comparison.labels()) {
         let class = if on_frontier(&comparison.runs, run) { "" } else { " class=\"beaten\"" };
         let _ = write!(
             out,
-            "<tr{class}><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{:.2}</td><td>{} <small>± {}</small></td><td>{}</td><td>{}</td><td>{:.2} %</td><td>{:.3}</td><td>{:+.3} <small>± {:.3}</small></td>",
-            escape(&run.name()),
+            "<tr{class}><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{:.2}</td><td>{} <small>± {}</small></td><td>{}</td><td>{}</td><td>{:.2} %</td><td>{:.2}</td><td>{} <small>± {:.2}</small></td>",
+            escape(&label),
             escape(&run.format()),
             bytes(run.file.bytes),
             run.file.bits_per_weight,
-            nats(run.kl.value),
-            nats(run.kl.error),
-            nats(run.kl_quantiles.median),
-            nats(run.kl_quantiles.q99),
+            digits(run.kl.value * 1e3, 3),
+            digits(run.kl.error * 1e3, 2),
+            digits(run.kl_quantiles.median * 1e3, 3),
+            digits(run.kl_quantiles.q99 * 1e3, 3),
             100.0 * run.same_top.value,
             run.perplexity,
-            run.difference.value,
+            format!("{:+.2}", run.difference.value).replace('-', "−"),
             run.difference.error,
         );
         if has_speed {
@@ -186,35 +199,31 @@ fn table(comparison: &Comparison, first: &Run) -> String {
     }
     let _ = writeln!(
         out,
-        "</tbody>\n</table>\n<p class=\"caption\">KL: divergence from the base’s predictions in nats a token, lower is better; ± is one standard error. Change: of the perplexity from the base’s, with the error of the difference. Grey: another model is at most as large and closer. Written by bevel {}.</p>\n</section>",
+        "</tbody>\n</table>\n<p class=\"caption\">KL: divergence from the base’s predictions in thousandths of a nat for each token, lower is better; ± is one standard error. Change: of the perplexity from the base’s, with the error of the difference. Grey: another model is at most as large and closer. Written by bevel {}.</p>\n</section>",
         escape(&first.version)
     );
     out
 }
 
-/// Nats with three digits.
-fn nats(value: f64) -> String {
+/// A number with so many digits that count.
+fn digits(value: f64, digits: i32) -> String {
     if value == 0.0 {
         return "0".to_owned();
     }
-    let decimals = (2.0 - value.abs().log10().floor()).clamp(0.0, 7.0) as usize;
-    format!("{value:.decimals$}")
+    let decimals = f64::from(digits - 1) - value.abs().log10().floor();
+    format!("{value:.*}", decimals.clamp(0.0, 6.0) as usize)
 }
 
 fn figures(comparison: &Comparison) -> String {
     let runs = &comparison.runs;
+    let labels = comparison.labels();
     let points = |value: &dyn Fn(&Run) -> Estimate| -> Vec<Point> {
-        let point = |run: &Run| {
+        let point = |(run, label): (&Run, &String)| {
             let Estimate { value, error } = value(run);
-            Point {
-                x: run.file.bytes as f64 / 1e6,
-                y: value,
-                error,
-                label: run.name(),
-                hollow: !on_frontier(runs, run),
-            }
+            let x = run.file.bytes as f64 / 1e6;
+            Point { x, y: value, error, label: label.clone(), hollow: !on_frontier(runs, run) }
         };
-        runs.iter().map(point).collect()
+        runs.iter().zip(&labels).map(point).collect()
     };
     let divergence = Scatter {
         title: "Size and divergence",
@@ -260,15 +269,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_digits_of_a_divergence() {
-        for (value, expected) in [
-            (0.0, "0"),
-            (1.234, "1.23"),
-            (0.01234, "0.0123"),
-            (0.000_123_4, "0.000123"),
-            (1e-9, "0.0000000"),
+    fn digits_that_count() {
+        for (value, count, expected) in [
+            (0.0, 3, "0"),
+            (1.234, 3, "1.23"),
+            (81.75, 3, "81.8"),
+            (0.0277, 2, "0.028"),
+            (1234.5, 3, "1234"),
         ] {
-            assert_eq!(nats(value), expected);
+            assert_eq!(digits(value, count), expected);
         }
+    }
+
+    #[track_caller]
+    fn check(names: &[&str], expected: &[&str]) {
+        let run = |name: &&str| {
+            let json = serde_json::json!({
+                "model": name, "against": "base", "text": "a.txt", "context": 8, "scored_tokens": 3,
+                "perplexity": 2.0, "version": "1",
+                "file": {"path": format!("dir/{name}.gguf"), "bytes": 1, "parameters": 1, "bits_per_weight": 8.0, "types": []},
+                "base_perplexity": {"value": 1.0, "error": 0.0}, "difference": {"value": 1.0, "error": 0.0},
+                "kl": {"value": 1.0, "error": 0.0}, "kl_quantiles": {"median": 1.0, "q99": 1.0},
+                "same_top": {"value": 1.0, "error": 0.0},
+            });
+            serde_json::from_value(json).unwrap()
+        };
+        let comparison = Comparison { runs: names.iter().map(run).collect() };
+        assert_eq!(comparison.labels(), expected);
+    }
+
+    #[test]
+    fn labels_begin_where_names_differ() {
+        check(&["tiny-austen.Q4_0", "tiny-austen.Q4_K"], &["Q4_0", "Q4_K"]);
+        check(&["a-b.Q4", "a-c.Q4"], &["b.Q4", "c.Q4"]);
+        check(&["model", "other"], &["model", "other"]);
+        check(&["a.Q4"], &["a.Q4"]);
+        check(&["a.", "a.Q4"], &["a.", "a.Q4"]);
+        check(&["é.x", "é.y"], &["x", "y"]);
     }
 }

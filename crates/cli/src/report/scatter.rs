@@ -184,7 +184,7 @@ impl Scatter {
         let _ = writeln!(svg, "<polyline class=\"path\" points=\"{}\"/>", path.join(" "));
         // Points are in the way of labels as other labels are.
         let mut labels: Vec<(f64, f64, f64)> =
-            order.iter().map(|p| (x.pixel(p.x) - 6.0, y.pixel(p.y) + 4.0, 12.0)).collect();
+            order.iter().map(|p| (x.pixel(p.x) - 5.0, y.pixel(p.y) + 4.0, 10.0)).collect();
         for point in order {
             let (px, py) = (x.pixel(point.x), y.pixel(point.y));
             let (top, bottom) = (y.pixel(point.y + point.error), y.pixel(point.y - point.error));
@@ -208,17 +208,24 @@ impl Scatter {
     }
 }
 
-/// Where a label begins: right of its point, or left, above or below it where the label would leave
-/// the plot or lie on another one. `labels` are left ends, baselines and widths.
+/// Where a label begins: right of its point, or left, above or below it, and then farther away, where the
+/// label would leave the plot or lie on another one. `labels` are left ends, baselines and widths.
 fn place(px: f64, py: f64, width: f64, labels: &[(f64, f64, f64)]) -> (f64, f64) {
+    /// Between labels on one line.
+    const GAP: f64 = 3.9;
     let (right, left) = (px + 9.0, px - 9.0 - width);
     let (above, below) = (py - 7.0, py + 16.0);
-    let candidates = [(right, above), (left, above), (right, below), (left, below)];
+    let candidates = [0.0, 12.0, 24.0].into_iter().flat_map(|away| {
+        let (above, below) = (above - away, below + away);
+        [(right, above), (left, above), (right, below), (left, below)]
+    });
     let fits = |&(x, y): &(f64, f64)| {
         let inside = x >= LEFT && x + width <= WIDTH - RIGHT + 4.0 && y < HEIGHT - BOTTOM;
         inside
             && !labels.iter().any(|&(other, baseline, other_width)| {
-                (baseline - y).abs() < 12.0 && other < x + width && x < other + other_width
+                (baseline - y).abs() < 12.0
+                    && other < x + width + GAP
+                    && x < other + other_width + GAP
             })
     };
     candidates.into_iter().find(fits).unwrap_or((left.max(0.0), above))
