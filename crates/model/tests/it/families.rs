@@ -17,16 +17,20 @@ fn golden(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/families").join(case)
 }
 
-/// Token ids, and the logits after each, `[tokens, vocab]`.
 fn expected(case: &str) -> (Vec<u32>, Vec<f32>) {
-    let file = safetensors::Checkpoint::open(&golden(case).join("expected.safetensors")).unwrap();
+    expected_in(&golden(case))
+}
+
+/// Token ids, and the logits after each, `[tokens, vocab]`.
+pub(crate) fn expected_in(dir: &Path) -> (Vec<u32>, Vec<f32>) {
+    let file = safetensors::Checkpoint::open(&dir.join("expected.safetensors")).unwrap();
     let tokens = file.tensor("tokens").unwrap();
     let tokens = tokens.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap()));
     (tokens.collect(), file.tensor("logits").unwrap().to_f32().unwrap())
 }
 
 /// Logits after every token, the tokens fed in steps of the given sizes.
-fn logits(model: &Model, cpu: &Cpu, tokens: &[u32], steps: &[usize]) -> Vec<f32> {
+pub(crate) fn logits(model: &Model, cpu: &Cpu, tokens: &[u32], steps: &[usize]) -> Vec<f32> {
     let config = model.config();
     let mut cache = KvCache::new(config, KvType::F32, 64).unwrap();
     let mut state = State::new(config, tokens.len());
@@ -51,7 +55,7 @@ fn logits(model: &Model, cpu: &Cpu, tokens: &[u32], steps: &[usize]) -> Vec<f32>
 }
 
 /// ‖a − b‖ / ‖b‖ over all logits.
-fn relative_error(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let norm = |it: &mut dyn Iterator<Item = f64>| it.map(|x| x * x).sum::<f64>().sqrt();
     norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)))
@@ -59,7 +63,7 @@ fn relative_error(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// Writes the checkpoint as the GGUF file it is presented as.
-fn write_gguf(checkpoint: &Checkpoint, path: &Path) {
+pub(crate) fn write_gguf(checkpoint: &Checkpoint, path: &Path) {
     let mut metadata = Metadata::new();
     checkpoint.config().to_gguf(&mut metadata);
     let specs: Vec<TensorSpec> = checkpoint
@@ -124,7 +128,7 @@ fn check(case: &str) {
 }
 
 /// The model block by block, as a calibration walk sees it, every weight read and set again.
-fn blockwise_logits(checkpoint: &Checkpoint, cpu: &Cpu, tokens: &[u32]) -> Vec<f32> {
+pub(crate) fn blockwise_logits(checkpoint: &Checkpoint, cpu: &Cpu, tokens: &[u32]) -> Vec<f32> {
     let config = checkpoint.config();
     let embedding = checkpoint.read_f32("token_embd.weight").unwrap();
     let row = |&t: &u32| embedding[t as usize * config.dim..][..config.dim].iter();

@@ -123,7 +123,8 @@ fn config_values_no_model_has() {
     check("hidden_act", json!("relu"), &["hidden_act", "relu", "silu"]);
     check("model_type", json!("mamba"), &["architecture `mamba`", "llama", "qwen2"]);
     check("model_type", json!(null), &["architecture ``"]);
-    check("quantization_config", json!({"quant_method": "gptq"}), &["quantization_config", "gptq"]);
+    check("quantization_config", json!({"quant_method": "gptq"}), &["quantization_config", "bits"]);
+    check("quantization_config", json!({"quant_method": "hqq"}), &["hqq", "gptq", "MLX"]);
     check("sliding_window", json!(0), &["sliding window", "is 0"]);
 }
 

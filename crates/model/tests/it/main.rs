@@ -6,6 +6,7 @@ mod hostile;
 mod limits;
 #[path = "../../../../fuzz/replay.rs"]
 mod replay;
+mod quantized;
 mod targets;
 mod tokenizer;
 
