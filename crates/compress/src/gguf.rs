@@ -1,8 +1,8 @@
-//! A model, quantized or not, to a GGUF file.
+//! A model, quantized or not, to a GGUF file, or to what else its recipe asks for.
 
 use std::path::Path;
 
-use bevel_base::pack;
+use bevel_base::{DType, pack};
 use bevel_formats::TensorSpec;
 use bevel_formats::gguf::{GgufWriter, Metadata, Value};
 use bevel_kernels::Cpu;
@@ -18,13 +18,15 @@ use crate::provenance::source_files;
 use crate::solve::{Form, Target};
 use crate::transcode::{Job, Tally, Transcoder, tally};
 use crate::walk::{Limits, Outcome, Unfinished};
-use crate::{Error, Options, Provenance, Recipe, Report, Result, TensorReport};
+use crate::{
+    Base, Error, Options, Provenance, Recipe, Report, Result, Storage, TensorReport, directory,
+};
 
 /// ggml's version of its packed layouts, which readers compare.
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// Writes a model as a GGUF file with the types of a recipe, tensor by tensor: memory does not grow
-/// with the model. The same source, recipe and calibration data give the same bytes.
+/// Writes a model with the types of a recipe, tensor by tensor: memory does not grow with the model.
+/// Packed types are written as a GGUF file, codes in groups as a Hugging Face directory. The same source, recipe and calibration data give the same bytes.
 ///
 /// A recipe whose method asks for calibration data walks through the model first, layer by layer,
 /// and keeps what it found in a directory beside the output until the output is complete: a run that
@@ -44,6 +46,27 @@ pub fn quantize(
     cpu: &Cpu,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Report> {
+    let rotated = rotated(checkpoint, recipe)?;
+    let checkpoint = rotated.as_ref().unwrap_or(checkpoint);
+    if let Base::Grouped(code) = recipe.base {
+        if is_gguf(out) {
+            let reason = format!(
+                "{code} is stored in Hugging Face directories; name a directory, or choose a type of GGUF files such as Q4_K_M"
+            );
+            return Err(Error::Target { path: out.to_owned(), reason });
+        }
+        let grouping = recipe.grouping(code, main_dtype(checkpoint));
+        return directory::quantize(
+            checkpoint,
+            recipe,
+            &grouping,
+            calibration,
+            out,
+            options,
+            cpu,
+            on_progress,
+        );
+    }
     if !is_gguf(out) {
         let reason = "packed types are written to GGUF files, whose names end in `.gguf`";
         return Err(Error::Target { path: out.to_owned(), reason: reason.to_owned() });
@@ -134,6 +157,18 @@ pub fn quantize(
     Ok(report)
 }
 
+/// The checkpoint with its residual stream rotated, where a recipe asks for that.
+pub(crate) fn rotated(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Option<Checkpoint>> {
+    let open = |seed| Ok(Checkpoint::open(checkpoint.path().as_ref())?.rotated(seed)?);
+    recipe.rotate.map(open).transpose()
+}
+
+/// The type of the floating-point values that a checkpoint mostly consists of.
+fn main_dtype(checkpoint: &Checkpoint) -> DType {
+    let largest = checkpoint.tensors().values().max_by_key(|entry| entry.shape.len());
+    largest.map_or(DType::BF16, |entry| entry.dtype)
+}
+
 /// Writes what became of a tensor's matrices, and compares it with what the tensor was, `before`.
 fn write_outcomes(
     planned: &PlannedTensor,
@@ -180,7 +215,7 @@ impl Report {
                 name,
                 shape,
                 from,
-                to,
+                to: Storage::Type(to),
                 wanted,
                 bytes_before,
                 bytes_after,

@@ -11,8 +11,10 @@
 mod calibrated;
 mod calibration;
 mod convert;
+mod directory;
 mod error;
 mod gguf;
+mod grouping;
 mod inspect;
 mod method;
 mod mix;
@@ -32,6 +34,8 @@ pub use calibration::{Calibration, CalibrationConfig, Fetch, OnTokens, Source};
 pub use convert::{Target, convert};
 pub use error::{Error, Result};
 pub use gguf::quantize;
+pub(crate) use gguf::rotated;
+pub use grouping::{CodeType, FormatName};
 pub use inspect::{
     BrokenTensor, Container, Dimensions, Inspection, Memory, StoredTensor, TokenizerSummary,
     TypeSummary, check, inspect,
@@ -43,5 +47,5 @@ pub use plan::{Plan, PlannedTensor};
 pub use progress::{OnProgress, Progress, Stage};
 pub use provenance::{Provenance, VERSION};
 pub use recipe::{Base, Override, Recipe};
-pub use report::{Report, TensorReport, Totals};
+pub use report::{Report, Storage, TensorReport, Totals};
 pub use stats::{Needs, Stats};

@@ -76,7 +76,7 @@ impl Plan {
         }
         plan.file_type = match recipe.base {
             Base::Mix(mix) => Some(mix.file_type),
-            Base::Keep => plan.common_file_type(checkpoint),
+            Base::Keep | Base::Grouped(_) => plan.common_file_type(checkpoint),
         };
         plan.warn(checkpoint, recipe);
         Ok(plan)
@@ -184,7 +184,7 @@ fn wanted_type(facts: &Facts, recipe: &Recipe, name: &str, shape: &Shape, dtype:
         Place::Global(_) => 0,
     };
     match recipe.base {
-        Base::Keep => storable(dtype),
+        Base::Keep | Base::Grouped(_) => storable(dtype),
         Base::Mix(mix) if recipe.pure => mix.base,
         Base::Mix(mix) => mix.dtype_of(facts, name, layer, shape.row_len()),
     }

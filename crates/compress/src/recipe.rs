@@ -5,6 +5,7 @@ use bevel_base::DType;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::calibration::{CalibrationConfig, Source};
+use crate::grouping::{CodeType, FormatName, Grouping};
 use crate::pattern::matches;
 use crate::{Error, GptqSettings, MIXES, Method, Mix, Result};
 
@@ -44,6 +45,18 @@ pub struct Recipe {
     /// Patterns of tensors that keep the type they have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep: Vec<String>,
+    /// The format of a directory of codes, where it is not the usual one of their type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<FormatName>,
+    /// Columns that share a scale, where codes are in groups; 0 for whole rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<usize>,
+    /// Integer codes have the same zero point everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub symmetric: Option<bool>,
+    /// The residual stream is rotated first, by the random orthogonal matrix of this seed (QuaRot).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotate: Option<u64>,
     /// How codes are chosen.
     #[serde(default, skip_serializing_if = "is_default")]
     pub method: Method,
@@ -75,8 +88,10 @@ pub struct Override {
 pub enum Base {
     /// Types stay as they are.
     Keep,
-    /// A type or mix.
+    /// A type or mix of GGUF files.
     Mix(&'static Mix),
+    /// Codes in groups, in a Hugging Face directory.
+    Grouped(CodeType),
 }
 
 impl Recipe {
@@ -88,11 +103,20 @@ impl Recipe {
             output_type: None,
             embedding_type: None,
             keep: Vec::new(),
+            format: None,
+            group_size: None,
+            symmetric: None,
+            rotate: None,
             method: Method::default(),
             gptq: GptqSettings::default(),
             calibration: None,
             overrides: Vec::new(),
         }
+    }
+
+    /// How linear layers become codes in groups, in a model of `model_dtype`.
+    pub(crate) fn grouping(&self, code: CodeType, model_dtype: DType) -> Grouping {
+        Grouping::new(code, self.format, self.group_size, self.symmetric, model_dtype)
     }
 
     /// The override for a tensor.
@@ -146,6 +170,7 @@ impl Base {
         match self {
             Base::Keep => KEEP,
             Base::Mix(mix) => mix.name,
+            Base::Grouped(code) => code.name(),
         }
     }
 }
@@ -158,6 +183,9 @@ impl FromStr for Base {
     fn from_str(name: &str) -> Result<Self> {
         if name.eq_ignore_ascii_case(KEEP) {
             return Ok(Base::Keep);
+        }
+        if let Some(code) = CodeType::named(name) {
+            return Ok(Base::Grouped(code));
         }
         match Mix::named(name) {
             Some(mix) => Ok(Base::Mix(mix)),
@@ -212,6 +240,7 @@ pub(crate) fn parse_type(name: &str) -> Result<DType> {
 fn unknown(name: &str) -> Error {
     let mut known: Vec<&str> = MIXES.iter().map(|mix| mix.name).collect();
     known.extend(["Q5_K", "Q4_K", "Q3_K"]);
+    known.extend(CodeType::ALL.map(CodeType::name));
     let meant = closest(name, &known).map(|close| format!("did you mean `{close}`? "));
     let known = format!("{}known are {}", meant.unwrap_or_default(), known.join(", "));
     Error::UnknownType { name: name.to_owned(), known }

@@ -1,8 +1,10 @@
+use std::fmt;
 use std::path::PathBuf;
 
 use bevel_base::{DType, Shape};
 use serde::{Serialize, Serializer};
 
+use crate::grouping::CodeType;
 use crate::solve::SolveReport;
 use crate::{Provenance, Recipe};
 
@@ -38,9 +40,8 @@ pub struct TensorReport {
     /// The type it had.
     #[serde(serialize_with = "type_name")]
     pub from: DType,
-    /// The type it has.
-    #[serde(serialize_with = "type_name")]
-    pub to: DType,
+    /// What it is now.
+    pub to: Storage,
     /// The type it should have had, where that does not fit its rows.
     #[serde(serialize_with = "optional_type_name", skip_serializing_if = "Option::is_none")]
     pub wanted: Option<DType>,
@@ -55,6 +56,36 @@ pub struct TensorReport {
     /// How each of the tensor's matrices was solved, where it was with calibration data.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub solved: Vec<SolveReport>,
+}
+
+/// How a tensor is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// As values or blocks of a type.
+    Type(DType),
+    /// As codes in groups.
+    Codes(CodeType),
+}
+
+impl PartialEq<DType> for Storage {
+    fn eq(&self, other: &DType) -> bool {
+        *self == Storage::Type(*other)
+    }
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Storage::Type(dtype) => dtype.fmt(f),
+            Storage::Codes(code) => code.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Storage {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
 }
 
 /// Sums over a model's tensors.

@@ -21,7 +21,7 @@ mod weights;
 
 pub use block::{Block, BlockState};
 pub use cache::{KvCache, Sequence};
-pub use checkpoint::{Checkpoint, Entry, HfTensor, Place, Transform, regroup_rows};
+pub use checkpoint::{Checkpoint, Entry, HfTensor, Place, Transform, regroup_rows, source_row};
 pub use config::{Experts, ModelConfig, RopeConfig, RopeScaling};
 pub use error::{Error, Result};
 pub use family::{Activation, FAMILIES, Family, NormPlacement, QkNorm, TensorName};

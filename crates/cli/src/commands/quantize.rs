@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use bevel_base::DType;
 use bevel_compress::{
-    Base, Calibration, CalibrationConfig, Method, OnProgress, Options, Override, Plan, Recipe,
-    Report, Source, Stage,
+    Base, Calibration, CalibrationConfig, FormatName, Method, OnProgress, Options, Override, Plan,
+    Recipe, Report, Source, Stage,
 };
 use bevel_formats::AtomicFile;
 use bevel_formats::hub::{self, HubConfig};
@@ -27,6 +27,10 @@ const EXPLANATION: &str = "\
 TYPE is a mix as llama.cpp defines it: Q4_K_M is a good start, Q6_K and Q8_0 lose next to nothing, Q3_K_M \
 and Q2_K are for the smallest machines. Or it is one type, of which the output head gets a finer one: \
 F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0, Q4_1, IQ4_NL, IQ4_XS, MXFP4, TQ1_0, TQ2_0.
+
+Or it is a type of codes in groups, which other programs read from a Hugging Face directory: W2 to W8 \
+(integers; --format gptq, gptq_v2, awq, compressed-tensors or mlx), NF4 and FP4 (bitsandbytes), FP8, NVFP4 \
+and MXFP4-HF (compressed-tensors).
 
 The flags are a short way to write a recipe. --recipe reads one from a TOML file:
 
@@ -59,7 +63,7 @@ pub(crate) struct Args {
     #[arg(value_name = "TYPE", required_unless_present = "recipe")]
     base: Option<Base>,
 
-    /// The GGUF file to write
+    /// The GGUF file to write, or the directory where TYPE is one of codes in groups
     #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
     output: Option<PathBuf>,
 
@@ -86,6 +90,28 @@ pub(crate) struct Args {
     /// How codes are chosen: rtn, importance, gptq or gptaq
     #[arg(long, value_name = "METHOD")]
     method: Option<Method>,
+
+    /// The format of a directory of codes: gptq, gptq_v2, awq, compressed-tensors, bitsandbytes,
+    /// bitsandbytes-flat or mlx
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<FormatName>,
+
+    /// Columns that share a scale, where codes are in groups; 0 for whole rows [default: 128; 64 for
+    /// NF4, FP4 and mlx]
+    #[arg(long, value_name = "N")]
+    group_size: Option<usize>,
+
+    /// Give every group of integer codes its own zero point
+    #[arg(long, conflicts_with = "sym")]
+    asym: bool,
+
+    /// Give all groups of integer codes the same zero point: the default but for awq
+    #[arg(long)]
+    sym: bool,
+
+    /// Rotate the residual stream first (QuaRot), by the random matrix of a seed
+    #[arg(long, value_name = "SEED", num_args = 0..=1, default_missing_value = "0")]
+    rotate: Option<u64>,
 
     /// What the model is shown: files or directories, hub:owner/name[:split], or `self`; repeatable
     #[arg(long, value_name = "SOURCE")]
@@ -203,6 +229,12 @@ fn recipe(args: &Args, global: &Global) -> Result<Recipe> {
     recipe.embedding_type = args.embedding_type.or(recipe.embedding_type);
     recipe.keep.extend(args.keep.iter().cloned());
     recipe.overrides.splice(0..0, args.overrides.iter().cloned());
+    recipe.format = args.format.or(recipe.format);
+    recipe.group_size = args.group_size.or(recipe.group_size);
+    if args.sym || args.asym {
+        recipe.symmetric = Some(args.sym);
+    }
+    recipe.rotate = args.rotate.or(recipe.rotate);
     if let Some(method) = args.method {
         recipe.method = method;
     }

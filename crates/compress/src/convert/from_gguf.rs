@@ -1,5 +1,5 @@
-//! A GGUF file to a Hugging Face directory: names, the order of rows, norms and experts as
-//! transformers has them.
+//! A model to a Hugging Face directory: names, the order of rows, norms and experts as transformers
+//! has them.
 
 use std::fs;
 use std::path::Path;
@@ -10,20 +10,20 @@ use bevel_formats::safetensors::SafetensorsWriter;
 use bevel_kernels::Cpu;
 use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{Checkpoint, Entry, Transform, regroup_rows};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{check_space, empty_report, hf_type, safetensors_metadata};
 use crate::output::AtomicDirectory;
 use crate::progress::{Meter, OnProgress, Stage};
 use crate::transcode::{Job, Tally, Transcoder};
-use crate::{Error, Options, Provenance, Recipe, Report, Result, TensorReport};
+use crate::{Error, Options, Provenance, Recipe, Report, Result, Storage, TensorReport};
 
 /// A tensor of the file and what it becomes.
-struct Piece<'a> {
-    name: &'a str,
-    entry: &'a Entry,
+pub(crate) struct Piece<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) entry: &'a Entry,
     /// One name, or one for each expert.
-    specs: Vec<TensorSpec>,
+    pub(crate) specs: Vec<TensorSpec>,
     transform: Transform,
 }
 
@@ -37,7 +37,7 @@ pub(super) fn convert(
 ) -> Result<Report> {
     let mut warnings = Vec::new();
     let pieces = pieces(checkpoint, recipe, &mut warnings);
-    let tokenizer = tokenizer(checkpoint, &mut warnings)?;
+    let source = Source::of(checkpoint, &mut warnings)?;
     options.accept(&warnings)?;
     let specs: Vec<TensorSpec> = pieces.iter().flat_map(|p| p.specs.iter().cloned()).collect();
     check_space(out, specs.iter().map(byte_len))?;
@@ -55,31 +55,53 @@ pub(super) fn convert(
     let mut meter = Meter { stage: Stage::Write, done: 0, total, on_progress };
     let mut transcoder = Transcoder::new(cpu.pool());
     for piece in &pieces {
-        let bytes = checkpoint.read(piece.name)?;
-        let part_len = bytes.len() / piece.specs.len();
-        for (spec, part) in piece.specs.iter().zip(bytes.chunks(part_len.max(1))) {
-            let (from, part) = restore(checkpoint, piece, spec, part)?;
-            let job = Job::new(&spec.name, from, spec.dtype, spec.shape.row_len());
-            let mut write = |data: &[u8]| Ok(writer.write(&spec.name, data)?);
-            let release = || checkpoint.release(piece.name);
-            let tally = transcoder.run(&job, &part, &mut meter, &release, &mut write)?;
-            report.push_converted(spec, piece.entry.dtype, part_len as u64, tally, options)?;
-        }
-        drop(bytes);
-        checkpoint.release(piece.name);
+        write_piece(
+            checkpoint,
+            piece,
+            &mut writer,
+            &mut transcoder,
+            &mut meter,
+            &mut report,
+            options,
+        )?;
     }
     let files = writer.finish()?;
     report.files =
         files.iter().map(|file| out.join(file.file_name().unwrap_or_default())).collect();
 
-    write_configs(checkpoint, &specs, tokenizer.as_ref(), directory.workspace())?;
+    source.write(checkpoint, &specs, Map::new(), directory.workspace())?;
     directory.finish()?;
     Ok(report)
 }
 
+/// Writes a tensor as what it becomes.
+pub(crate) fn write_piece(
+    checkpoint: &Checkpoint,
+    piece: &Piece<'_>,
+    writer: &mut SafetensorsWriter,
+    transcoder: &mut Transcoder<'_>,
+    meter: &mut Meter<'_, '_>,
+    report: &mut Report,
+    options: &Options,
+) -> Result<()> {
+    let bytes = checkpoint.read(piece.name)?;
+    let part_len = bytes.len() / piece.specs.len();
+    for (spec, part) in piece.specs.iter().zip(bytes.chunks(part_len.max(1))) {
+        let (from, part) = restore(checkpoint, piece, spec, part)?;
+        let job = Job::new(&spec.name, from, spec.dtype, spec.shape.row_len());
+        let mut write = |data: &[u8]| Ok(writer.write(&spec.name, data)?);
+        let release = || checkpoint.release(piece.name);
+        let tally = transcoder.run(&job, &part, meter, &release, &mut write)?;
+        report.push_converted(spec, piece.entry.dtype, part_len as u64, tally, options)?;
+    }
+    drop(bytes);
+    checkpoint.release(piece.name);
+    Ok(())
+}
+
 /// What each tensor becomes. Those without a place in a checkpoint follow from the configuration,
 /// or are left out with a warning.
-fn pieces<'a>(
+pub(crate) fn pieces<'a>(
     checkpoint: &'a Checkpoint,
     recipe: &Recipe,
     warnings: &mut Vec<String>,
@@ -148,7 +170,7 @@ impl Report {
                 name: spec.name.clone(),
                 shape: spec.shape.clone(),
                 from,
-                to: spec.dtype,
+                to: Storage::Type(spec.dtype),
                 wanted: None,
                 bytes_before,
                 bytes_after,
@@ -161,59 +183,108 @@ impl Report {
     }
 }
 
-pub(super) fn byte_len(spec: &TensorSpec) -> u64 {
+pub(crate) fn byte_len(spec: &TensorSpec) -> u64 {
     spec.shape.byte_len(spec.dtype).map_or(u64::MAX, |len| len as u64)
 }
 
-/// The file's tokenizer; a file may have none.
-fn tokenizer(checkpoint: &Checkpoint, warnings: &mut Vec<String>) -> Result<Option<Tokenizer>> {
-    let metadata = checkpoint.gguf_metadata();
-    let has_tokenizer =
-        |m: &&bevel_formats::gguf::Metadata| m.contains_key("tokenizer.ggml.tokens");
-    let Some(metadata) = metadata.filter(has_tokenizer) else {
-        warnings.push("the model has no tokenizer, so the output has none".to_owned());
-        return Ok(None);
-    };
-    let tokenizer = Tokenizer::from_gguf(metadata)?;
-    warnings.extend(tokenizer.warnings().iter().cloned());
-    Ok(Some(tokenizer))
+/// Entries of a configuration that say how weights are quantized.
+const QUANTIZATION: [&str; 3] = ["quantization_config", "quantization", "compression_config"];
+
+/// Where a directory's configuration and tokenizer come from.
+pub(crate) enum Source<'a> {
+    /// A GGUF file; it may have no tokenizer.
+    Gguf(Option<Box<Tokenizer>>),
+    /// Another directory.
+    Directory(&'a Path),
 }
 
-/// Writes `config.json` and, from the tokenizer, its files and `generation_config.json`.
-fn write_configs(
-    checkpoint: &Checkpoint,
-    specs: &[TensorSpec],
-    tokenizer: Option<&Tokenizer>,
-    dir: &Path,
-) -> Result<()> {
-    let bytes_of =
-        |dtype: DType| -> u64 { specs.iter().filter(|s| s.dtype == dtype).map(byte_len).sum() };
-    let dtypes = [DType::BF16, DType::F16, DType::F32];
-    let main = dtypes.into_iter().max_by_key(|&dtype| bytes_of(dtype)).unwrap_or(DType::BF16);
-    let biases: Vec<String> =
-        specs.iter().filter(|s| s.name.ends_with(".bias")).map(|s| s.name.clone()).collect();
-    let mut config = checkpoint.config().to_hf(main, &biases);
-    if let Some(tokenizer) = tokenizer {
-        let mut generation = json!({ "_from_model_config": true });
-        for (key, id) in [
-            ("bos_token_id", tokenizer.bos()),
-            ("eos_token_id", tokenizer.eos()),
-            ("pad_token_id", tokenizer.padding()),
-        ] {
-            if let Some(id) = id {
-                config[key] = json!(id);
-                generation[key] = json!(id);
-            }
+impl<'a> Source<'a> {
+    pub(crate) fn of(checkpoint: &'a Checkpoint, warnings: &mut Vec<String>) -> Result<Self> {
+        if let Some(dir) = checkpoint.hf_dir() {
+            return Ok(Source::Directory(dir));
         }
-        match tokenizer.end_of_generation() {
-            [] => {}
-            [one] => generation["eos_token_id"] = json!(one),
-            several => generation["eos_token_id"] = json!(several),
-        }
-        write_json(&dir.join("generation_config.json"), &generation)?;
-        tokenizer.to_hf(dir)?;
+        let metadata = checkpoint.gguf_metadata();
+        let has_tokenizer =
+            |m: &&bevel_formats::gguf::Metadata| m.contains_key("tokenizer.ggml.tokens");
+        let Some(metadata) = metadata.filter(has_tokenizer) else {
+            warnings.push("the model has no tokenizer, so the output has none".to_owned());
+            return Ok(Source::Gguf(None));
+        };
+        let tokenizer = Tokenizer::from_gguf(metadata)?;
+        warnings.extend(tokenizer.warnings().iter().cloned());
+        Ok(Source::Gguf(Some(Box::new(tokenizer))))
     }
-    write_json(&dir.join("config.json"), &config)
+
+    /// Writes `config.json` with more `entries`, and the tokenizer's files.
+    pub(crate) fn write(
+        &self,
+        checkpoint: &Checkpoint,
+        specs: &[TensorSpec],
+        entries: Map<String, Value>,
+        dir: &Path,
+    ) -> Result<()> {
+        let bytes_of =
+            |dtype: DType| -> u64 { specs.iter().filter(|s| s.dtype == dtype).map(byte_len).sum() };
+        let dtypes = [DType::BF16, DType::F16, DType::F32];
+        let main = dtypes.into_iter().max_by_key(|&dtype| bytes_of(dtype)).unwrap_or(DType::BF16);
+        let mut config = match self {
+            Source::Directory(from) => {
+                super::from_hf::copy_side_files(from, dir)?;
+                let path = from.join("config.json");
+                let text = fs::read(&path).map_err(Error::io("read", &path))?;
+                let wrong = |e: serde_json::Error| Error::io("read", &path)(e.into());
+                let mut config: Map<String, Value> =
+                    serde_json::from_slice(&text).map_err(wrong)?;
+                config.retain(|key, _| !QUANTIZATION.contains(&key.as_str()));
+                let name = match main {
+                    DType::F32 => "float32",
+                    DType::F16 => "float16",
+                    _ => "bfloat16",
+                };
+                // transformers 5 calls `dtype` what was `torch_dtype` before.
+                let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+                config.insert(key.to_owned(), json!(name));
+                let tied = checkpoint.config().tied;
+                config.insert("tie_word_embeddings".to_owned(), json!(tied));
+                Value::Object(config)
+            }
+            Source::Gguf(tokenizer) => {
+                let biases = specs.iter().filter(|s| s.name.ends_with(".bias"));
+                let biases: Vec<String> = biases.map(|s| s.name.clone()).collect();
+                let mut config = checkpoint.config().to_hf(main, &biases);
+                if let Some(tokenizer) = tokenizer {
+                    write_tokenizer(tokenizer, &mut config, dir)?;
+                }
+                config
+            }
+        };
+        if let Some(map) = config.as_object_mut() {
+            map.extend(entries);
+        }
+        write_json(&dir.join("config.json"), &config)
+    }
+}
+
+/// Writes a tokenizer's files and `generation_config.json`; special tokens go to `config`.
+fn write_tokenizer(tokenizer: &Tokenizer, config: &mut Value, dir: &Path) -> Result<()> {
+    let mut generation = json!({ "_from_model_config": true });
+    for (key, id) in [
+        ("bos_token_id", tokenizer.bos()),
+        ("eos_token_id", tokenizer.eos()),
+        ("pad_token_id", tokenizer.padding()),
+    ] {
+        if let Some(id) = id {
+            config[key] = json!(id);
+            generation[key] = json!(id);
+        }
+    }
+    match tokenizer.end_of_generation() {
+        [] => {}
+        [one] => generation["eos_token_id"] = json!(one),
+        several => generation["eos_token_id"] = json!(several),
+    }
+    write_json(&dir.join("generation_config.json"), &generation)?;
+    Ok(tokenizer.to_hf(dir)?)
 }
 
 pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {

@@ -75,7 +75,7 @@ pub(super) fn convert(
 }
 
 /// Copies what is neither weights nor `config.json`: the tokenizer's files, texts, templates.
-fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn copy_side_files(from: &Path, to: &Path) -> Result<()> {
     const KINDS: [&str; 5] = ["json", "txt", "jinja", "model", "md"];
     let entries = fs::read_dir(from).map_err(Error::io("read", from))?;
     for path in entries.flatten().map(|entry| entry.path()) {

@@ -1,6 +1,6 @@
 //! Conversion between GGUF files and Hugging Face directories.
 
-mod from_gguf;
+pub(crate) mod from_gguf;
 mod from_hf;
 
 use std::path::Path;
@@ -49,21 +49,23 @@ pub fn convert(
     cpu: &Cpu,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Report> {
-    if Target::of(out) == Target::Gguf {
+    let rotated = crate::rotated(checkpoint, recipe)?;
+    let checkpoint = rotated.as_ref().unwrap_or(checkpoint);
+    if Target::of(out) == Target::Gguf || matches!(recipe.base, Base::Grouped(_)) {
         return crate::quantize(checkpoint, recipe, None, out, options, cpu, on_progress);
     }
     refuse_packed(recipe, out)?;
     refuse_file_name(out)?;
     may_write(out, &source_files(checkpoint)?, options)?;
     is_replaceable(out)?;
-    match checkpoint.hf_dir() {
+    match checkpoint.hf_dir().filter(|_| !checkpoint.is_rotated()) {
         Some(dir) => from_hf::convert(checkpoint, dir, recipe, out, options, cpu, on_progress),
         None => from_gguf::convert(checkpoint, recipe, out, options, cpu, on_progress),
     }
 }
 
 /// A directory named like a file is a surprise.
-fn refuse_file_name(out: &Path) -> Result<()> {
+pub(crate) fn refuse_file_name(out: &Path) -> Result<()> {
     const FILES: [&str; 5] = ["safetensors", "bin", "pt", "pth", "ggml"];
     let extension = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     if !FILES.contains(&extension.as_str()) {
@@ -77,7 +79,7 @@ fn refuse_file_name(out: &Path) -> Result<()> {
 
 fn refuse_packed(recipe: &Recipe, out: &Path) -> Result<()> {
     let base = match recipe.base {
-        Base::Keep => None,
+        Base::Keep | Base::Grouped(_) => None,
         Base::Mix(mix) => Some(mix.base),
     };
     let overrides = recipe.overrides.iter().map(|o| o.dtype);
@@ -101,20 +103,20 @@ fn hf_type(recipe: &Recipe, name: &str, from: DType) -> DType {
     }
     match (recipe.override_of(name), recipe.base) {
         (Some(dtype), _) => dtype,
-        (None, Base::Keep) => kept,
+        (None, Base::Keep | Base::Grouped(_)) => kept,
         (None, Base::Mix(mix)) => mix.base,
     }
 }
 
 /// What safetensors files carry.
-fn safetensors_metadata(provenance: &Provenance) -> IndexMap<String, String> {
+pub(crate) fn safetensors_metadata(provenance: &Provenance) -> IndexMap<String, String> {
     let mut metadata = IndexMap::from([("format".to_owned(), "pt".to_owned())]);
     metadata.extend(provenance.pairs().map(|(key, value)| (key.to_owned(), value.to_owned())));
     metadata
 }
 
 /// A report without tensors.
-fn empty_report(
+pub(crate) fn empty_report(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
     out: &Path,

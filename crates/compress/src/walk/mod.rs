@@ -26,7 +26,7 @@ use bevel_kernels::{Cpu, rms_norm, scale};
 use bevel_model::{Block, BlockState, Checkpoint, Site, Stage};
 
 pub(crate) use activations::Activations;
-pub(crate) use unfinished::{Fingerprint, Outcome, Unfinished};
+pub(crate) use unfinished::{Fingerprint, Outcome, Results, Unfinished};
 
 use crate::progress::Meter;
 use crate::{Error, Needs, Result, Stats};

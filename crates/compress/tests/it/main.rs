@@ -3,6 +3,7 @@
 mod calibrated;
 mod calibration;
 mod convert;
+mod directories;
 mod inspect;
 mod memory;
 mod mixes;

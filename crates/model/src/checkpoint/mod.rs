@@ -5,8 +5,7 @@
 mod naming;
 mod rotation;
 
-pub(crate) use naming::source_row;
-pub use naming::{HfTensor, Place, Transform};
+pub use naming::{HfTensor, Place, Transform, source_row};
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -347,6 +346,11 @@ impl Checkpoint {
             Source::HuggingFace { dir, .. } => Tokenizer::from_hf(dir),
         };
         tokenizer.map_err(|source| Error::Tokenizer { path: self.path.clone(), source })
+    }
+
+    /// True where the residual stream is [rotated](Checkpoint::rotated).
+    pub fn is_rotated(&self) -> bool {
+        self.rotated.is_some()
     }
 
     /// How the linear layers of a Hugging Face checkpoint are quantized, where they are.

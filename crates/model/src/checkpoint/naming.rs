@@ -155,9 +155,9 @@ impl ModelConfig {
     }
 }
 
-/// The inverse of [`Transform::InterleaveRows`] as well as itself: where row `r` of the result comes
-/// from.
-pub(crate) fn source_row(r: usize, head_dim: usize, to_gguf: bool) -> usize {
+/// [`Transform::InterleaveRows`] row by row, or with `to_gguf` false its inverse: where row `r` of the
+/// result comes from.
+pub fn source_row(r: usize, head_dim: usize, to_gguf: bool) -> usize {
     let (head, r) = (r / head_dim * head_dim, r % head_dim);
     let half = head_dim / 2;
     head + if to_gguf { r % 2 * half + r / 2 } else { r % half * 2 + r / half }

@@ -1,0 +1,96 @@
+//! Directories whose linear layers are codes in groups: what is written is read, and means the model.
+
+use bevel_compress::{CodeType, Error, FormatName};
+use bevel_model::Checkpoint;
+
+use crate::support::{convert_with, recipe, tiny_austen};
+
+/// Quantizes the small real model and compares every weight with the original's.
+#[track_caller]
+fn check(toml: &str, worst: f64) {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("coded");
+    let report = convert_with(&tiny_austen(), &recipe(toml), &out, &Default::default()).unwrap();
+    let (before, after) =
+        (Checkpoint::open(&tiny_austen()).unwrap(), Checkpoint::open(&out).unwrap());
+    assert!(after.scheme().is_some(), "{toml}: the configuration says nothing of it");
+    let mut coded = 0;
+    for (name, entry) in before.tensors() {
+        let (a, b) = (before.read_f32(name).unwrap(), after.read_f32(name).unwrap());
+        let sum = |it: &mut dyn Iterator<Item = f32>| it.map(|v| f64::from(v * v)).sum::<f64>();
+        let moved = sum(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / sum(&mut a.iter().copied());
+        let is_coded = after.entry(name).unwrap().is_coded();
+        coded += usize::from(is_coded);
+        let bound = if is_coded { worst } else { 1e-9 };
+        assert!(moved.sqrt() < bound, "{toml}: {name} {} moved by {}", entry.shape, moved.sqrt());
+        let reported = report.tensors.iter().find(|t| t.name == *name);
+        if let Some(reported) = reported.filter(|_| is_coded) {
+            assert!((reported.relative_error - moved.sqrt()).abs() < 2e-3, "{toml}: {name}");
+        }
+    }
+    assert_eq!(coded, 4 * 7, "{toml}: linear layers of four layers");
+    // Tokenizer and configuration come along.
+    assert!(after.tokenizer().is_ok());
+}
+
+#[test]
+fn every_format_holds_what_it_can() {
+    check("type = \"W4\"", 0.15);
+    check("type = \"W3\"\nformat = \"gptq\"\nsymmetric = false\ngroup_size = 64", 0.25);
+    check("type = \"W8\"\nformat = \"gptq_v2\"\nsymmetric = false", 0.02);
+    check("type = \"W4\"\nformat = \"awq\"", 0.12);
+    check("type = \"W4\"\nformat = \"compressed-tensors\"\ngroup_size = 0", 0.2);
+    check("type = \"W6\"\nformat = \"compressed-tensors\"\nsymmetric = false", 0.04);
+    check("type = \"W5\"\nformat = \"mlx\"", 0.06);
+    check("type = \"NF4\"", 0.12);
+    check("type = \"FP4\"\nformat = \"bitsandbytes-flat\"", 0.15);
+    check("type = \"FP8\"", 0.04);
+    check("type = \"NVFP4\"", 0.12);
+    check("type = \"MXFP4-HF\"", 0.15);
+    check("type = \"MXFP4-HF\"\nformat = \"mlx\"", 0.15);
+}
+
+#[test]
+fn what_does_not_fit_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let refuse = |toml: &str, name: &str, words: &str| {
+        let out = directory.path().join(name);
+        let outcome = convert_with(&tiny_austen(), &recipe(toml), &out, &Default::default());
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains(words), "{toml}: {error}");
+        assert!(!out.exists());
+    };
+    refuse("type = \"W4\"", "a.gguf", "Hugging Face directories");
+    refuse("type = \"W3\"\nformat = \"awq\"", "a", "4");
+    refuse("type = \"NF4\"\nformat = \"gptq\"", "b", "gptq");
+    refuse("type = \"W4\"\nformat = \"bitsandbytes\"", "c", "NF4");
+}
+
+#[test]
+fn names_of_codes_and_formats_are_read_back() {
+    for code in CodeType::ALL {
+        assert_eq!(CodeType::named(code.name()), Some(code));
+    }
+    for format in FormatName::ALL.map(FormatName) {
+        assert_eq!(format.to_string().parse::<FormatName>().unwrap(), format);
+    }
+    assert!(matches!("gptq3".parse::<FormatName>(), Err(Error::Recipe(_))));
+}
+
+#[test]
+fn a_rotated_model_is_another_file_and_the_same_function() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, dir) = (directory.path().join("r.gguf"), directory.path().join("r"));
+    let toml = "type = \"F32\"\nrotate = 7";
+    convert_with(&tiny_austen(), &recipe(toml), &file, &Default::default()).unwrap();
+    convert_with(&tiny_austen(), &recipe(toml), &dir, &Default::default()).unwrap();
+    let (file, dir) = (Checkpoint::open(&file).unwrap(), Checkpoint::open(&dir).unwrap());
+    assert!(!file.config().tied && !dir.config().tied, "the head takes the last norm's gain");
+    let expected = Checkpoint::open(&tiny_austen()).unwrap().rotated(7).unwrap();
+    for name in expected.tensors().keys() {
+        let values = expected.read_f32(name).unwrap();
+        assert_eq!(file.read_f32(name).unwrap(), values, "{name}");
+        assert_eq!(dir.read_f32(name).unwrap(), values, "{name}");
+    }
+    assert!(file.tokenizer().is_ok() && dir.tokenizer().is_ok());
+}
