@@ -420,3 +420,43 @@ const fn quarters(code: u16, bits: u32) -> [u8; 4] {
     }
     quarters
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack::{iq2, iq3};
+
+    /// The entries found are the nearest of all, one by one.
+    #[track_caller]
+    fn check<B: Codebook<N>, const N: usize, const VECTORS: usize>() {
+        let noise = |i: usize| (i as u32).wrapping_mul(2_654_435_761) as f32 / 4_294_967_296.0;
+        let y = each::<256>(|i| 60.0 * noise(i) - 6.0);
+        let w = each::<256>(|i| 0.01 + noise(7 * i + 3));
+        let scales = each::<GROUPS>(|j| 0.5 + 0.1 * j as f32);
+        let nearest = Problem::<N, VECTORS>::new(&y, &w).nearest::<B>(&scales);
+        let mut errors = [0f32; GROUPS];
+        for k in 0..VECTORS {
+            let group = k * N / B::GROUP;
+            let cost = |entry: &[u8; N]| -> f32 {
+                let distance = |i: usize| y[k * N + i] - scales[group] * f32::from(entry[i]);
+                (0..N).map(|i| w[k * N + i] * distance(i) * distance(i)).sum()
+            };
+            let least = B::ENTRIES.iter().map(cost).fold(f32::INFINITY, f32::min);
+            let found = cost(&B::ENTRIES[usize::from(nearest.entries[k])]);
+            assert!(found <= least * 1.00001, "vector {k}: {found} where {least} is possible");
+            errors[group] += found;
+        }
+        for j in 0..GROUPS {
+            assert!((nearest.errors[j] - errors[j]).abs() <= 1e-4 * errors[j], "group {j}");
+        }
+    }
+
+    #[test]
+    fn no_entry_is_nearer() {
+        check::<iq2::Xxs, 8, 32>();
+        check::<iq2::Xs, 8, 32>();
+        check::<iq2::S, 8, 32>();
+        check::<iq3::Xxs, 4, 64>();
+        check::<iq3::S, 4, 64>();
+    }
+}

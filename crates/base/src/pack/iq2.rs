@@ -134,7 +134,7 @@ fn signed(d: f32, entry: &[u8; 8], signs: u8, out: &mut [f32; 8]) {
 }
 
 /// The codebook of IQ2_XXS.
-struct Xxs;
+pub(super) struct Xxs;
 
 impl Codebook<8> for Xxs {
     const RUNS: &'static [Run] = &runs::<{ count_runs(&IQ2_XXS_CODES, 2) }>(&IQ2_XXS_CODES, 2);
@@ -146,7 +146,7 @@ impl Codebook<8> for Xxs {
 }
 
 /// The codebook of IQ2_XS.
-struct Xs;
+pub(super) struct Xs;
 
 impl Codebook<8> for Xs {
     const RUNS: &'static [Run] = &runs::<{ count_runs(&IQ2_XS_CODES, 2) }>(&IQ2_XS_CODES, 2);
@@ -158,7 +158,7 @@ impl Codebook<8> for Xs {
 }
 
 /// The codebook of IQ2_S.
-struct S;
+pub(super) struct S;
 
 impl Codebook<8> for S {
     const RUNS: &'static [Run] = &runs::<{ count_runs(&IQ2_S_CODES, 2) }>(&IQ2_S_CODES, 2);

@@ -97,7 +97,7 @@ fn signed(d: f32, entry: &[u8; 4], signs: u8, out: &mut [f32; 4]) {
 }
 
 /// The codebook of IQ3_XXS.
-struct Xxs;
+pub(super) struct Xxs;
 
 impl Codebook<4> for Xxs {
     const RUNS: &'static [Run] = &runs::<{ count_runs(&IQ3_XXS_CODES, 4) }>(&IQ3_XXS_CODES, 4);
@@ -109,7 +109,7 @@ impl Codebook<4> for Xxs {
 }
 
 /// The codebook of IQ3_S.
-struct S;
+pub(super) struct S;
 
 impl Codebook<4> for S {
     const RUNS: &'static [Run] = &runs::<{ count_runs(&IQ3_S_CODES, 4) }>(&IQ3_S_CODES, 4);
