@@ -83,6 +83,7 @@ pub(crate) fn load(name: &str, global: &Global) -> Result<Loaded> {
         (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), weights)
     });
     let (tokenizer, weights) = (tokenizer?, weights?);
+    checkpoint.warnings().iter().chain(weights.warnings()).for_each(|warning| global.warn(warning));
     let model = Model::new(checkpoint, weights);
     Ok(Loaded { model, tokenizer, cpu, load_time: start.elapsed() })
 }

@@ -123,7 +123,7 @@ pub fn quantize(
         warnings: plan.warnings,
         tensors: Vec::with_capacity(plan.tensors.len()),
     };
-    let total = plan.totals.bytes_before;
+    let total = plan.tensors.iter().map(PlannedTensor::read_len).sum();
     let mut meter = Meter { stage: Stage::Write, done: 0, total, on_progress };
     let mut transcoder = Transcoder::new(cpu.pool());
     for planned in plan.tensors {
@@ -209,7 +209,8 @@ impl Report {
         outcomes: &[Outcome],
         options: &Options,
     ) -> Result<()> {
-        let PlannedTensor { name, shape, from, to, wanted, bytes_before, bytes_after } = planned;
+        let PlannedTensor { name, shape, from, to, wanted, bytes_before, bytes_after, .. } =
+            planned;
         self.push(
             TensorReport {
                 name,

@@ -30,9 +30,11 @@ pub struct PlannedTensor {
     /// Its dimensions, outermost first.
     #[serde(serialize_with = "dims")]
     pub shape: Shape,
-    /// The type it has.
+    /// The type it is read in.
     #[serde(serialize_with = "type_name")]
     pub from: DType,
+    /// True where it is stored as codes and scales in tensors of their own.
+    pub coded: bool,
     /// The type it is going to have.
     #[serde(serialize_with = "type_name")]
     pub to: DType,
@@ -59,7 +61,9 @@ impl Plan {
             file_type: None,
         };
         for (name, entry) in checkpoint.tensors() {
-            let wanted = wanted_type(&facts, recipe, name, &entry.shape, entry.dtype);
+            // Where no type is asked for, codes that GGUF has no block for become halves.
+            let kept = if entry.is_coded() { DType::F16 } else { entry.dtype };
+            let wanted = wanted_type(&facts, recipe, name, &entry.shape, kept);
             let fallback = fallback(wanted, entry.shape.row_len());
             let to = fallback.unwrap_or(wanted);
             let wrap = |source| Error::Tensor { tensor: name.clone(), source };
@@ -70,7 +74,8 @@ impl Plan {
                 from: entry.dtype,
                 to,
                 wanted: fallback.map(|_| wanted),
-                bytes_before: bytes(entry.dtype)?,
+                coded: entry.is_coded(),
+                bytes_before: entry.stored_len(),
                 bytes_after: bytes(to)?,
             });
         }
@@ -127,16 +132,17 @@ impl Plan {
         self.warn_of_fallbacks();
         let again: Vec<_> = self.tensors.iter().filter(|t| t.requantizes()).collect();
         if let Some(first) = again.first() {
-            let finer = again.iter().filter(|t| t.from.bits_per_weight() <= t.to.bits_per_weight());
+            let finer = again.iter().filter(|t| t.bytes_before <= t.bytes_after);
             let gain = match finer.count() {
                 0 => String::new(),
                 count => format!(", {count} of them to as many bits or more, which gains nothing"),
             };
+            let scheme = checkpoint.scheme().filter(|_| first.coded);
+            let before = scheme.map_or_else(|| first.from.to_string(), |scheme| scheme.name());
             self.warnings.push(format!(
-                "{} tensors were quantized before (`{}` to {}) and are quantized again{gain}: both errors add up; start from the original model for the best quality",
+                "{} tensors were quantized before (`{}` to {before}) and are quantized again{gain}: both errors add up; start from the original model for the best quality",
                 again.len(),
                 first.name,
-                first.from
             ));
         }
         let eligible = |pattern: &str| {
@@ -159,9 +165,14 @@ impl Plan {
 }
 
 impl PlannedTensor {
+    /// Bytes of the values in the type they are read in.
+    pub(crate) fn read_len(&self) -> u64 {
+        self.shape.byte_len(self.from).map_or(u64::MAX, |len| len as u64)
+    }
+
     /// True where packed values are packed again in another way.
     pub(crate) fn requantizes(&self) -> bool {
-        self.from.is_packed() && self.to.is_packed() && self.from != self.to
+        (self.from.is_packed() || self.coded) && self.to.is_packed() && self.from != self.to
     }
 }
 

@@ -111,6 +111,9 @@ fn shown(i: &Inspection, memory: Option<Memory>, args: &Args) -> String {
     line("parameters", format!("{}{}", count(i.parameters), active.unwrap_or_default()));
     let files = if i.files == 1 { String::new() } else { format!(" in {} files", i.files) };
     line("size", format!("{}{files}, {:.2} bits/weight", bytes(i.file_bytes), i.bits_per_weight));
+    if let Some(quantization) = &i.quantization {
+        line("quantization", quantization.clone());
+    }
     if let Some(d) = &i.dimensions {
         let window = d.window.map(|w| format!(", window {w}")).unwrap_or_default();
         line("context", format!("{} tokens{window}", d.context));

@@ -44,6 +44,10 @@ pub struct Inspection {
     pub architecture: Option<String>,
     /// The name the model gives itself.
     pub name: Option<String>,
+    /// How linear layers are stored, where that is as codes and scales in tensors of their own:
+    /// `GPTQ, 4 bits, groups of 128`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<String>,
     /// Why bevel does not run it, as a sentence.
     pub note: Option<String>,
     /// Weights in all tensors.
@@ -180,6 +184,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
         file_bytes: files.bytes(),
         architecture: files.architecture(),
         name: files.name(),
+        quantization: None,
         note: None,
         parameters: 0,
         active_parameters: None,
@@ -196,17 +201,17 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
     drop(files);
     inspection.parameters =
         inspection.weights().map(|t| t.shape.len() as u64).fold(0, u64::saturating_add);
-    inspection.bits_per_weight =
-        inspection.tensor_bytes as f64 * 8.0 / inspection.parameters.max(1) as f64;
     match (inspection.container, Checkpoint::open(path)) {
         (Container::Safetensors, _) => {
             inspection.note = Some(
                 "there is no `config.json` beside the tensors, so only these are listed".to_owned(),
             );
         }
-        (_, Ok(checkpoint)) => inspection.set_config(checkpoint.config().clone()),
+        (_, Ok(checkpoint)) => inspection.set_model(&checkpoint),
         (_, Err(error)) => inspection.note = Some(format!("bevel does not run it: {error}")),
     }
+    inspection.bits_per_weight =
+        inspection.tensor_bytes as f64 * 8.0 / inspection.parameters.max(1) as f64;
     Ok(inspection)
 }
 
@@ -216,11 +221,21 @@ impl Inspection {
         self.tensors.iter().filter(|t| !t.name.starts_with("rope_f"))
     }
 
-    fn set_config(&mut self, config: ModelConfig) {
+    fn set_model(&mut self, checkpoint: &Checkpoint) {
+        let config = checkpoint.config().clone();
+        let mut of_experts: u64 = self
+            .weights()
+            .filter(|t| t.name.contains("_exps.") || t.name.contains(".experts."))
+            .map(|t| t.shape.len() as u64)
+            .sum();
+        if let Some(scheme) = checkpoint.scheme() {
+            // Words of codes are no weights, scales neither.
+            self.quantization = Some(scheme.name());
+            self.parameters = checkpoint.parameters();
+            let experts = checkpoint.tensors().iter().filter(|(name, _)| name.contains("_exps."));
+            of_experts = experts.map(|(_, entry)| entry.shape.len() as u64).sum();
+        }
         self.active_parameters = config.experts.map(|experts| {
-            let is_expert = |name: &str| name.contains("_exps.") || name.contains(".experts.");
-            let of_experts: u64 =
-                self.weights().filter(|t| is_expert(&t.name)).map(|t| t.shape.len() as u64).sum();
             let used = u128::from(of_experts) * experts.used as u128 / experts.count as u128;
             self.parameters - of_experts + used as u64
         });

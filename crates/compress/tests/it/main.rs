@@ -2,6 +2,7 @@
 
 mod calibrated;
 mod calibration;
+mod coded;
 mod convert;
 mod directories;
 mod inspect;

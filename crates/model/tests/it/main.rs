@@ -4,9 +4,9 @@ mod chat;
 mod families;
 mod hostile;
 mod limits;
+mod quantized;
 #[path = "../../../../fuzz/replay.rs"]
 mod replay;
-mod quantized;
 mod targets;
 mod tokenizer;
 
