@@ -1,8 +1,10 @@
 //! Quantization with calibration data: the walk, with every layer's matrices solved on the inputs
 //! that the already quantized part of the model gives them.
 
+use std::borrow::Cow;
 use std::path::Path;
 
+use bevel_base::DType;
 use bevel_kernels::Cpu;
 use bevel_model::{Checkpoint, Stage as BlockStage};
 
@@ -10,8 +12,8 @@ use crate::calibration::Calibration;
 use crate::output::Options;
 use crate::progress::{Meter, OnProgress, Stage};
 use crate::provenance::hexadecimal;
-use crate::solve::{self, Rtn, SolveReport, Solved, Target, solve};
-use crate::walk::{Fingerprint, Limits, Linear, Outcome, Unfinished, Walk, read_rows};
+use crate::solve::{self, Form, Rtn, SolveReport, Solved, Target, awq_clip, awq_scales, solve};
+use crate::walk::{Fingerprint, Layer, Limits, Linear, Outcome, Unfinished, Walk, read_rows};
 use crate::{Error, Needs, Provenance, Result, Stats};
 
 /// What a matrix becomes. `None` where it is to be left alone.
@@ -26,6 +28,10 @@ pub(crate) struct Run<'a> {
     pub(crate) needs: Needs,
     pub(crate) solver: &'a solve::Method,
     pub(crate) target_of: &'a TargetOf<'a>,
+    /// Input channels are scaled first, as AWQ does it.
+    pub(crate) fold: bool,
+    /// The ranges of groups are clipped first, as AWQ does it.
+    pub(crate) clip: bool,
     pub(crate) limits: Limits,
 }
 
@@ -59,8 +65,9 @@ impl Run<'_> {
         let (checkpoint, cpu) = (self.checkpoint, self.cpu);
         let mut walk =
             Walk::begin(checkpoint, cpu, sequences, self.needs.cross, &self.limits, &dir)?;
-        // A layer is four stages and the way out.
-        let steps = sequences.len() as u64 * (BlockStage::ALL.len() as u64 + 1);
+        // A layer is four stages and the way out, and a look at it before where scales are folded.
+        let passes = BlockStage::ALL.len() as u64 + 1 + u64::from(self.fold);
+        let steps = sequences.len() as u64 * passes;
         let total = steps * layers as u64 + sequences.len() as u64;
         let done = steps * unfinished.done() as u64;
         let mut meter = Meter { stage: Stage::Calibrate, done, total, on_progress };
@@ -86,6 +93,9 @@ impl Run<'_> {
     ) -> Result<Vec<Outcome>> {
         let mut layer = walk.enter(index)?;
         let mut outcomes = Vec::new();
+        if self.fold {
+            self.fold(&mut layer, meter)?;
+        }
         for stage in BlockStage::ALL {
             let wanted = |l: &Linear| (self.target_of)(&l.name).is_some();
             if !layer.linears(stage, None).iter().any(wanted) {
@@ -106,8 +116,35 @@ impl Run<'_> {
                 }
             }
         }
+        // What folding changed and nothing quantized: norms, biases, what the recipe keeps.
+        for (linear, values) in layer.changed() {
+            if !outcomes
+                .iter()
+                .any(|o| o.linear.name == linear.name && o.linear.part == linear.part)
+            {
+                let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                let form = Form::Packed { dtype: DType::F32, bytes };
+                outcomes.push(Outcome { linear, form, report: SolveReport::default() });
+            }
+        }
         layer.leave(meter)?;
         Ok(outcomes)
+    }
+
+    /// Scales the input channels of a layer's stages, each for all matrices that share the input.
+    fn fold(&self, layer: &mut Layer<'_, '_>, meter: &mut Meter<'_, '_>) -> Result<()> {
+        let all = layer.survey(Needs { gram: true, cross: false }, meter)?;
+        for (stage, stats) in all {
+            let linears = layer.linears(stage, None);
+            let target = linears.iter().find_map(|l| (self.target_of)(&l.name));
+            let Some(target) = target.filter(|_| layer.can_fold(stage)) else { continue };
+            let weights = linears.iter().map(|l| layer.weight(l)).collect::<Result<Vec<_>>>()?;
+            let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
+            let found = awq_scales(self.cpu, &weights, stats.cols(), &stats, &target, false)
+                .map_err(|source| Error::Solve { tensor: linears[0].name.clone(), source })?;
+            layer.fold(stage, &found.scales)?;
+        }
+        Ok(())
     }
 
     /// The output head, if it is to be quantized.
@@ -146,6 +183,13 @@ impl Run<'_> {
             let report = SolveReport { fell_back: true, ..solved.report };
             return Ok(Solved { report, ..solved });
         };
-        solve(self.cpu, weight, *rows, *cols, stats, target, self.solver).map_err(wrap)
+        let mut weight = Cow::Borrowed(weight);
+        // Queries and keys meet each other: their errors do not stay apart, and AWQ leaves them.
+        let is_clipped = self.clip && !name.contains("attn_q") && !name.contains("attn_k");
+        if let (true, Target::Grouped(spec)) = (is_clipped, target) {
+            let clipped = awq_clip(self.cpu, &weight, *cols, stats, spec).map_err(wrap)?;
+            weight = Cow::Owned(clipped);
+        }
+        solve(self.cpu, &weight, *rows, *cols, stats, target, self.solver).map_err(wrap)
     }
 }

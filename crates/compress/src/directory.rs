@@ -22,7 +22,7 @@ use crate::solve::{self, Form, Rtn, Solved, solve};
 use crate::transcode::{Tally, Transcoder, tally};
 use crate::walk::{Limits, Linear, Outcome, Results, Unfinished, read_rows};
 use crate::{
-    Error, Needs, Options, Provenance, Recipe, Report, Result, Stats, Storage, TensorReport,
+    Error, Method, Needs, Options, Provenance, Recipe, Report, Result, Stats, Storage, TensorReport,
 };
 
 /// A tensor whose matrices become modules of codes.
@@ -67,7 +67,7 @@ pub(crate) fn quantize(
     has_space(out, specs.iter().map(plain::byte_len).fold(0, u64::saturating_add))?;
 
     let provenance = Provenance::of(checkpoint, recipe, on_progress)?;
-    let unfinished = match recipe.method.is_calibrated() {
+    let unfinished = match recipe.is_calibrated() {
         false => None,
         true => {
             let target_of =
@@ -79,6 +79,8 @@ pub(crate) fn quantize(
                 needs: recipe.method.needs(),
                 solver: &recipe.method.solver(&recipe.gptq),
                 target_of: &target_of,
+                fold: recipe.fold || recipe.method == Method::Awq,
+                clip: recipe.method == Method::Awq,
                 limits: Limits::default(),
             };
             Some(run.run(out, &provenance, options, on_progress)?)
@@ -102,9 +104,17 @@ pub(crate) fn quantize(
     let mut meter = Meter { stage: Stage::Write, done: 0, total: read + coded_bytes, on_progress };
     let mut transcoder = Transcoder::new(cpu.pool());
     for piece in &pieces {
+        // Norms and biases that scales were folded into.
+        let outcomes = results.as_ref().map(|r| r.all(piece.name)).transpose()?;
+        let values = |outcome: Outcome| match outcome.form {
+            Form::Packed { bytes, .. } => bytes,
+            Form::Grouped { .. } => unreachable!("a module of codes is no plain tensor"),
+        };
+        let changed: Vec<u8> = outcomes.into_iter().flatten().flat_map(values).collect();
         plain::write_piece(
             checkpoint,
             piece,
+            (!changed.is_empty()).then_some(changed),
             &mut writer,
             &mut transcoder,
             &mut meter,

@@ -15,11 +15,12 @@ use crate::output::{has_space, may_write, remove_stale};
 use crate::plan::{Plan, PlannedTensor};
 use crate::progress::{Meter, OnProgress, Stage};
 use crate::provenance::source_files;
-use crate::solve::{Form, Target};
+use crate::solve::{Form, SolveReport, Target};
 use crate::transcode::{Job, Tally, Transcoder, tally};
 use crate::walk::{Limits, Outcome, Unfinished};
 use crate::{
-    Base, Error, Options, Provenance, Recipe, Report, Result, Storage, TensorReport, directory,
+    Base, Error, Method, Options, Provenance, Recipe, Report, Result, Storage, TensorReport,
+    directory,
 };
 
 /// ggml's version of its packed layouts, which readers compare.
@@ -89,7 +90,7 @@ pub fn quantize(
         metadata.insert(key.to_owned(), value.into());
     }
 
-    let unfinished = match recipe.method.is_calibrated() {
+    let unfinished = match recipe.is_calibrated() {
         false => None,
         true => {
             let target_of = |name: &str| {
@@ -103,6 +104,8 @@ pub fn quantize(
                 needs: recipe.method.needs(),
                 solver: &recipe.method.solver(&recipe.gptq),
                 target_of: &target_of,
+                fold: recipe.fold || recipe.method == Method::Awq,
+                clip: recipe.method == Method::Awq,
                 limits: Limits::default(),
             };
             Some(run.run(out, &provenance, options, on_progress)?)
@@ -157,6 +160,12 @@ pub fn quantize(
     Ok(report)
 }
 
+/// How matrices were solved; those that were only scaled were not.
+fn solve_reports(outcomes: &[Outcome]) -> Vec<SolveReport> {
+    let solved = outcomes.iter().filter(|outcome| outcome.is_solved());
+    solved.map(|outcome| outcome.report.clone()).collect()
+}
+
 /// The checkpoint with its residual stream rotated, where a recipe asks for that.
 pub(crate) fn rotated(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Option<Checkpoint>> {
     let open = |seed| Ok(Checkpoint::open(checkpoint.path().as_ref())?.rotated(seed)?);
@@ -190,8 +199,17 @@ fn write_outcomes(
         let (mut values, mut restored) = (vec![0.0; len], vec![0.0; len]);
         pack::dequantize(planned.from, part, &mut values).map_err(wrap)?;
         pack::dequantize(*dtype, bytes, &mut restored).map_err(wrap)?;
+        if *dtype == planned.to {
+            write(bytes)?;
+        } else {
+            // A tensor that only changed because a neighbour's scales were folded into it.
+            let mut packed =
+                vec![0; linear.rows * planned.to.row_bytes(linear.cols).map_err(wrap)?];
+            pack::quantize(planned.to, &restored, None, &mut packed).map_err(wrap)?;
+            pack::dequantize(planned.to, &packed, &mut restored).map_err(wrap)?;
+            write(&packed)?;
+        }
         total.add(tally(planned.to, &values, &restored));
-        write(bytes)?;
     }
     Ok(total)
 }
@@ -222,7 +240,7 @@ impl Report {
                 bytes_after,
                 relative_error: tally.relative_error(),
                 saturated: tally.saturated,
-                solved: outcomes.iter().map(|outcome| outcome.report.clone()).collect(),
+                solved: solve_reports(outcomes),
             },
             options,
         )

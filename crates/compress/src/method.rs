@@ -16,6 +16,9 @@ pub enum Method {
     /// Round to nearest, where errors count as much as the inputs they are multiplied with: what
     /// llama.cpp calls an importance matrix.
     Importance,
+    /// AWQ (arXiv 2306.00978): input channels are scaled and ranges clipped for the least error of the
+    /// outputs, then rounded to nearest.
+    Awq,
     /// GPTQ (arXiv 2210.17323): every column's error is made up for in those that follow.
     Gptq,
     /// GPTAQ (arXiv 2504.02692): GPTQ that also makes up for the errors of the layers before.
@@ -24,13 +27,15 @@ pub enum Method {
 
 impl Method {
     /// All of them.
-    pub const ALL: [Method; 4] = [Method::Rtn, Method::Importance, Method::Gptq, Method::Gptaq];
+    pub const ALL: [Method; 5] =
+        [Method::Rtn, Method::Importance, Method::Awq, Method::Gptq, Method::Gptaq];
 
     /// What a recipe calls it.
     pub fn name(self) -> &'static str {
         match self {
             Method::Rtn => "rtn",
             Method::Importance => "importance",
+            Method::Awq => "awq",
             Method::Gptq => "gptq",
             Method::Gptaq => "gptaq",
         }
@@ -43,19 +48,22 @@ impl Method {
 
     /// The statistics it works with.
     pub(crate) fn needs(self) -> Needs {
-        Needs { gram: matches!(self, Method::Gptq | Method::Gptaq), cross: self == Method::Gptaq }
+        Needs {
+            gram: matches!(self, Method::Awq | Method::Gptq | Method::Gptaq),
+            cross: self == Method::Gptaq,
+        }
     }
 
     /// The solver, with its settings from a recipe.
     pub(crate) fn solver(self, settings: &GptqSettings) -> solve::Method {
         match self {
-            Method::Rtn => solve::Method::Rtn(Rtn { weighted: false }),
+            Method::Rtn | Method::Awq => solve::Method::Rtn(Rtn { weighted: false }),
             Method::Importance => solve::Method::Rtn(Rtn { weighted: true }),
             Method::Gptq | Method::Gptaq => solve::Method::Gptq(Gptq {
                 damping: settings.damping,
                 order: settings.order,
                 drift: if self == Method::Gptaq { settings.drift } else { 0.0 },
-                refine: Gptq::default().refine,
+                refine: settings.refine,
                 compare: true,
             }),
         }
@@ -91,6 +99,8 @@ pub struct GptqSettings {
     pub order: Order,
     /// How much of the inputs' drift GPTAQ corrects.
     pub drift: f32,
+    /// Sweeps of coordinate descent over the codes and scales that the columns' walk ended with.
+    pub refine: usize,
 }
 
 /// What a recipe calls an [`Order`].
@@ -104,7 +114,7 @@ enum WrittenOrder {
 
 impl Default for GptqSettings {
     fn default() -> Self {
-        let Gptq { damping, order, .. } = Gptq::default();
-        Self { damping, order, drift: 0.25 }
+        let Gptq { damping, order, refine, .. } = Gptq::default();
+        Self { damping, order, drift: 0.25, refine }
     }
 }

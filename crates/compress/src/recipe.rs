@@ -57,6 +57,10 @@ pub struct Recipe {
     /// The residual stream is rotated first, by the random orthogonal matrix of this seed (QuaRot).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotate: Option<u64>,
+    /// Input channels are scaled first, for the least error of the outputs, as [`Method::Awq`] does
+    /// in any case.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fold: bool,
     /// How codes are chosen.
     #[serde(default, skip_serializing_if = "is_default")]
     pub method: Method,
@@ -107,11 +111,17 @@ impl Recipe {
             group_size: None,
             symmetric: None,
             rotate: None,
+            fold: false,
             method: Method::default(),
             gptq: GptqSettings::default(),
             calibration: None,
             overrides: Vec::new(),
         }
+    }
+
+    /// True where the model has to be watched at work.
+    pub fn is_calibrated(&self) -> bool {
+        self.method.is_calibrated() || self.fold
     }
 
     /// How linear layers become codes in groups, in a model of `model_dtype`.

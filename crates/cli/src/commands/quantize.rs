@@ -43,7 +43,8 @@ The flags are a short way to write a recipe. --recipe reads one from a TOML file
 
 --method says how codes are chosen. `rtn`, the default, rounds each block as well as it can alone. The \
 others watch the model at work on calibration data: `importance` lets errors count where inputs are \
-large, as llama.cpp does with an importance matrix; `gptq` also corrects every rounding error in the \
+large, as llama.cpp does with an importance matrix; `awq` scales channels and clips ranges; `gptq` \
+ corrects every rounding error in the \
 weights that follow, and `gptaq` what the layers before got wrong. --calib names text (files, JSON Lines, \
 Parquet, hub:owner/name) or `self`, text that the model writes itself. A calibrated run that is stopped \
 goes on where it was when the same command is given again.
@@ -87,7 +88,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pure: bool,
 
-    /// How codes are chosen: rtn, importance, gptq or gptaq
+    /// How codes are chosen: rtn, importance, awq, gptq or gptaq
     #[arg(long, value_name = "METHOD")]
     method: Option<Method>,
 
@@ -108,6 +109,10 @@ pub(crate) struct Args {
     /// Give all groups of integer codes the same zero point: the default but for awq
     #[arg(long)]
     sym: bool,
+
+    /// Scale input channels first, as AWQ does it, before any method
+    #[arg(long)]
+    fold: bool,
 
     /// Rotate the residual stream first (QuaRot), by the random matrix of a seed
     #[arg(long, value_name = "SEED", num_args = 0..=1, default_missing_value = "0")]
@@ -235,10 +240,11 @@ fn recipe(args: &Args, global: &Global) -> Result<Recipe> {
         recipe.symmetric = Some(args.sym);
     }
     recipe.rotate = args.rotate.or(recipe.rotate);
+    recipe.fold |= args.fold;
     if let Some(method) = args.method {
         recipe.method = method;
     }
-    if recipe.method.is_calibrated() {
+    if recipe.is_calibrated() {
         let config = recipe.calibration.get_or_insert_default();
         if !args.calib.is_empty() {
             config.source = sources(&args.calib)?;

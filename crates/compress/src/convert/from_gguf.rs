@@ -58,6 +58,7 @@ pub(super) fn convert(
         write_piece(
             checkpoint,
             piece,
+            None,
             &mut writer,
             &mut transcoder,
             &mut meter,
@@ -74,20 +75,24 @@ pub(super) fn convert(
     Ok(report)
 }
 
-/// Writes a tensor as what it becomes.
+/// Writes a tensor as what it becomes. `changed` is in the place of its values, in f32.
 pub(crate) fn write_piece(
     checkpoint: &Checkpoint,
     piece: &Piece<'_>,
+    changed: Option<Vec<u8>>,
     writer: &mut SafetensorsWriter,
     transcoder: &mut Transcoder<'_>,
     meter: &mut Meter<'_, '_>,
     report: &mut Report,
     options: &Options,
 ) -> Result<()> {
-    let bytes = checkpoint.read(piece.name)?;
+    let (dtype, bytes) = match changed {
+        Some(values) => (DType::F32, values.into()),
+        None => (piece.entry.dtype, checkpoint.read(piece.name)?),
+    };
     let part_len = bytes.len() / piece.specs.len();
     for (spec, part) in piece.specs.iter().zip(bytes.chunks(part_len.max(1))) {
-        let (from, part) = restore(checkpoint, piece, spec, part)?;
+        let (from, part) = restore(checkpoint, piece, spec, dtype, part)?;
         let job = Job::new(&spec.name, from, spec.dtype, spec.shape.row_len());
         let mut write = |data: &[u8]| Ok(writer.write(&spec.name, data)?);
         let release = || checkpoint.release(piece.name);
@@ -132,9 +137,9 @@ fn restore<'a>(
     checkpoint: &Checkpoint,
     piece: &Piece<'_>,
     spec: &TensorSpec,
+    dtype: DType,
     part: &'a [u8],
 ) -> Result<(DType, std::borrow::Cow<'a, [u8]>)> {
-    let dtype = piece.entry.dtype;
     Ok(match piece.transform {
         Transform::None => (dtype, part.into()),
         Transform::InterleaveRows { .. } => {

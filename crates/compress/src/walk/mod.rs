@@ -15,6 +15,7 @@
 //! limit. In a mixture the statistics of a stage are gathered for some experts at a time.
 
 mod activations;
+mod fold;
 mod unfinished;
 
 use std::collections::BTreeMap;
@@ -133,7 +134,8 @@ impl<'a> Walk<'a> {
         let load = || Block::load(self.checkpoint, self.cpu, index);
         let block = load()?;
         let full = self.full.is_some().then(load).transpose()?;
-        Ok(Layer { walk: self, index, block, full, attended: false })
+        let changed = BTreeMap::new();
+        Ok(Layer { walk: self, index, block, full, changed, attended: false })
     }
 
     /// The output head, some rows at a time: it may be larger than a layer. The first row of each
@@ -209,6 +211,8 @@ pub(crate) struct Layer<'w, 'a> {
     block: Block,
     /// With those of the uncompressed model.
     full: Option<Block>,
+    /// Values that folding changed, by tensor and part.
+    changed: BTreeMap<(String, Option<usize>), Vec<f32>>,
     /// The streams have passed the layer's attention.
     attended: bool,
 }
@@ -249,6 +253,9 @@ impl Layer<'_, '_> {
 
     /// The weights of a linear layer before it is quantized, `[rows, cols]`.
     pub(crate) fn weight(&self, linear: &Linear) -> Result<Vec<f32>> {
+        if let Some(values) = self.changed.get(&(linear.name.clone(), linear.part)) {
+            return Ok(values.clone());
+        }
         let first = linear.part.unwrap_or(0) * linear.rows;
         read_rows(self.walk.checkpoint, &linear.name, first, linear.rows)
     }
@@ -274,6 +281,33 @@ impl Layer<'_, '_> {
         let count = usize::try_from(limits.statistics / bytes.max(1)).unwrap_or(1).max(1);
         let batches = (0..experts.count).step_by(count);
         batches.map(|first| Some(first..experts.count.min(first + count))).collect()
+    }
+
+    /// Statistics of all stages' inputs, but for experts', while nothing of the layer is quantized.
+    pub(crate) fn survey(
+        &mut self,
+        needs: Needs,
+        meter: &mut Meter<'_, '_>,
+    ) -> Result<BTreeMap<Stage, Stats>> {
+        let mut all = BTreeMap::new();
+        let name = format!("blk.{}", self.index);
+        let Walk { checkpoint, cpu, run, streams, .. } = &mut *self.walk;
+        let config = checkpoint.config();
+        let mut x = Vec::new();
+        for index in 0..streams.len() {
+            let mut gather = |site: Site, input: &[f32], n: usize| {
+                if site.expert.is_none() {
+                    let stats = || Stats::new(input.len() / n, needs);
+                    all.entry(site.stage).or_insert_with(stats).add(cpu, input, n, None);
+                }
+                ControlFlow::Continue(())
+            };
+            streams.read(index, &mut x)?;
+            let _ = self.block.attention(cpu, config, &mut x, run, &mut gather)?;
+            let _ = self.block.feed_forward(cpu, config, &mut x, run, &mut gather)?;
+            meter.advance(&name, 1)?;
+        }
+        Ok(all)
     }
 
     /// (2) Runs the sequences up to a stage and gathers statistics of its inputs, of the experts in

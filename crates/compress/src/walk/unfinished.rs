@@ -53,6 +53,13 @@ pub(crate) struct Outcome {
     pub(crate) report: SolveReport,
 }
 
+impl Outcome {
+    /// False where the matrix was changed by folding and not quantized.
+    pub(crate) fn is_solved(&self) -> bool {
+        !matches!(self.form, Form::Packed { dtype: DType::F32, .. })
+    }
+}
+
 /// What a part's file says about a matrix beside its values.
 #[derive(Serialize, Deserialize)]
 struct Saved {

@@ -80,6 +80,7 @@ fn a_stopped_run_goes_on_and_ends_in_the_same_bytes() {
     check_resume(&recipe("type = \"Q4_K_M\"\nmethod = \"gptq\""));
     check_resume(&recipe("type = \"Q4_0\"\nmethod = \"gptaq\""));
     check_resume(&recipe("type = \"Q3_K_M\"\nmethod = \"importance\""));
+    check_resume(&recipe("type = \"Q4_0\"\nmethod = \"importance\"\nfold = true"));
 }
 
 #[test]
