@@ -32,7 +32,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 HERE = Path(__file__).parent
 TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
          "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"]
-COLUMNS = 1024
+ROWS, COLUMNS = 64, 1024
 FLOATS = ctypes.POINTER(ctypes.c_float)
 
 
@@ -55,9 +55,9 @@ def row_sets(model):
     real = np.concatenate([np.frombuffer(data[a:b], np.uint16) for a, b in matrices])
     real = (real.astype(np.uint32) << 16).view(np.float32)
     sets = {
-        "gaussian": 0.02 * rng.standard_normal((256, COLUMNS)),
-        "heavy tails": 0.02 * rng.standard_t(4, (256, COLUMNS)),
-        model.name: real[:256 * COLUMNS].reshape(-1, COLUMNS),
+        "gaussian": 0.02 * rng.standard_normal((ROWS, COLUMNS)),
+        "heavy tails": 0.02 * rng.standard_t(4, (ROWS, COLUMNS)),
+        model.name: real[:ROWS * COLUMNS].reshape(-1, COLUMNS),
     }
     return {name: (np.ascontiguousarray(rows, np.float32),
                    rng.lognormal(0, 1.5, COLUMNS).astype(np.float32)) for name, rows in sets.items()}
