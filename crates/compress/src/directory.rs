@@ -49,6 +49,7 @@ pub(crate) fn quantize(
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Report> {
     refuse_file_name(out)?;
+    grouping.check()?;
     may_write(out, &source_files(checkpoint)?, options)?;
     is_replaceable(out)?;
     let mut warnings = Vec::new();

@@ -169,6 +169,17 @@ impl Grouping {
         Self { format, code, group_size, symmetric, scale_dtype }
     }
 
+    /// Refuses what would only turn out to have no place when everything is solved.
+    pub(crate) fn check(&self) -> Result<()> {
+        let is_first_version = self.format == GroupedFormat::Gptq { v2: false };
+        if is_first_version && !self.symmetric && matches!(self.code, CodeType::Integer(_)) {
+            return Err(Error::Recipe(
+                "`gptq` has no zero points of 0, which groups of their own zero point need; choose the format `gptq_v2`, or zero points that are the same everywhere".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
     /// How a module is stored.
     pub(crate) fn spec(&self, rows: usize, cols: usize) -> ModuleSpec {
         let codes = match self.code {

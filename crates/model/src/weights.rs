@@ -43,7 +43,7 @@ pub(crate) enum Ffn {
     Dense(Box<Mlp>),
     /// `router` is `[experts, dim]`.
     Experts {
-        router: Linear,
+        router: Box<Linear>,
         experts: Vec<Mlp>,
     },
 }
@@ -69,7 +69,7 @@ pub(crate) enum Embedding {
         owned: Option<Vec<u8>>,
     },
     /// Codes, as the kernels read them.
-    Coded(Linear),
+    Coded(Box<Linear>),
     /// The output head's codes.
     Tied,
 }
@@ -86,7 +86,7 @@ impl Weights {
         let tied = loader.config.tied;
         let embedding = match checkpoint.entry(EMBEDDING)?.is_coded() {
             true if tied => Embedding::Tied,
-            true => Embedding::Coded(loader.matrix(EMBEDDING, None, 0)?),
+            true => Embedding::Coded(Box::new(loader.matrix(EMBEDDING, None, 0)?)),
             false => Embedding::Stored {
                 dtype: checkpoint.entry(EMBEDDING)?.dtype,
                 owned: match checkpoint.read(EMBEDDING)? {
@@ -242,7 +242,7 @@ impl<'a> Loader<'a> {
                 down: self.linear(&name("ffn_down"), None)?,
             })),
             Some(experts) => Ffn::Experts {
-                router: self.matrix(&name("ffn_gate_inp.weight"), None, 0)?,
+                router: Box::new(self.matrix(&name("ffn_gate_inp.weight"), None, 0)?),
                 experts: (0..experts.count)
                     .map(|e| {
                         let mut linear =

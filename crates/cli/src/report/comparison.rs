@@ -20,10 +20,10 @@ impl Comparison {
     fn labels(&self) -> Vec<String> {
         let names: Vec<String> = self.runs.iter().map(Run::name).collect();
         let first = names.first().map_or("", String::as_str);
-        let separators = first.match_indices(['.', '-']).map(|(at, _)| at + 1);
+        let mut separators = first.match_indices(['.', '-']).map(|(at, _)| at + 1);
         let shared =
             |&at: &usize| names.iter().all(|n| n.starts_with(&first[..at]) && n.len() > at);
-        let cut = separators.filter(shared).next_back().filter(|_| names.len() > 1).unwrap_or(0);
+        let cut = separators.rfind(shared).filter(|_| names.len() > 1).unwrap_or(0);
         names.iter().map(|name| name[cut..].to_owned()).collect()
     }
 }

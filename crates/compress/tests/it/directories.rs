@@ -36,7 +36,7 @@ fn check(toml: &str, worst: f64) {
 #[test]
 fn every_format_holds_what_it_can() {
     check("type = \"W4\"", 0.15);
-    check("type = \"W3\"\nformat = \"gptq\"\nsymmetric = false\ngroup_size = 64", 0.25);
+    check("type = \"W3\"\nformat = \"gptq\"\ngroup_size = 64", 0.25);
     check("type = \"W8\"\nformat = \"gptq_v2\"\nsymmetric = false", 0.02);
     check("type = \"W4\"\nformat = \"awq\"", 0.12);
     check("type = \"W4\"\nformat = \"compressed-tensors\"\ngroup_size = 0", 0.2);
@@ -62,6 +62,7 @@ fn what_does_not_fit_is_said() {
     };
     refuse("type = \"W4\"", "a.gguf", "Hugging Face directories");
     refuse("type = \"W3\"\nformat = \"awq\"", "a", "4");
+    refuse("type = \"W4\"\nsymmetric = false", "d", "gptq_v2");
     refuse("type = \"NF4\"\nformat = \"gptq\"", "b", "gptq");
     refuse("type = \"W4\"\nformat = \"bitsandbytes\"", "c", "NF4");
 }
