@@ -145,6 +145,17 @@ impl Plan {
                 first.name,
             ));
         }
+        use DType::{IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
+        let codebooks = [IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S];
+        let blind = self.tensors.iter().filter(|t| codebooks.contains(&t.to) && t.from != t.to);
+        if let Some(first) = blind.clone().next().filter(|_| !recipe.is_calibrated()) {
+            self.warnings.push(format!(
+                "{} tensors become types with a codebook (`{}` {}), which are worth using only with calibration data; add --method importance",
+                blind.count(),
+                first.name,
+                first.to
+            ));
+        }
         let eligible = |pattern: &str| {
             self.tensors
                 .iter()

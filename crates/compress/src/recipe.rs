@@ -234,12 +234,6 @@ pub(crate) fn parse_type(name: &str) -> Result<DType> {
     use DType::*;
     let dtype: DType = name.parse().map_err(|_| unknown(name))?;
     let reason = match dtype {
-        IQ2_XXS | IQ2_XS | IQ2_S => {
-            "its codebook is worth using only with calibration data, which this version does not collect; use Q2_K"
-        }
-        IQ3_XXS | IQ3_S => {
-            "its codebook is worth using only with calibration data, which this version does not collect; use Q3_K"
-        }
         F64 | F8_E4M3 | F8_E5M2 => "GGUF readers do not run it; use F32, F16 or BF16",
         _ if !dtype.is_weight() => "weights are floating point or packed",
         _ => return Ok(dtype),

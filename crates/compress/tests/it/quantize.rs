@@ -112,7 +112,6 @@ fn recipes_that_ask_for_nonsense_are_refused() {
         ("type = \"q4km\"", "did you mean `Q4_K_M`? known are F32"),
         ("type = \"Q6-K\"", "did you mean `Q6_K`?"),
         ("type = \"IQ4_LN\"", "did you mean `IQ4_NL`?"),
-        ("type = \"IQ3_S\"", "calibration"),
         ("type = \"Q4_0\"\noutput_type = \"I32\"", "weights are floating point or packed"),
         ("type = \"Q4_0\"\ntypo = 1", "typo"),
         ("pure = true", "type"),
@@ -258,4 +257,15 @@ fn halves_that_overflow_are_counted() {
     let strict = Options { strict: true, force: true, ..Options::default() };
     let error = convert_with(&source, &recipe, &directory.path().join("c.gguf"), &strict);
     assert!(matches!(error, Err(Error::Strict(_))));
+}
+
+#[test]
+fn codebook_types_are_worth_calibration_and_that_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let (source, out) = (directory.path().join("a.gguf"), directory.path().join("b.gguf"));
+    write_llama(&source, DType::F32);
+    let toml = "type = \"Q4_K\"\n[[tensor]]\npattern = \"blk.*\"\ntype = \"IQ3_S\"";
+    let report = convert(&source, &recipe(toml), &out).unwrap();
+    assert!(report.tensors.iter().any(|t| t.to == DType::IQ3_S));
+    assert!(report.warnings.iter().any(|w| w.contains("--method importance")));
 }
