@@ -15,6 +15,7 @@ mod obs;
 mod quantizer;
 mod range;
 mod refine;
+mod resolve;
 mod rtn;
 mod scales;
 mod solved;
@@ -62,7 +63,8 @@ pub struct Gptq {
     /// (arXiv 2504.02692) does; the paper uses 0.25. Zero is GPTQ. Needs
     /// [`Needs::cross`](crate::Needs::cross).
     pub drift: f32,
-    /// Sweeps of coordinate descent over the codes and scales that the walk ended with.
+    /// Sweeps of coordinate descent over the codes and scales that the walk ended with. The first
+    /// gains most; zero is GPTQ as published.
     pub refine: usize,
     /// Also measures the error of rounding to nearest, for the report. It is rounded then.
     pub compare: bool,
@@ -82,7 +84,7 @@ pub enum Order {
 
 impl Default for Gptq {
     fn default() -> Self {
-        Self { damping: 0.01, order: Order::StaticGroups, drift: 0.0, refine: 2, compare: true }
+        Self { damping: 0.01, order: Order::StaticGroups, drift: 0.0, refine: 3, compare: true }
     }
 }
 

@@ -10,6 +10,9 @@
 //! 3. The scale of each of its groups, rounded as it is stored, where that is better.
 //! 4. Each column in turn: the nearest level to the best value; `G` follows in the block.
 //! 5. `G += H[:, block] · Δ` for all columns. The next block.
+//!
+//! Packed layouts store the scales of a span together, and step 3 cannot change one: every other sweep
+//! goes over spans instead, as [`resolve`](super::resolve) has it.
 
 use std::ops::Range;
 
@@ -68,6 +71,23 @@ impl Refinement<'_> {
         let h = View::new(self.h, cols, cols);
         let d = View::new(&d, cols, rows);
         gemm(self.cpu, Update::Add, h, d, &mut g, rows, Region::Whole);
+        for sweep in 0..sweeps {
+            // Every other time whole spans, where scales cannot be changed by themselves.
+            if sweep % 2 == 1 && self.grid.adjustable().is_none() {
+                for first in (0..cols).step_by(self.grid.span) {
+                    let span = first..cols.min(first + self.grid.span);
+                    self.resolve(span, &mut g, q, stripes_of);
+                }
+            } else {
+                self.descend(&mut g, q, stripes_of);
+            }
+        }
+    }
+
+    /// One sweep over all columns.
+    fn descend(&self, g: &mut [f32], q: &mut [f32], stripes_of: &mut [Rounded]) {
+        let (rows, cols) = (self.rows, q.len() / self.rows);
+        let h = View::new(self.h, cols, cols);
         let width = self.width();
         let mut parts: Vec<Part<'_>> = stripes(rows)
             .zip(stripes_of)
@@ -77,7 +97,7 @@ impl Refinement<'_> {
             })
             .collect();
         let mut changes = vec![0.0; width * rows];
-        for first in (0..sweeps).flat_map(|_| (0..cols).step_by(width)) {
+        for first in (0..cols).step_by(width) {
             // (2)
             let block = first..cols.min(first + width);
             let at = first * rows..block.end * rows;
@@ -111,7 +131,7 @@ impl Refinement<'_> {
             if changes.iter().any(|&change| change != 0.0) {
                 let h = h.part(0..cols, block.clone());
                 let changes = View::new(changes, block.len(), rows);
-                gemm(self.cpu, Update::Add, h, changes, &mut g, rows, Region::Whole);
+                gemm(self.cpu, Update::Add, h, changes, g, rows, Region::Whole);
             }
         }
     }

@@ -51,6 +51,15 @@ impl Scales {
         std::array::from_fn(|i| self.parameters[(group * 3 + i) * self.rows + row])
     }
 
+    /// Takes row `row` of one span's scales as the groups from `group` on, and block `block`.
+    pub(super) fn take(&mut self, span: &Scales, row: usize, group: usize, block: usize) {
+        for i in 0..span.parameters.len() / (3 * span.rows) {
+            self.set(row, group + i, span.get(row, i));
+        }
+        let bytes = span.blocks.len() / span.rows;
+        self.block(row, block, bytes).copy_from_slice(&span.blocks[row * bytes..][..bytes]);
+    }
+
     /// `level + shift` of a column's codes (indices of levels), `[rows]`: what the step is
     /// multiplied with.
     #[inline(always)]

@@ -1,0 +1,110 @@
+//! A span solved again with everything else as it is: its scales too, which packed layouts fix
+//! together with the bytes they are stored in.
+//!
+//! 1. With all other columns fixed, the error is `(q_S − t_S) H_SS (q_S − t_S)ᵀ` plus a constant,
+//!    where `t_S = q_S − G_S H_SS⁻¹`.
+//! 2. GPTQ for `t_S` alone: scales by the layout's search, then the walk along the factor of `H_SS⁻¹`.
+//! 3. Each row keeps the new span where its error is smaller.
+//! 4. `G += H[:, S] · Δ`.
+
+use std::ops::Range;
+
+use bevel_kernels::linalg::{Region, Update, View, gemm, inverse_cholesky_upper};
+
+use super::obs::Surgeon;
+use super::quantizer::{Quantizer, Rounded};
+use super::refine::Refinement;
+use super::stripes::STRIPE;
+
+impl Refinement<'_> {
+    /// Solves the span at the positions `span` again; `g` and `q` are `[cols, rows]`.
+    pub(super) fn resolve(
+        &self,
+        span: Range<usize>,
+        g: &mut [f32],
+        q: &mut [f32],
+        stripes: &mut [Rounded],
+    ) {
+        let (rows, len) = (self.rows, span.len());
+        let cols = q.len() / rows;
+        let whole = View::new(self.h, cols, cols);
+        let mut h = Vec::with_capacity(len * len);
+        for row in self.h[span.start * cols..span.end * cols].chunks_exact(cols) {
+            h.extend_from_slice(&row[span.clone()]);
+        }
+        // (1)
+        let mut u = h.clone();
+        if inverse_cholesky_upper(self.cpu, &mut u, len).is_err() {
+            return;
+        }
+        let product = |update, a: View<'_>, b: &[f32], out: &mut [f32]| {
+            let b = View::new(b, len, b.len() / len);
+            gemm(self.cpu, update, a, b, out, b.cols(), Region::Whole);
+        };
+        let at = span.start * rows..span.end * rows;
+        let mut moved = vec![0.0; len * rows];
+        let mut target = q[at.clone()].to_vec();
+        product(Update::Add, View::new(&u, len, len), &g[at.clone()], &mut moved);
+        product(Update::Subtract, View::new(&u, len, len).transposed(), &moved, &mut target);
+        // (2)
+        let order: Vec<usize> = (0..len).collect();
+        let importance: Vec<f32> = (0..len).map(|i| h[i * len + i]).collect();
+        let mut quantizer = Quantizer {
+            grid: self.grid,
+            order: &order,
+            importance: &importance,
+            fixed: false,
+            isa: self.cpu.isa(),
+        };
+        let own = quantizer.stripes(rows);
+        let surgeon = Surgeon { cpu: self.cpu, u: &u, p: None };
+        let mut solved = target.clone();
+        let own = surgeon.walk(&mut solved, rows, len, &mut quantizer, own);
+        // (3)
+        let error = |q: &[f32]| -> Vec<f64> {
+            let d: Vec<f32> = q.iter().zip(&target).map(|(q, t)| q - t).collect();
+            let mut hd = vec![0.0; len * rows];
+            product(Update::Add, View::new(&h, len, len), &d, &mut hd);
+            let mut errors = vec![0f64; rows];
+            for (d, hd) in d.chunks_exact(rows).zip(hd.chunks_exact(rows)) {
+                for ((error, d), hd) in errors.iter_mut().zip(d).zip(hd) {
+                    *error += f64::from(*d) * f64::from(*hd);
+                }
+            }
+            errors
+        };
+        let errors = error(&solved).into_iter().zip(error(&q[at.clone()]));
+        let better: Vec<bool> = errors.map(|(new, old)| new < old).collect();
+        if own.iter().any(|stripe| stripe.error.is_some()) || !better.contains(&true) {
+            return;
+        }
+        for (k, (q, solved)) in
+            q[at].chunks_exact_mut(rows).zip(solved.chunks_exact_mut(rows)).enumerate()
+        {
+            for row in 0..rows {
+                let (old, new) = (q[row], solved[row]);
+                solved[row] = if better[row] { new - old } else { 0.0 };
+                q[row] = if better[row] { new } else { old };
+            }
+            for ((stripe, own), better) in stripes.iter_mut().zip(&own).zip(better.chunks(STRIPE)) {
+                let n = better.len();
+                let codes = &mut stripe.codes[(span.start + k) * n..][..n];
+                for ((code, new), better) in codes.iter_mut().zip(&own.codes[k * n..]).zip(better) {
+                    *code = if *better { *new } else { *code };
+                }
+            }
+        }
+        for ((stripe, own), better) in stripes.iter_mut().zip(&own).zip(better.chunks(STRIPE)) {
+            for row in (0..better.len()).filter(|&row| better[row]) {
+                stripe.scales.take(
+                    &own.scales,
+                    row,
+                    span.start / self.grid.group,
+                    span.start / self.grid.span,
+                );
+            }
+        }
+        // (4)
+        product(Update::Add, whole.part(0..cols, span), &solved, g);
+    }
+}
