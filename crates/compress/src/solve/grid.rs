@@ -5,8 +5,8 @@ use bevel_base::pack::{self, grid};
 use bevel_base::{DType, GroupedMatrix, grouped};
 
 use super::range;
-use super::scales::Scales;
-use super::{Codes, Form, GroupSpec, ScaleType, SolveError, SolveResult, Target};
+use super::scales::{Parameters, Scales};
+use super::{Codes, Form, GroupSpec, Range, ScaleType, SolveError, SolveResult, Target};
 
 /// A target as scales and levels.
 pub(super) struct Grid {
@@ -42,9 +42,6 @@ impl Levels {
     fn table(numbers: impl Iterator<Item = f32>) -> Self {
         let mut sorted: Vec<(f32, u8)> = numbers.zip(0..).collect();
         sorted.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        // Of two zeros the positive one, which has the lower code.
-        sorted.sort_by(|a, b| a.0.partial_cmp(&b.0).expect("a number").then(a.1.cmp(&b.1)));
-        sorted.dedup_by(|later, first| later.0 == first.0);
         let (levels, codes): (Vec<f32>, Vec<u8>) = sorted.into_iter().unzip();
         let middles = levels.windows(2).map(|pair| pair[0] + (pair[1] - pair[0]) * 0.5).collect();
         Levels::Table { levels, middles, codes }
@@ -146,6 +143,33 @@ impl Grid {
         match &self.source {
             Source::Grouped(_, unit) => range::stored(spec, *unit, scale),
             Source::Packed(_) => scale,
+        }
+    }
+
+    /// The grid that MLX rounds to, whose scales and minima become what is stored only afterwards:
+    /// affine codes over the whole range.
+    pub(super) fn unrounded(&self) -> Option<Self> {
+        match &self.source {
+            Source::Grouped(
+                spec @ GroupSpec { codes: Codes::Affine { .. }, range: Range::MinMax, .. },
+                unit,
+            ) => Some(Self {
+                source: Source::Grouped(GroupSpec { scale: ScaleType::F32, ..spec.clone() }, *unit),
+                levels: self.levels.clone(),
+                ..*self
+            }),
+            _ => None,
+        }
+    }
+
+    /// The parameters of a group as they will be stored.
+    pub(super) fn stored_all(&self, [step, shift, offset]: Parameters) -> Parameters {
+        match &self.source {
+            Source::Grouped(spec, unit) => {
+                let minimum = range::stored_minimum(spec, offset);
+                [range::stored(spec, *unit, step), shift, minimum]
+            }
+            Source::Packed(_) => [step, shift, offset],
         }
     }
 

@@ -135,14 +135,9 @@ impl Fit<'_> {
         stored(self.spec, self.unit, scale)
     }
 
-    /// A minimum as it will be stored.
     #[inline(always)]
     fn rounded_minimum(&self, minimum: f32) -> f32 {
-        match self.spec.scale {
-            ScaleType::F16 => f16::from_f32(minimum.clamp(-65504.0, 65504.0)).to_f32(),
-            ScaleType::Bf16 => bf16::from_f32(minimum).to_f32(),
-            _ => minimum,
-        }
+        stored_minimum(self.spec, minimum)
     }
 
     /// Parameters that map the range onto all levels.
@@ -370,6 +365,16 @@ pub(super) fn stored(spec: &GroupSpec, unit: f32, scale: f32) -> f32 {
             let code = bevel_base::pack::to_e4m3(scale.abs() / unit).max(1);
             bevel_base::pack::e4m3(code) * unit
         }
+    }
+}
+
+/// A minimum as it will be stored.
+#[inline(always)]
+pub(super) fn stored_minimum(spec: &GroupSpec, minimum: f32) -> f32 {
+    match spec.scale {
+        ScaleType::F16 => f16::from_f32(minimum.clamp(-65504.0, 65504.0)).to_f32(),
+        ScaleType::Bf16 => bf16::from_f32(minimum).to_f32(),
+        _ => minimum,
     }
 }
 

@@ -25,15 +25,22 @@ pub(super) fn rtn(
 ) -> SolveResult<Form> {
     let order: Vec<usize> = (0..stats.cols()).collect();
     let importance = importance(stats, weighted);
-    let quantizer = Quantizer { grid, order: &order, importance: &[], fixed: true, isa: cpu.isa() };
+    // MLX chooses codes by scales that are not rounded yet.
+    let exact = grid.unrounded();
+    let sharp = exact.as_ref().unwrap_or(grid);
+    let quantizer =
+        Quantizer { grid: sharp, order: &order, importance: &[], fixed: true, isa: cpu.isa() };
     let mut stripes = quantizer.stripes(rows);
     quantizer.fix(cpu, w, importance.as_deref(), &mut stripes)?;
     let turned = transposed(cpu, w, rows, &order);
     cpu.pool().run_chunks(&mut stripes, 1, |i, stripe| {
         let (first, stripe) = (i * STRIPE, &mut stripe[0]);
-        run_wide(cpu.isa(), RoundAll { grid, stripe, w: &turned, rows, first });
+        run_wide(cpu.isa(), RoundAll { grid: sharp, stripe, w: &turned, rows, first });
+        if exact.is_some() {
+            stripe.scales.each(|parameters| grid.stored_all(parameters));
+        }
     });
-    quantizer.form(cpu, stripes, rows, None)
+    Quantizer { grid, ..quantizer }.form(cpu, stripes, rows, None)
 }
 
 /// Mean squares of inputs, where they are wanted and known.

@@ -51,6 +51,15 @@ impl Scales {
         std::array::from_fn(|i| self.parameters[(group * 3 + i) * self.rows + row])
     }
 
+    /// Changes the parameters of all groups.
+    pub(super) fn each(&mut self, change: impl Fn(Parameters) -> Parameters) {
+        for group in 0..self.parameters.len() / (3 * self.rows) {
+            for row in 0..self.rows {
+                self.set(row, group, change(self.get(row, group)));
+            }
+        }
+    }
+
     /// Takes row `row` of one span's scales as the groups from `group` on, and block `block`.
     pub(super) fn take(&mut self, span: &Scales, row: usize, group: usize, block: usize) {
         for i in 0..span.parameters.len() / (3 * span.rows) {
@@ -92,18 +101,19 @@ impl Scales {
         match levels {
             Levels::Integers { low, high } => {
                 for r in 0..n {
-                    let t = (w[r] - offsets[r]) * inverse(steps[r]) - shifts[r];
+                    let t = quotient(w[r] - offsets[r], steps[r]) - shifts[r];
                     let level = nearest_integer(t, *low, *high);
                     codes[r] = (level - low) as u8;
                     q[r] = steps[r] * (level + shifts[r]) + offsets[r];
                 }
             }
-            Levels::Table { levels, middles, .. } => {
+            Levels::Table { levels, .. } => {
                 for r in 0..n {
-                    let t = (w[r] - offsets[r]) * inverse(steps[r]);
+                    let t = quotient(w[r] - offsets[r], steps[r]);
                     let (mut level, mut code) = (levels[0], 0);
-                    for (middle, next) in middles.iter().zip(&levels[1..]) {
-                        let above = t > *middle;
+                    for next in &levels[1..] {
+                        // The nearer one, and of two as near the lower; of two zeros that of `t`'s sign.
+                        let above = (t - level > *next - t) | ((level == *next) & (t >= 0.0));
                         level = if above { *next } else { level };
                         code += u8::from(above);
                     }
@@ -113,7 +123,7 @@ impl Scales {
             }
             Levels::Float8 => {
                 for r in 0..n {
-                    let code = pack::to_e4m3(w[r] * inverse(steps[r]));
+                    let code = pack::to_e4m3(quotient(w[r], steps[r]));
                     codes[r] = code;
                     q[r] = steps[r] * pack::e4m3(code);
                 }
@@ -136,4 +146,10 @@ pub(super) fn nearest_integer(t: f32, low: f32, high: f32) -> f32 {
 #[inline(always)]
 pub(super) fn inverse(step: f32) -> f32 {
     if step == 0.0 { 0.0 } else { 1.0 / step }
+}
+
+/// w / step, or 0 for a step of zero. A product with the inverse would round twice.
+#[inline(always)]
+fn quotient(w: f32, step: f32) -> f32 {
+    if step == 0.0 { 0.0 } else { w / step }
 }
