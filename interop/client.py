@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 # GPTQModel would compile its unpacking, which takes longer than to run it.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
@@ -30,7 +31,11 @@ def transformers(model):
     import torch
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, device_map="cpu")
+    config = json.loads((Path(model) / "config.json").read_text())
+    # compressed-tensors unpacks 4-bit floats into BF16, so all has to be.
+    half = "fp4" in (config.get("quantization_config") or {}).get("format", "")
+    dtype = torch.bfloat16 if half else torch.float32
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, device_map="cpu")
     loaded.eval()
 
     def logits(window):
@@ -55,8 +60,6 @@ def gptqmodel(model):
 
 
 def mlx(model):
-    from pathlib import Path
-
     import mlx.core as mx
     import numpy as np
     from mlx_lm.utils import load_model

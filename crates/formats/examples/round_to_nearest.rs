@@ -27,7 +27,7 @@ const FORMATS: &[(&str, GroupedFormat, Codes, Option<usize>)] = {
     use GroupedFormat::{Awq, BitsAndBytes, CompressedTensors, Gptq, Mlx};
     &[
         ("gptq", Gptq { v2: false }, integer(4, true), Some(64)),
-        ("gptq-3", Gptq { v2: false }, integer(3, false), Some(64)),
+        ("gptq_v2-3", Gptq { v2: true }, integer(3, false), Some(64)),
         ("gptq-8", Gptq { v2: false }, integer(8, true), None),
         ("gptq_v2", Gptq { v2: true }, integer(4, false), Some(64)),
         ("awq", Awq, integer(4, false), Some(64)),

@@ -159,6 +159,20 @@ impl GroupedFormat {
         accepted.map_err(|reason| self.cannot_hold(module, reason))
     }
 
+    /// What a user should know of a module that the format does hold: which readers fail at it.
+    pub fn caveat(self, spec: &ModuleSpec) -> Option<&'static str> {
+        let block = spec.group_size.unwrap_or(spec.cols).max(1);
+        match (self, spec.codes) {
+            (GroupedFormat::Gptq { v2: false }, Codes::Integer { symmetric: false, .. }) => Some(
+                "GPTQModel loads zero points of the first version from its own files only; it loads `gptq_v2` from all",
+            ),
+            (GroupedFormat::BitsAndBytes { .. }, _) if !spec.cols.is_multiple_of(block) => Some(
+                "bitsandbytes 0.50 computes wrong weights on the CPU where blocks run across the ends of rows",
+            ),
+            _ => None,
+        }
+    }
+
     /// The tensors that [`GroupedFormat::encode`] will make of a module.
     ///
     /// # Errors

@@ -350,6 +350,23 @@ fn what_a_format_cannot_hold_is_refused() {
 }
 
 #[test]
+fn readers_that_fail_are_named() {
+    let spec = |codes, cols| ModuleSpec {
+        rows: 32,
+        cols,
+        group_size: Some(64),
+        codes,
+        scale_dtype: DType::BF16,
+    };
+    let integer = |symmetric| Codes::Integer { bits: 4, symmetric, act_order: false };
+    assert!(GPTQ.caveat(&spec(integer(false), 64)).unwrap().contains("`gptq_v2`"));
+    assert_eq!(GPTQ.caveat(&spec(integer(true), 64)), None);
+    assert_eq!(GPTQ_V2.caveat(&spec(integer(false), 64)), None);
+    assert!(NF4.caveat(&spec(Codes::Nf4, 96)).unwrap().contains("CPU"));
+    assert_eq!(NF4.caveat(&spec(Codes::Nf4, 128)), None);
+}
+
+#[test]
 fn matrices_that_would_change_are_refused_until_they_fit() {
     let codes = Codes::Integer { bits: 4, symmetric: false, act_order: false };
     let spec =
