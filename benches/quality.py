@@ -115,9 +115,11 @@ class Evaluator:
 
 def table(base, rows):
     lines = [f"Base perplexity {base:.4f}.", "",
-             "| model | bytes | bits/weight in blocks | mean KL | ± | top-1 | Δ perplexity |", "|---|---|---|---|---|---|---|"]
-    lines += [f"| {name} | {r['bytes']:,} | {r['bits_per_weight']:.3f} | {r['mean_kl']:.5f} | {r['mean_kl_error']:.5f} | "
-              f"{100 * r['top_1']:.2f} % | {r['delta_perplexity']:+.3f} |" for name, r in rows.items()]
+             "| model | bytes | bits/weight in blocks | mean KL | ± | top-1 | Δ perplexity |",
+             "|---|---|---|---|---|---|---|"]
+    lines += [f"| {name} | {r['bytes']:,} | {r['bits_per_weight']:.3f} | {r['mean_kl']:.5f} | "
+              f"{r['mean_kl_error']:.5f} | {100 * r['top_1']:.2f} % | {r['delta_perplexity']:+.3f} |"
+              for name, r in rows.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -145,11 +147,15 @@ def main():
         print(f"{name:40} {rows[name]['bytes']:>12,} KL {rows[name]['mean_kl']:.5f} "
               f"top-1 {100 * rows[name]['top_1']:.2f} % Δppl {rows[name]['delta_perplexity']:+.3f} "
               f"({time.perf_counter() - start:.1f} s)", flush=True)
+        write(args, evaluator.base_nll.size, base, rows)  # after each, so that a long run can be stopped
+
+
+def write(args, scored, base, rows):
     args.out.write_text(json.dumps({
         "command": f"python benches/quality.py {args.base.name} --text {args.text.name} "
                    f"--windows {args.windows} --length {args.length}",
         "torch": torch.__version__,
-        "scored": evaluator.base_nll.size,
+        "scored": scored,
         "base_perplexity": base,
         "results": rows,
     }, indent=1) + "\n")
