@@ -10,6 +10,7 @@
 //! ```
 //! A part is done when its file has its name, which it gets last. The streams lie there before.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -43,7 +44,12 @@ pub(crate) struct Unfinished {
     dir: PathBuf,
     /// Parts that are done.
     done: usize,
+    /// The reports of the parts that this run did: with their seconds, which files do not keep.
+    reports: Reports,
 }
+
+/// Reports by tensor and part of it.
+type Reports = HashMap<(String, Option<usize>), SolveReport>;
 
 /// What became of a matrix.
 #[derive(Clone, Debug, PartialEq)]
@@ -136,7 +142,7 @@ impl Unfinished {
             }
             Err(error) => return Err(Error::io("read", &record)(error)),
         }
-        let mut unfinished = Self { dir, done: 0 };
+        let mut unfinished = Self { dir, done: 0, reports: Reports::new() };
         while unfinished.part(unfinished.done).is_file() {
             unfinished.done += 1;
         }
@@ -169,12 +175,16 @@ impl Unfinished {
             let _ = fs::remove_file(path);
         }
         self.done += 1;
+        for Outcome { linear, report, .. } in outcomes {
+            self.reports.insert((linear.name.clone(), linear.part), report.clone());
+        }
         Ok(())
     }
 
     /// Opens what became of all parts, by tensor and expert.
     pub(crate) fn results(&self) -> Result<Results> {
-        let mut results = Results { parts: Vec::new(), places: IndexMap::new() };
+        let (parts, places) = (Vec::new(), IndexMap::new());
+        let mut results = Results { parts, places, reports: self.reports.clone() };
         for part in 0..self.done {
             results.add(&self.part(part))?;
         }
@@ -286,6 +296,7 @@ pub(crate) struct Results {
     parts: Vec<Checkpoint>,
     /// File, number in it, and what it says.
     places: IndexMap<(String, Option<usize>), (usize, usize, Saved)>,
+    reports: Reports,
 }
 
 impl Results {
@@ -312,9 +323,8 @@ impl Results {
 
     /// What became of a matrix. `None` where it was left alone.
     pub(crate) fn get(&self, name: &str, part: Option<usize>) -> Result<Option<Outcome>> {
-        let Some((file, number, saved)) = self.places.get(&(name.to_owned(), part)) else {
-            return Ok(None);
-        };
+        let key = (name.to_owned(), part);
+        let Some((file, number, saved)) = self.places.get(&key) else { return Ok(None) };
         let file = &self.parts[*file];
         let bytes = |what: &str| -> Result<Vec<u8>> {
             Ok(file.tensor(&format!("{number}.{what}"))?.data().to_vec())
@@ -368,7 +378,9 @@ impl Results {
             SavedForm::Float8 { group_size } => grouped(*group_size, Coding::Float8)?,
         };
         let linear = Linear { name: name.to_owned(), part, rows: saved.rows, cols: saved.cols };
-        Ok(Some(Outcome { linear, form, report: (&saved.report).into() }))
+        let report = self.reports.get(&key).cloned();
+        let report = report.unwrap_or_else(|| (&saved.report).into());
+        Ok(Some(Outcome { linear, form, report }))
     }
 }
 
@@ -388,7 +400,8 @@ mod tests {
             report: SolveReport::default(),
         });
         save_part(&path, &outcomes).unwrap();
-        let mut results = Results { parts: Vec::new(), places: IndexMap::new() };
+        let (parts, places) = (Vec::new(), IndexMap::new());
+        let mut results = Results { parts, places, reports: Reports::new() };
         results.add(&path).unwrap();
         for outcome in outcomes {
             let found = results.get(&outcome.linear.name, outcome.linear.part).unwrap();
