@@ -113,7 +113,8 @@ impl Scales {
                     let (mut level, mut code) = (levels[0], 0);
                     for next in &levels[1..] {
                         // The nearer one, and of two as near the lower; of two zeros that of `t`'s sign.
-                        let above = (t - level > *next - t) | ((level == *next) & (t >= 0.0));
+                        let signs = (level == *next) & level.is_sign_negative();
+                        let above = (t - level > *next - t) | (signs & (t >= 0.0));
                         level = if above { *next } else { level };
                         code += u8::from(above);
                     }
