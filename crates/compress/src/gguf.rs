@@ -102,7 +102,7 @@ pub fn quantize(
                 cpu,
                 calibration: calibration.ok_or(Error::NoCalibration)?,
                 needs: recipe.method.needs(),
-                solver: &recipe.method.solver(&recipe.gptq),
+                solver: &recipe.method.solver(&recipe.gptq, options.compare),
                 target_of: &target_of,
                 fold: recipe.fold || recipe.method == Method::Awq,
                 clip: recipe.method == Method::Awq,

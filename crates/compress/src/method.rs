@@ -54,8 +54,8 @@ impl Method {
         }
     }
 
-    /// The solver, with its settings from a recipe.
-    pub(crate) fn solver(self, settings: &GptqSettings) -> solve::Method {
+    /// The solver, with its settings from a recipe. `compare` also measures rounding to nearest.
+    pub(crate) fn solver(self, settings: &GptqSettings, compare: bool) -> solve::Method {
         match self {
             Method::Rtn | Method::Awq => solve::Method::Rtn(Rtn { weighted: false }),
             Method::Importance => solve::Method::Rtn(Rtn { weighted: true }),
@@ -64,7 +64,7 @@ impl Method {
                 order: settings.order,
                 drift: if self == Method::Gptaq { settings.drift } else { 0.0 },
                 refine: settings.refine,
-                compare: true,
+                compare,
             }),
         }
     }

@@ -12,6 +12,8 @@ pub struct Options {
     pub force: bool,
     /// What would be a warning is an error.
     pub strict: bool,
+    /// Calibrated solvers also measure what rounding to nearest would have cost, for the report.
+    pub compare: bool,
     /// What an unfinished run left is thrown away instead of taken up.
     pub restart: bool,
     /// Files are split so that each has at most so many bytes of tensors.

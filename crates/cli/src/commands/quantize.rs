@@ -165,7 +165,8 @@ pub(crate) struct Writing {
     #[arg(long, alias = "split-size", value_name = "SIZE", value_parser = size)]
     pub(crate) shard_size: Option<u64>,
 
-    /// Write the report, with every tensor's error, as JSON
+    /// Write the report as JSON: every tensor's error and, of calibrated ones, that of rounding to
+    /// nearest beside it, which takes some more time
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 }
@@ -282,7 +283,8 @@ fn sources(names: &[String]) -> Result<Source> {
 impl Writing {
     pub(crate) fn options(&self) -> Options {
         let Self { force, strict, shard_size: shard_bytes, .. } = *self;
-        Options { force, strict, shard_bytes, restart: false }
+        let compare = self.report.is_some();
+        Options { force, strict, shard_bytes, compare, restart: false }
     }
 
     /// Refuses a report that would replace the model, the output or, without `--force`, anything.

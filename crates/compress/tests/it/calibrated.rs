@@ -42,7 +42,7 @@ fn quantize(
         if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let cpu = Cpu::new(threads).unwrap();
-    let options = Options { force: true, ..Options::default() };
+    let options = Options { force: true, compare: true, ..Options::default() };
     let data = Some(calibration);
     bevel_compress::quantize(&checkpoint, recipe, data, out, &options, &cpu, &mut on_progress)
 }
