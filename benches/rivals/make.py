@@ -97,6 +97,9 @@ def autoround(args, shown):
         rounder = AutoRound(model, AutoTokenizer.from_pretrained(args.model), dataset=data, device_map="cpu",
                             **options)
         rounder.quantize_and_save(str(args.out), format="auto_gptq" if options["sym"] else "auto_round")
+    for folder in [p for p in args.out.iterdir() if p.is_dir()]:  # it makes a directory of its own naming
+        shutil.copytree(folder, args.out, dirs_exist_ok=True)
+        shutil.rmtree(folder)
     return cost
 
 
