@@ -162,8 +162,13 @@ struct Vocab<'a>(&'a Vocabulary);
 impl Serialize for Vocab<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        for (id, token) in self.0.tokens.iter().enumerate().filter(|(_, token)| token.in_model) {
-            map.serialize_entry(&token.text, &id)?;
+        // Readers number added tokens that are not in here by themselves, after all that are.
+        let last = self.0.tokens.iter().rposition(|token| token.in_model).unwrap_or(0);
+        let is_added = |id: usize| self.0.added.iter().any(|(added, _)| *added as usize == id);
+        for (id, token) in self.0.tokens.iter().enumerate() {
+            if token.in_model || (id < last && is_added(id)) {
+                map.serialize_entry(&token.text, &id)?;
+            }
         }
         map.end()
     }

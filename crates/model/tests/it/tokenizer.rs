@@ -100,6 +100,28 @@ fn from_what_a_gguf_reader_writes_as_hugging_face_files() {
 }
 
 /// llama.cpp's converter writes SentencePiece's scores and no merges.
+/// Readers that number added tokens themselves begin after the vocabulary: one that lies inside has to
+/// be in it, as it is in the files that models are published with.
+#[test]
+fn written_vocabularies_have_no_holes() {
+    let mut inside = 0;
+    for name in NAMES {
+        let dir = tempfile::tempdir().unwrap();
+        Tokenizer::from_gguf(&gguf(&hf(name))).unwrap().to_hf(dir.path()).unwrap();
+        let text = std::fs::read(dir.path().join("tokenizer.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let vocab = json["model"]["vocab"].as_object().unwrap();
+        let last = vocab.values().filter_map(serde_json::Value::as_u64).max().unwrap();
+        let added = json["added_tokens"].as_array().unwrap();
+        for token in added.iter().filter(|t| t["id"].as_u64().unwrap() < last) {
+            let content = token["content"].as_str().unwrap();
+            assert_eq!(vocab.get(content), Some(&token["id"]), "{name}: `{content}`");
+            inside += 1;
+        }
+    }
+    assert!(inside > 0, "no tokenizer here has an added token inside its vocabulary");
+}
+
 #[test]
 fn sentence_piece_from_scores_alone() {
     let scores: serde_json::Map<String, serde_json::Value> = read("scores.json");
