@@ -14,28 +14,56 @@ use crate::progress::{Meter, OnProgress, Stage};
 use crate::provenance::hexadecimal;
 use crate::solve::{self, Form, Rtn, SolveReport, Solved, Target, awq_clip, awq_scales, solve};
 use crate::walk::{Fingerprint, Layer, Limits, Linear, Outcome, Unfinished, Walk, read_rows};
-use crate::{Error, Needs, Provenance, Result, Stats};
+use crate::{Error, Method, Needs, Provenance, Recipe, Result, Stats};
 
 /// What a matrix becomes. `None` where it is to be left alone.
 pub(crate) type TargetOf<'a> = dyn Fn(&str) -> Option<Target> + 'a;
 
 /// Everything a walk that quantizes needs to know.
 pub(crate) struct Run<'a> {
-    pub(crate) checkpoint: &'a Checkpoint,
-    pub(crate) cpu: &'a Cpu,
-    pub(crate) calibration: &'a Calibration,
+    checkpoint: &'a Checkpoint,
+    cpu: &'a Cpu,
+    calibration: &'a Calibration,
     /// What the solver works with.
-    pub(crate) needs: Needs,
-    pub(crate) solver: &'a solve::Method,
-    pub(crate) target_of: &'a TargetOf<'a>,
+    needs: Needs,
+    solver: solve::Method,
+    target_of: &'a TargetOf<'a>,
     /// Input channels are scaled first, as AWQ does it.
-    pub(crate) fold: bool,
+    fold: bool,
     /// The ranges of groups are clipped first, as AWQ does it.
-    pub(crate) clip: bool,
-    pub(crate) limits: Limits,
+    clip: bool,
+    limits: Limits,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    /// What a recipe asks for. `None` where it asks for no walk.
+    ///
+    /// # Errors
+    /// [`Error::NoCalibration`] where it asks for data that is not given.
+    pub(crate) fn of(
+        recipe: &Recipe,
+        checkpoint: &'a Checkpoint,
+        cpu: &'a Cpu,
+        calibration: Option<&'a Calibration>,
+        target_of: &'a TargetOf<'a>,
+        options: &Options,
+    ) -> Result<Option<Self>> {
+        if !recipe.is_calibrated() {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            checkpoint,
+            cpu,
+            calibration: calibration.ok_or(Error::NoCalibration)?,
+            needs: recipe.method.needs(),
+            solver: recipe.method.solver(&recipe.gptq, options.compare),
+            target_of,
+            fold: recipe.fold || recipe.method == Method::Awq,
+            clip: recipe.method == Method::Awq,
+            limits: Limits::default(),
+        }))
+    }
+
     /// Solves every matrix that has a target. What became of them lies in the directory returned;
     /// an unfinished run for the same output is taken up.
     ///
@@ -190,6 +218,6 @@ impl Run<'_> {
             let clipped = awq_clip(self.cpu, &weight, *cols, stats, spec).map_err(wrap)?;
             weight = Cow::Owned(clipped);
         }
-        solve(self.cpu, &weight, *rows, *cols, stats, target, self.solver).map_err(wrap)
+        solve(self.cpu, &weight, *rows, *cols, stats, target, &self.solver).map_err(wrap)
     }
 }

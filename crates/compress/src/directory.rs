@@ -13,16 +13,15 @@ use bevel_model::{Checkpoint, HfTensor, Place, Stage as BlockStage, Transform, s
 use crate::calibrated::Run;
 use crate::calibration::Calibration;
 use crate::convert::from_gguf as plain;
-use crate::convert::{empty_report, refuse_file_name, safetensors_metadata};
+use crate::convert::{empty_report, safetensors_metadata};
 use crate::grouping::Grouping;
-use crate::output::{AtomicDirectory, has_space, is_replaceable, may_write};
+use crate::output::{AtomicDirectory, has_space};
 use crate::progress::{Meter, OnProgress, Stage};
-use crate::provenance::source_files;
 use crate::solve::{self, Form, Rtn, Solved, solve};
 use crate::transcode::{Tally, Transcoder, tally};
-use crate::walk::{Limits, Linear, Outcome, Results, Unfinished, read_rows};
+use crate::walk::{Linear, Outcome, Results, Unfinished, read_rows};
 use crate::{
-    Error, Method, Needs, Options, Provenance, Recipe, Report, Result, Stats, Storage, TensorReport,
+    Error, Needs, Options, Provenance, Recipe, Report, Result, Stats, Storage, TensorReport,
 };
 
 /// A tensor whose matrices become modules of codes.
@@ -34,7 +33,8 @@ struct Coded {
 }
 
 /// Writes a model as a Hugging Face directory whose linear layers are stored as `grouping` says.
-/// What is no linear layer of a block, and what the recipe keeps, stays in half precision.
+/// What is no linear layer of a block, and what the recipe keeps, stays a plain tensor. Whether `out`
+/// may be written was [checked](crate::check_output).
 ///
 /// # Errors
 /// Those of [`quantize`](crate::quantize).
@@ -48,10 +48,6 @@ pub(crate) fn quantize(
     cpu: &Cpu,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Report> {
-    refuse_file_name(out)?;
-    grouping.check()?;
-    may_write(out, &source_files(checkpoint)?, options)?;
-    is_replaceable(out)?;
     let mut warnings = Vec::new();
     let coded = modules(checkpoint, recipe, grouping, &mut warnings)?;
     let mut pieces = plain::pieces(checkpoint, recipe, &mut warnings);
@@ -68,25 +64,9 @@ pub(crate) fn quantize(
     has_space(out, specs.iter().map(plain::byte_len).fold(0, u64::saturating_add))?;
 
     let provenance = Provenance::of(checkpoint, recipe, on_progress)?;
-    let unfinished = match recipe.is_calibrated() {
-        false => None,
-        true => {
-            let target_of =
-                |name: &str| coded.iter().any(|c| c.name == name).then(|| grouping.target());
-            let run = Run {
-                checkpoint,
-                cpu,
-                calibration: calibration.ok_or(Error::NoCalibration)?,
-                needs: recipe.method.needs(),
-                solver: &recipe.method.solver(&recipe.gptq, options.compare),
-                target_of: &target_of,
-                fold: recipe.fold || recipe.method == Method::Awq,
-                clip: recipe.method == Method::Awq,
-                limits: Limits::default(),
-            };
-            Some(run.run(out, &provenance, options, on_progress)?)
-        }
-    };
+    let target_of = |name: &str| coded.iter().any(|c| c.name == name).then(|| grouping.target());
+    let run = Run::of(recipe, checkpoint, cpu, calibration, &target_of, options)?;
+    let unfinished = run.map(|run| run.run(out, &provenance, options, on_progress)).transpose()?;
     let results = unfinished.as_ref().map(Unfinished::results).transpose()?;
 
     let directory = AtomicDirectory::create(out)?;

@@ -11,23 +11,24 @@ use bevel_model::tokenizer::Tokenizer;
 
 use crate::calibrated::Run;
 use crate::calibration::Calibration;
-use crate::output::{has_space, may_write, remove_stale};
+use crate::convert::refuse_file_name;
+use crate::output::{has_space, is_replaceable, may_write, remove_stale};
 use crate::plan::{Plan, PlannedTensor};
 use crate::progress::{Meter, OnProgress, Stage};
 use crate::provenance::source_files;
 use crate::solve::{Form, SolveReport, Target};
 use crate::transcode::{Job, Tally, Transcoder, tally};
-use crate::walk::{Limits, Outcome, Unfinished};
+use crate::walk::{Outcome, Unfinished};
 use crate::{
-    Base, Error, Method, Options, Provenance, Recipe, Report, Result, Storage, TensorReport,
-    directory,
+    Base, Error, Options, Provenance, Recipe, Report, Result, Storage, TensorReport, directory,
 };
 
 /// ggml's version of its packed layouts, which readers compare.
 const QUANTIZATION_VERSION: u32 = 2;
 
 /// Writes a model with the types of a recipe, tensor by tensor: memory does not grow with the model.
-/// Packed types are written as a GGUF file, codes in groups as a Hugging Face directory. The same source, recipe and calibration data give the same bytes.
+/// Packed types are written as a GGUF file, codes in groups as a Hugging Face directory. The same
+/// source, recipe and calibration data give the same bytes.
 ///
 /// A recipe whose method asks for calibration data walks through the model first, layer by layer,
 /// and keeps what it found in a directory beside the output until the output is complete: a run that
@@ -35,9 +36,9 @@ const QUANTIZATION_VERSION: u32 = 2;
 ///
 /// # Errors
 /// [`Error::NoCalibration`] where the method asks for data that is not given, [`Error::OtherRun`],
-/// [`Error::Target`] where `out` does not end in `.gguf`, [`Error::Exists`],
-/// [`Error::OverwritesInput`], [`Error::NoSpace`], [`Error::NotFinite`], [`Error::Strict`],
-/// [`Error::Stopped`], and those of reading and writing. Nothing is left behind.
+/// those of [`check_output`], [`Error::NoSpace`], [`Error::NotFinite`], [`Error::Strict`],
+/// [`Error::Stopped`], and those of reading and writing. Nothing is left behind but what an
+/// unfinished walk found.
 pub fn quantize(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
@@ -49,13 +50,8 @@ pub fn quantize(
 ) -> Result<Report> {
     let rotated = rotated(checkpoint, recipe)?;
     let checkpoint = rotated.as_ref().unwrap_or(checkpoint);
+    check_output(checkpoint, recipe, out, options)?;
     if let Base::Grouped(code) = recipe.base {
-        if is_gguf(out) {
-            let reason = format!(
-                "{code} is stored in Hugging Face directories; name a directory, or choose a type of GGUF files such as Q4_K_M"
-            );
-            return Err(Error::Target { path: out.to_owned(), reason });
-        }
         let grouping = recipe.grouping(code, main_dtype(checkpoint));
         return directory::quantize(
             checkpoint,
@@ -68,11 +64,6 @@ pub fn quantize(
             on_progress,
         );
     }
-    if !is_gguf(out) {
-        let reason = "packed types are written to GGUF files, whose names end in `.gguf`";
-        return Err(Error::Target { path: out.to_owned(), reason: reason.to_owned() });
-    }
-    may_write(out, &source_files(checkpoint)?, options)?;
     let mut plan = Plan::new(checkpoint, recipe)?;
     let mut metadata = metadata(checkpoint, &mut plan.warnings)?;
     options.accept(&plan.warnings)?;
@@ -90,27 +81,12 @@ pub fn quantize(
         metadata.insert(key.to_owned(), value.into());
     }
 
-    let unfinished = match recipe.is_calibrated() {
-        false => None,
-        true => {
-            let target_of = |name: &str| {
-                let planned = plan.tensors.iter().find(|t| t.name == name)?;
-                planned.to.is_packed().then_some(Target::Packed(planned.to))
-            };
-            let run = Run {
-                checkpoint,
-                cpu,
-                calibration: calibration.ok_or(Error::NoCalibration)?,
-                needs: recipe.method.needs(),
-                solver: &recipe.method.solver(&recipe.gptq, options.compare),
-                target_of: &target_of,
-                fold: recipe.fold || recipe.method == Method::Awq,
-                clip: recipe.method == Method::Awq,
-                limits: Limits::default(),
-            };
-            Some(run.run(out, &provenance, options, on_progress)?)
-        }
+    let target_of = |name: &str| {
+        let planned = plan.tensors.iter().find(|t| t.name == name)?;
+        planned.to.is_packed().then_some(Target::Packed(planned.to))
     };
+    let run = Run::of(recipe, checkpoint, cpu, calibration, &target_of, options)?;
+    let unfinished = run.map(|run| run.run(out, &provenance, options, on_progress)).transpose()?;
     let results = unfinished.as_ref().map(Unfinished::results).transpose()?;
 
     let specs: Vec<TensorSpec> =
@@ -176,6 +152,34 @@ pub(crate) fn rotated(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Option
 fn main_dtype(checkpoint: &Checkpoint) -> DType {
     let largest = checkpoint.tensors().values().max_by_key(|entry| entry.shape.len());
     largest.map_or(DType::BF16, |entry| entry.dtype)
+}
+
+/// Refuses what [`quantize`] would refuse before it starts, so that a caller need not gather
+/// calibration data for nothing.
+///
+/// # Errors
+/// [`Error::Target`], [`Error::Recipe`], [`Error::Exists`] and [`Error::OverwritesInput`].
+pub fn check_output(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    out: &Path,
+    options: &Options,
+) -> Result<()> {
+    let refuse = |reason: String| Err(Error::Target { path: out.to_owned(), reason });
+    if let Base::Grouped(code) = recipe.base {
+        if is_gguf(out) {
+            return refuse(format!(
+                "{code} is stored in Hugging Face directories; name a directory, or choose a type of GGUF files such as Q4_K_M"
+            ));
+        }
+        refuse_file_name(out)?;
+        recipe.grouping(code, main_dtype(checkpoint)).check(&recipe.gptq)?;
+        is_replaceable(out)?;
+    } else if !is_gguf(out) {
+        let reason = "packed types are written to GGUF files, whose names end in `.gguf`";
+        return refuse(reason.to_owned());
+    }
+    may_write(out, &source_files(checkpoint)?, options)
 }
 
 /// Writes what became of a tensor's matrices, and compares it with what the tensor was, `before`.

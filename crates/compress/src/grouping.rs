@@ -8,8 +8,8 @@ use bevel_base::{DType, GroupedMatrix};
 use bevel_formats::quantized::{Codes, GroupedFormat, ModuleSpec};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::solve::{self, GroupSpec, Range, ScaleType};
-use crate::{Error, Result};
+use crate::solve::{self, GroupSpec, Order, Range, ScaleType};
+use crate::{Error, GptqSettings, Result};
 
 /// What the codes of a quantized directory are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +170,12 @@ impl Grouping {
     }
 
     /// Refuses what would only turn out to have no place when everything is solved.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self, gptq: &GptqSettings) -> Result<()> {
+        if gptq.order == Order::ActOrder {
+            return Err(Error::Recipe(
+                "the order `act-order` is not written to directories; choose `static-groups`, which needs no order at run time".to_owned(),
+            ));
+        }
         let is_first_version = self.format == GroupedFormat::Gptq { v2: false };
         if is_first_version && !self.symmetric && matches!(self.code, CodeType::Integer(_)) {
             return Err(Error::Recipe(

@@ -1,10 +1,12 @@
-//! Conversion and round-to-nearest quantization of models: tensor by tensor from an opened
-//! [`Checkpoint`](bevel_model::Checkpoint) to a file that appears when it is complete.
+//! Conversion and quantization of models: tensor by tensor from an opened
+//! [`Checkpoint`](bevel_model::Checkpoint) to a file or directory that appears when it is complete.
 //!
-//! A [`Recipe`] says which type every tensor gets. [`Plan`] applies it to a model, which costs
+//! A [`Recipe`] says what every tensor becomes and how. [`Plan`] applies it to a model, which costs
 //! nothing; [`quantize`] and [`convert`] carry it out and [`Report`] what happened. Every output
-//! carries its recipe, its source's hash and bevel's version, and is a function of these alone:
-//! not of the machine, nor of the number of threads.
+//! carries its recipe, its source's hash and bevel's version, and is a function of these alone, and
+//! of the [`Calibration`] where the recipe asks for one: not of the number of threads. Without
+//! calibration it is not one of the machine either; with it, the forward pass of another instruction
+//! set rounds differently.
 
 #![forbid(unsafe_code)]
 
@@ -33,8 +35,8 @@ mod walk;
 pub use calibration::{Calibration, CalibrationConfig, Fetch, OnTokens, Source};
 pub use convert::{Target, convert};
 pub use error::{Error, Result};
-pub use gguf::quantize;
 pub(crate) use gguf::rotated;
+pub use gguf::{check_output, quantize};
 pub use grouping::{CodeType, FormatName};
 pub use inspect::{
     BrokenTensor, Container, Dimensions, Inspection, Memory, StoredTensor, TokenizerSummary,

@@ -181,6 +181,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let cpu = model::cpu(global)?;
     let options = Options { restart: args.restart, ..args.writing.options() };
     let _handler = interrupt::handle();
+    // Before minutes of sampling.
+    bevel_compress::check_output(&checkpoint, &recipe, output, &options)?;
     let calibration = match &recipe.calibration {
         Some(config) => Some(calibration(config, &checkpoint, &cpu, global)?),
         None => None,

@@ -63,6 +63,7 @@ fn what_does_not_fit_is_said() {
     refuse("type = \"W4\"", "a.gguf", "Hugging Face directories");
     refuse("type = \"W3\"\nformat = \"awq\"", "a", "4");
     refuse("type = \"W4\"\nsymmetric = false", "d", "gptq_v2");
+    refuse("type = \"W4\"\n[gptq]\norder = \"act-order\"", "e", "static-groups");
     refuse("type = \"NF4\"\nformat = \"gptq\"", "b", "gptq");
     refuse("type = \"W4\"\nformat = \"bitsandbytes\"", "c", "NF4");
 }
