@@ -11,10 +11,9 @@ use bevel_model::{Checkpoint, Stage as BlockStage};
 use crate::calibration::Calibration;
 use crate::output::Options;
 use crate::progress::{Meter, OnProgress, Stage};
-use crate::provenance::hexadecimal;
 use crate::solve::{self, Form, Rtn, SolveReport, Solved, Target, awq_clip, awq_scales, solve};
 use crate::walk::{Fingerprint, Layer, Limits, Linear, Outcome, Unfinished, Walk, read_rows};
-use crate::{Error, Method, Needs, Provenance, Recipe, Result, Stats};
+use crate::{Error, GptqSettings, Method, Needs, Provenance, Recipe, Result, Stats};
 
 /// What a matrix becomes. `None` where it is to be left alone.
 pub(crate) type TargetOf<'a> = dyn Fn(&str) -> Option<Target> + 'a;
@@ -26,13 +25,19 @@ pub(crate) struct Run<'a> {
     calibration: &'a Calibration,
     /// What the solver works with.
     needs: Needs,
-    solver: solve::Method,
+    solver: Solver<'a>,
     target_of: &'a TargetOf<'a>,
     /// Input channels are scaled first, as AWQ does it.
     fold: bool,
+    limits: Limits,
+}
+
+/// How a matrix is solved once its inputs are known.
+pub(crate) struct Solver<'a> {
+    cpu: &'a Cpu,
+    method: solve::Method,
     /// The ranges of groups are clipped first, as AWQ does it.
     clip: bool,
-    limits: Limits,
 }
 
 impl<'a> Run<'a> {
@@ -56,10 +61,13 @@ impl<'a> Run<'a> {
             cpu,
             calibration: calibration.ok_or(Error::NoCalibration)?,
             needs: recipe.method.needs(),
-            solver: recipe.method.solver(&recipe.gptq, options.compare),
+            solver: Solver {
+                cpu,
+                method: recipe.method.solver(&recipe.gptq, options.compare),
+                clip: recipe.method == Method::Awq,
+            },
             target_of,
             fold: recipe.fold || recipe.method == Method::Awq,
-            clip: recipe.method == Method::Awq,
             limits: Limits::default(),
         }))
     }
@@ -77,12 +85,7 @@ impl<'a> Run<'a> {
         options: &Options,
         on_progress: &mut OnProgress<'_>,
     ) -> Result<Unfinished> {
-        let fingerprint = Fingerprint {
-            version: provenance.version.clone(),
-            source_sha256: provenance.source_sha256.clone(),
-            recipe: provenance.recipe.clone(),
-            calibration_sha256: hexadecimal(&self.calibration.fingerprint),
-        };
+        let fingerprint = Fingerprint::new(provenance, self.calibration);
         let mut unfinished = Unfinished::open(out, &fingerprint, options.restart)?;
         let layers = self.checkpoint.config().layers;
         if unfinished.done() > layers {
@@ -136,7 +139,8 @@ impl<'a> Run<'a> {
                     for linear in layer.linears(stage, part) {
                         let Some(target) = (self.target_of)(&linear.name) else { continue };
                         let weight = layer.weight(&linear)?;
-                        let solved = self.solve(&linear, &weight, all.get(&part), &target)?;
+                        let solved =
+                            self.solver.solve(&linear, &weight, all.get(&part), &target)?;
                         layer.replace(&linear, &solved.weights)?;
                         outcomes.push(Outcome { linear, form: solved.form, report: solved.report });
                         meter.advance(&outcomes[outcomes.len() - 1].linear.name, 0)?;
@@ -183,14 +187,28 @@ impl<'a> Run<'a> {
         let mut outcomes = Vec::new();
         for (first, linear) in parts {
             let weight = read_rows(self.checkpoint, &linear.name, first, linear.rows)?;
-            let solved = self.solve(&linear, &weight, Some(&stats), &target)?;
+            let solved = self.solver.solve(&linear, &weight, Some(&stats), &target)?;
             outcomes.push(Outcome { linear, form: solved.form, report: solved.report });
             meter.advance("output", 0)?;
         }
         Ok(outcomes)
     }
+}
 
-    fn solve(
+impl<'a> Solver<'a> {
+    /// The solver that a recipe's types are chosen by: what is tried many times makes do without the
+    /// last improvements.
+    pub(crate) fn measuring(recipe: &Recipe, cpu: &'a Cpu) -> Self {
+        let settings = GptqSettings { drift: 0.0, refine: 0, ..recipe.gptq };
+        let method = match recipe.method {
+            Method::Gptaq => Method::Gptq,
+            other => other,
+        };
+        Self { cpu, method: method.solver(&settings, false), clip: false }
+    }
+
+    /// Solves a matrix for a target; without statistics, as no token came to it, by rounding.
+    pub(crate) fn solve(
         &self,
         linear: &Linear,
         weight: &[f32],
@@ -218,6 +236,6 @@ impl<'a> Run<'a> {
             let clipped = awq_clip(self.cpu, &weight, *cols, stats, spec).map_err(wrap)?;
             weight = Cow::Owned(clipped);
         }
-        solve(self.cpu, &weight, *rows, *cols, stats, target, &self.solver).map_err(wrap)
+        solve(self.cpu, &weight, *rows, *cols, stats, target, &self.method).map_err(wrap)
     }
 }

@@ -19,7 +19,7 @@ use crate::output::{AtomicDirectory, has_space};
 use crate::progress::{Meter, OnProgress, Stage};
 use crate::solve::{self, Form, Rtn, Solved, solve};
 use crate::transcode::{Tally, Transcoder, tally};
-use crate::walk::{Linear, Outcome, Results, Unfinished, read_rows};
+use crate::walk::{Linear, Outcome, Results, Unfinished, read_rows, remove_kept};
 use crate::{
     Error, Needs, Options, Provenance, Recipe, Report, Result, Stats, Storage, TensorReport,
 };
@@ -121,7 +121,7 @@ pub(crate) fn quantize(
     let entries = grouping.format.config(&listed(checkpoint, grouping, &coded))?;
     source.write(checkpoint, &specs, entries, directory.workspace())?;
     directory.finish()?;
-    unfinished.map_or(Ok(()), Unfinished::remove)?;
+    remove_kept(out)?;
     Ok(report)
 }
 

@@ -67,6 +67,14 @@ pub enum Error {
     /// A method that needs calibration data was given none.
     #[error("the recipe's method needs calibration data, and none was given")]
     NoCalibration,
+    /// No choice of types keeps to a budget.
+    #[error("the budget of {budget} cannot be kept to: {reason}")]
+    Budget {
+        /// What was asked for.
+        budget: String,
+        /// What is in the way and what to do.
+        reason: String,
+    },
     /// A matrix cannot be quantized as asked.
     #[error("tensor `{tensor}`: {source}")]
     Solve {

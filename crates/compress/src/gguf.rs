@@ -9,6 +9,7 @@ use bevel_kernels::Cpu;
 use bevel_model::Checkpoint;
 use bevel_model::tokenizer::Tokenizer;
 
+use crate::allocate::allocate;
 use crate::calibrated::Run;
 use crate::calibration::Calibration;
 use crate::convert::refuse_file_name;
@@ -18,9 +19,10 @@ use crate::progress::{Meter, OnProgress, Stage};
 use crate::provenance::source_files;
 use crate::solve::{Form, SolveReport, Target};
 use crate::transcode::{Job, Tally, Transcoder, tally};
-use crate::walk::{Outcome, Unfinished};
+use crate::walk::{Fingerprint, Outcome, Unfinished, kept, remove_kept};
 use crate::{
-    Base, Error, Options, Provenance, Recipe, Report, Result, Storage, TensorReport, directory,
+    Base, Error, Options, Override, Provenance, Recipe, Report, Result, Storage, TensorReport,
+    VERSION, directory,
 };
 
 /// ggml's version of its packed layouts, which readers compare.
@@ -64,22 +66,22 @@ pub fn quantize(
             on_progress,
         );
     }
+    let mut provenance = Provenance::of(checkpoint, recipe, on_progress)?;
+    let (mut recipe, mut options, mut allocation) = (recipe.clone(), *options, None);
+    if recipe.budget.is_some() {
+        let fingerprint = Fingerprint::new(&provenance, calibration.ok_or(Error::NoCalibration)?);
+        let find = |dir: &Path| allocate(checkpoint, &recipe, calibration, dir, cpu, on_progress);
+        let (spent, chosen) = kept(out, "allocation.json", &fingerprint, options.restart, find)?;
+        // What was kept now is not to be thrown away.
+        options.restart = false;
+        provenance.recipe = chosen.to_string();
+        (recipe, allocation) = (chosen, Some(spent));
+    }
+    let (recipe, options) = (&recipe, &options);
     let mut plan = Plan::new(checkpoint, recipe)?;
-    let mut metadata = metadata(checkpoint, &mut plan.warnings)?;
+    let metadata = metadata(checkpoint, &mut plan, &provenance)?;
     options.accept(&plan.warnings)?;
     has_space(out, plan.totals.bytes_after)?;
-
-    let provenance = Provenance::of(checkpoint, recipe, on_progress)?;
-    if let Some(file_type) = plan.file_type {
-        metadata.insert("general.file_type".to_owned(), Value::U32(file_type));
-    }
-    if plan.tensors.iter().any(|t| t.to.is_packed()) {
-        let version = Value::U32(QUANTIZATION_VERSION);
-        metadata.insert("general.quantization_version".to_owned(), version);
-    }
-    for (key, value) in provenance.pairs() {
-        metadata.insert(key.to_owned(), value.into());
-    }
 
     let target_of = |name: &str| {
         let planned = plan.tensors.iter().find(|t| t.name == name)?;
@@ -89,15 +91,14 @@ pub fn quantize(
     let unfinished = run.map(|run| run.run(out, &provenance, options, on_progress)).transpose()?;
     let results = unfinished.as_ref().map(Unfinished::results).transpose()?;
 
-    let specs: Vec<TensorSpec> =
-        plan.tensors.iter().map(|t| TensorSpec::new(&t.name, t.to, t.shape.clone())).collect();
-    let mut writer = GgufWriter::create(out, &metadata, &specs, options.shard_bytes)?;
+    let mut writer = GgufWriter::create(out, &metadata, &specs(&plan), options.shard_bytes)?;
     let mut report = Report {
         input: checkpoint.path().into(),
         output: out.to_owned(),
         files: Vec::new(),
         recipe: recipe.clone(),
         provenance,
+        allocation,
         totals: plan.totals,
         warnings: plan.warnings,
         tensors: Vec::with_capacity(plan.tensors.len()),
@@ -132,8 +133,32 @@ pub fn quantize(
     options.accept(&report.warnings)?;
     report.files = writer.finish()?;
     remove_stale(out, &report.files, options)?;
-    unfinished.map_or(Ok(()), Unfinished::remove)?;
+    remove_kept(out)?;
     Ok(report)
+}
+
+/// Bytes of a file beside its tensors: the metadata that come of a model and a recipe, and what
+/// aligns tensors.
+pub(crate) fn overhead(checkpoint: &Checkpoint, plan: &Plan, recipe: &Recipe) -> Result<u64> {
+    // A recipe that names every tensor, in as many letters as it may take.
+    let each = |t: &PlannedTensor| Override { pattern: t.name.clone(), dtype: DType::IQ2_XXS };
+    let overrides = plan.tensors.iter().map(each).chain(recipe.overrides.clone()).collect();
+    let recipe = Recipe { overrides, ..recipe.clone() };
+    let provenance = Provenance {
+        recipe: recipe.to_string(),
+        source_sha256: "0".repeat(64),
+        version: VERSION.to_owned(),
+    };
+    let mut plan = plan.clone();
+    let metadata = metadata(checkpoint, &mut plan, &provenance)?;
+    let specs = specs(&plan);
+    let size = GgufWriter::file_len(&metadata, &specs)?;
+    let aligning = 32 * specs.len() as u64;
+    Ok(size - plan.totals.bytes_after + aligning)
+}
+
+fn specs(plan: &Plan) -> Vec<TensorSpec> {
+    plan.tensors.iter().map(|t| TensorSpec::new(&t.name, t.to, t.shape.clone())).collect()
 }
 
 /// How matrices were solved; those that were only scaled were not.
@@ -166,6 +191,15 @@ pub fn check_output(
     options: &Options,
 ) -> Result<()> {
     let refuse = |reason: String| Err(Error::Target { path: out.to_owned(), reason });
+    if recipe.budget.is_some() && !matches!(recipe.base, Base::Keep) {
+        return Err(Error::Recipe(format!(
+            "a budget chooses the types of a GGUF file itself; leave `{}` out",
+            recipe.base
+        )));
+    }
+    if recipe.budget.is_some() {
+        crate::allocate::check(checkpoint, recipe)?;
+    }
     if let Base::Grouped(code) = recipe.base {
         if is_gguf(out) {
             return refuse(format!(
@@ -265,8 +299,24 @@ impl Report {
     }
 }
 
+/// The metadata of a plan's file.
+fn metadata(checkpoint: &Checkpoint, plan: &mut Plan, provenance: &Provenance) -> Result<Metadata> {
+    let mut metadata = source_metadata(checkpoint, &mut plan.warnings)?;
+    if let Some(file_type) = plan.file_type {
+        metadata.insert("general.file_type".to_owned(), Value::U32(file_type));
+    }
+    if plan.tensors.iter().any(|t| t.to.is_packed()) {
+        let version = Value::U32(QUANTIZATION_VERSION);
+        metadata.insert("general.quantization_version".to_owned(), version);
+    }
+    for (key, value) in provenance.pairs() {
+        metadata.insert(key.to_owned(), value.into());
+    }
+    Ok(metadata)
+}
+
 /// The source's metadata, or what a Hugging Face directory says, in GGUF's words.
-fn metadata(checkpoint: &Checkpoint, warnings: &mut Vec<String>) -> Result<Metadata> {
+fn source_metadata(checkpoint: &Checkpoint, warnings: &mut Vec<String>) -> Result<Metadata> {
     if let Some(metadata) = checkpoint.gguf_metadata() {
         return Ok(metadata.clone());
     }

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod allocate;
 mod calibrated;
 mod calibration;
 mod convert;
@@ -32,6 +33,7 @@ mod stats;
 mod transcode;
 mod walk;
 
+pub use allocate::{AllocatedTensor, Allocation, Budget, Limit, TypeOption, allocate};
 pub use calibration::{Calibration, CalibrationConfig, Fetch, OnTokens, Source};
 pub use convert::{Target, convert};
 pub use error::{Error, Result};

@@ -9,7 +9,7 @@ pub struct Progress<'a> {
     pub stage: Stage,
     /// The file or tensor it is done to.
     pub name: &'a str,
-    /// Bytes of the source that are done; of [`Stage::Calibrate`], passes of a sequence through a
+    /// Bytes of the source that are done; of [`Stage::Measure`] and [`Stage::Calibrate`], passes of a sequence through a
     /// part of a layer.
     pub done: u64,
     /// How many there are in all.
@@ -21,6 +21,8 @@ pub struct Progress<'a> {
 pub enum Stage {
     /// The source is read and hashed.
     Hash,
+    /// Sequences walk through the model to find what each tensor's type costs.
+    Measure,
     /// Calibration sequences walk through the model.
     Calibrate,
     /// Tensors are read, changed and written.

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use bevel_base::DType;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::allocate::Budget;
 use crate::calibration::{CalibrationConfig, Source};
 use crate::grouping::{CodeType, FormatName, Grouping};
 use crate::pattern::matches;
@@ -61,6 +62,9 @@ pub struct Recipe {
     /// in any case.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fold: bool,
+    /// Types are chosen so that the model fits a size and loses least: what nothing above names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
     /// How codes are chosen.
     #[serde(default, skip_serializing_if = "is_default")]
     pub method: Method,
@@ -112,6 +116,7 @@ impl Recipe {
             symmetric: None,
             rotate: None,
             fold: false,
+            budget: None,
             method: Method::default(),
             gptq: GptqSettings::default(),
             calibration: None,
@@ -122,6 +127,21 @@ impl Recipe {
     /// True where the model has to be watched at work.
     pub fn is_calibrated(&self) -> bool {
         self.method.is_calibrated() || self.fold
+    }
+
+    /// True where calibration data is asked for.
+    pub fn wants_calibration(&self) -> bool {
+        self.is_calibrated() || self.budget.is_some()
+    }
+
+    /// True where the type of a tensor follows from something else than the base.
+    pub(crate) fn decides(&self, name: &str, tied: bool) -> bool {
+        let is_embedding = name == "token_embd.weight";
+        let is_head = name == "output.weight" || tied && is_embedding;
+        self.keeps(name)
+            || self.override_of(name).is_some()
+            || is_embedding && self.embedding_type.is_some()
+            || is_head && self.output_type.is_some()
     }
 
     /// How linear layers become codes in groups, in a model of `model_dtype`.
@@ -323,14 +343,18 @@ mod written_calibration {
     }
 }
 
-mod written_type {
+/// A type by its name.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct WrittenType(#[serde(with = "written_type")] pub(crate) DType);
+
+pub(crate) mod written_type {
     use super::*;
 
-    pub(super) fn serialize<S: Serializer>(dtype: &DType, s: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(dtype: &DType, s: S) -> Result<S::Ok, S::Error> {
         s.serialize_str(dtype.name())
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<DType, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<DType, D::Error> {
         parse_type(&String::deserialize(d)?).map_err(de::Error::custom)
     }
 }

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use crate::grouping::CodeType;
 use crate::solve::SolveReport;
-use crate::{Provenance, Recipe};
+use crate::{Allocation, Provenance, Recipe};
 
 /// What a conversion or quantization did.
 #[derive(Clone, Debug, Serialize)]
@@ -21,6 +21,9 @@ pub struct Report {
     pub recipe: Recipe,
     /// What the output carries about its origin.
     pub provenance: Provenance,
+    /// What a budget was spent on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allocation: Option<Allocation>,
     /// Sums over the tensors.
     pub totals: Totals,
     /// What went otherwise than asked for, as sentences.

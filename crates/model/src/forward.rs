@@ -5,12 +5,13 @@ use std::ops::ControlFlow;
 
 use bevel_kernels::{
     AttentionScratch, AttentionSpec, Cpu, RopeSpec, RopeTable, SequenceSpan, Slot, add_scaled,
-    attention, rms_norm, rms_norm_in_place, rope, scale, softcap,
+    attention, rms_norm, rms_norm_in_place, rope, scale,
 };
 
 use crate::cache::{KvCache, Sequence};
 use crate::config::RopeConfig;
 use crate::family::QkNorm;
+use crate::head::HeadState;
 use crate::linear::{LinearState, project};
 use crate::mlp::MlpState;
 use crate::tap::{Site, Stage, Tap, untapped};
@@ -59,8 +60,7 @@ pub struct State {
     v: Vec<f32>,
     /// `[n, heads, head_dim]`
     attended: Vec<f32>,
-    /// `[outputs, vocab]`
-    logits: Vec<f32>,
+    head: HeadState,
     slots: Vec<Slot>,
     positions: Vec<u32>,
     mlp: MlpState,
@@ -90,7 +90,7 @@ impl State {
             k: Vec::new(),
             v: Vec::new(),
             attended: Vec::new(),
-            logits: Vec::new(),
+            head: HeadState::default(),
             slots: Vec::new(),
             positions: Vec::new(),
             mlp: MlpState::default(),
@@ -103,12 +103,11 @@ impl State {
 
     /// Logits of the last step, `[outputs, vocab]`.
     pub fn logits(&self) -> &[f32] {
-        &self.logits
+        self.head.last()
     }
 
     /// Sizes the buffers and lays out where the batch's tokens go.
     fn prepare(&mut self, cpu: &Cpu, config: &ModelConfig, batch: &Batch<'_>) {
-        self.logits.resize(batch.outputs.len() * config.vocab_size, 0.0);
         self.place(cpu, config, batch.tokens.len(), batch.parts);
     }
 
@@ -193,29 +192,19 @@ impl Model {
             let _ = layer.feed_forward(cpu, config, state, &mut untapped);
         }
         self.head(cpu, batch, state)?;
-        Ok(&state.logits)
+        Ok(state.head.last())
     }
     /// Logits of the wanted rows.
     fn head(&self, cpu: &Cpu, batch: &Batch<'_>, state: &mut State) -> Result<()> {
         let config = self.config();
         let (dim, rows) = (config.dim, batch.outputs.len());
-        if rows == 0 {
-            return Ok(());
-        }
-        // Wanted rows gather at the front of `h`, their norm at the front of `x`.
+        // Wanted rows gather at the front of `h`.
         for (i, &row) in batch.outputs.iter().enumerate() {
             state.h[i * dim..][..dim].copy_from_slice(&state.x[row * dim..][..dim]);
         }
-        let (h, x) = (&state.h[..rows * dim], &mut state.x[..rows * dim]);
-        rms_norm(cpu, x, h, &self.weights.output_norm, config.norm_eps, rows, dim);
-        project(cpu, x, rows, [(&self.weights.output, &mut state.logits)], &mut state.linear);
-        if config.logit_divisor != 1.0 {
-            scale(cpu, &mut state.logits, 1.0 / config.logit_divisor);
-        }
-        if let Some(cap) = config.logit_softcap {
-            softcap(cpu, &mut state.logits, cap);
-        }
-        for (logits, &row) in state.logits.chunks_exact(config.vocab_size).zip(batch.outputs) {
+        let head = &self.weights.head;
+        let logits = head.logits(cpu, config, &state.h[..rows * dim], &mut state.head);
+        for (logits, &row) in logits.chunks_exact(config.vocab_size).zip(batch.outputs) {
             // A sum is finite only where all its terms are; a chance overflow is looked at closely.
             if !logits.iter().sum::<f32>().is_finite() && logits.iter().any(|l| !l.is_finite()) {
                 return Err(Error::NotFinite { position: state.positions[row] as usize });

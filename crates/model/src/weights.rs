@@ -5,6 +5,7 @@ use bevel_base::{DType, pack};
 use bevel_kernels::{Cpu, PackedMatrix};
 
 use crate::family::QkNorm;
+use crate::head::Head;
 use crate::linear::Linear;
 use crate::{Checkpoint, Error, ModelConfig, Result};
 
@@ -13,10 +14,7 @@ use crate::{Checkpoint, Error, ModelConfig, Result};
 pub struct Weights {
     pub(crate) embedding: Embedding,
     pub(crate) layers: Vec<LayerWeights>,
-    /// `[dim]`
-    pub(crate) output_norm: Vec<f32>,
-    /// `[vocab, dim]`
-    pub(crate) output: Linear,
+    pub(crate) head: Head,
     warnings: Vec<String>,
 }
 
@@ -96,10 +94,9 @@ impl Weights {
             },
         };
         let layers = (0..loader.config.layers).map(|i| loader.layer(i)).collect::<Result<_>>()?;
-        let output_norm = checkpoint.read_f32("output_norm.weight")?;
-        let output = loader.matrix(if tied { EMBEDDING } else { "output.weight" }, None, 0)?;
+        let head = Head::load_with(&mut loader)?;
         let warnings = loader.warnings();
-        Ok(Self { embedding, layers, output_norm, output, warnings })
+        Ok(Self { embedding, layers, head, warnings })
     }
 
     /// What takes more memory than it should, a sentence each.
@@ -129,7 +126,7 @@ impl Weights {
             Embedding::Coded(matrix) => linear(matrix),
             Embedding::Tied => 0,
         };
-        layers + linear(&self.output) + embedding
+        layers + linear(&self.head.output) + embedding
     }
 
     /// Writes the embeddings of `tokens` into `out`, `[tokens, dim]`.
@@ -155,7 +152,7 @@ impl Weights {
             let row = row.ok_or(Error::Token { token, vocab: config.vocab_size })?;
             match &self.embedding {
                 Embedding::Coded(matrix) => matrix.row(row, out),
-                Embedding::Tied => self.output.row(row, out),
+                Embedding::Tied => self.head.output.row(row, out),
                 Embedding::Stored { dtype, .. } => {
                     pack::dequantize(*dtype, &bytes[row * row_bytes..][..row_bytes], out).map_err(
                         |source| Error::Tensor {
@@ -193,6 +190,13 @@ impl<'a> Loader<'a> {
     ) -> Self {
         let config = checkpoint.config();
         Self { checkpoint, config, cpu, progress, bytes: 0, exact: true, widened: Vec::new() }
+    }
+
+    /// The output norm, and the head, which may be the embedding.
+    pub(crate) fn head(&mut self) -> Result<(Vec<f32>, Linear)> {
+        let norm = self.checkpoint.read_f32("output_norm.weight")?;
+        let name = if self.config.tied { EMBEDDING } else { "output.weight" };
+        Ok((norm, self.matrix(name, None, 0)?))
     }
 
     pub(crate) fn layer(&mut self, layer: usize) -> Result<LayerWeights> {

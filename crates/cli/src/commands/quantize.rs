@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use bevel_base::DType;
 use bevel_compress::{
-    Base, Calibration, CalibrationConfig, FormatName, Method, OnProgress, Options, Override, Plan,
-    Recipe, Report, Source, Stage,
+    Allocation, Base, Budget, Calibration, CalibrationConfig, FormatName, Limit, Method,
+    OnProgress, Options, Override, Plan, Recipe, Report, Source, Stage,
 };
 use bevel_formats::AtomicFile;
 use bevel_formats::hub::{self, HubConfig};
@@ -61,7 +61,7 @@ pub(crate) struct Args {
     model: String,
 
     /// The type or mix, for example Q4_K_M; a recipe may say it
-    #[arg(value_name = "TYPE", required_unless_present = "recipe")]
+    #[arg(value_name = "TYPE", required_unless_present_any = ["recipe", "target_bpw", "target_size"])]
     base: Option<Base>,
 
     /// The GGUF file to write, or the directory where TYPE is one of codes in groups
@@ -87,6 +87,21 @@ pub(crate) struct Args {
     /// Give every tensor the type itself, the output head too
     #[arg(long)]
     pure: bool,
+
+    /// Choose every tensor's type so that all take at most so many bits per weight, scales counted,
+    /// and the model loses least; in place of TYPE
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["target_size", "base", "pure"])]
+    target_bpw: Option<f64>,
+
+    /// Choose every tensor's type so that the file takes at most so many bytes, for example 900MB, and
+    /// the model loses least; in place of TYPE
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["base", "pure"])]
+    target_size: Option<u64>,
+
+    /// The types to choose from, separated by commas [default: Q2_K, Q3_K, IQ4_XS, Q4_K, Q5_K, Q6_K
+    /// and Q8_0, or those that fit the rows instead]
+    #[arg(long, value_name = "TYPES", value_delimiter = ',')]
+    types: Vec<DType>,
 
     /// How codes are chosen: rtn, importance, awq, gptq or gptaq
     #[arg(long, value_name = "METHOD")]
@@ -175,6 +190,10 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let recipe = recipe(args, global)?;
     let checkpoint = model::open(&args.model, global)?;
     let Some(output) = args.output.as_ref().filter(|_| !args.dry_run) else {
+        ensure!(
+            recipe.budget.is_none(),
+            "the types that a budget leads to are found by measuring, which takes a run; leave --dry-run out"
+        );
         return show_plan(&Plan::new(&checkpoint, &recipe)?, args.writing.strict, global);
     };
     args.writing.may_report(checkpoint.path().as_ref(), output)?;
@@ -247,7 +266,27 @@ fn recipe(args: &Args, global: &Global) -> Result<Recipe> {
     if let Some(method) = args.method {
         recipe.method = method;
     }
-    if recipe.is_calibrated() {
+    let limit = match (args.target_bpw, args.target_size) {
+        (Some(bits), _) => Some(Limit::BitsPerWeight(bits)),
+        (None, Some(bytes)) => Some(Limit::Bytes(bytes)),
+        (None, None) => None,
+    };
+    if let Some(limit) = limit {
+        let types = recipe.budget.take().map_or(Vec::new(), |budget| budget.types);
+        recipe.budget = Some(Budget { limit, types });
+        if args.recipe.is_none() && args.method.is_none() {
+            // Who lets every tensor be measured wants the best codes for it too.
+            recipe.method = Method::Gptq;
+        }
+    }
+    match &mut recipe.budget {
+        Some(budget) if !args.types.is_empty() => budget.types = args.types.clone(),
+        None if !args.types.is_empty() => {
+            bail!("--types are what --target-bpw or --target-size chooses from; give one of them")
+        }
+        _ => {}
+    }
+    if recipe.wants_calibration() {
         let config = recipe.calibration.get_or_insert_default();
         if !args.calib.is_empty() {
             config.source = sources(&args.calib)?;
@@ -320,6 +359,7 @@ pub(crate) fn with_progress<T>(
         if stale {
             let (label, unit) = match p.stage {
                 Stage::Hash => ("hashing", Unit::Bytes),
+                Stage::Measure => ("measuring types", Unit::Items),
                 Stage::Calibrate => ("calibrating", Unit::Items),
                 _ => (label, Unit::Bytes),
             };
@@ -370,6 +410,9 @@ pub(crate) fn finish(
         }
         text += "\n";
     }
+    if let Some(allocation) = &report.allocation {
+        text += &mixture(allocation);
+    }
     if !worst.is_empty() {
         let mut table = Table::new(&["<tensors that moved most", "<from", "<to", "error"]);
         for tensor in worst {
@@ -386,6 +429,21 @@ pub(crate) fn finish(
         text += &format!("\nwrote {}\n", plain(&file.display().to_string()));
     }
     print_text(&text)
+}
+
+/// The types that a budget was spent on.
+fn mixture(allocation: &Allocation) -> String {
+    let mut table = Table::new(&["<type", "tensors", "predicted loss"]);
+    let mut types: Vec<DType> = allocation.tensors.iter().map(|t| t.dtype).collect();
+    types.sort_by(|a, b| a.bits_per_weight().total_cmp(&b.bits_per_weight()).then(a.cmp(b)));
+    types.dedup();
+    for dtype in types {
+        let chosen = || allocation.tensors.iter().filter(|t| t.dtype == dtype);
+        let kl: f64 =
+            chosen().flat_map(|t| t.options.iter().find(|o| o.dtype == dtype)).map(|o| o.kl).sum();
+        table.row([dtype.to_string(), chosen().count().to_string(), format!("{kl:.5}")]);
+    }
+    format!("\n{table}predicted loss in all (KL, nats per token)  {:.5}\n", allocation.predicted_kl)
 }
 
 /// Shows warnings; a long list ends in its length.

@@ -114,7 +114,8 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    fn new(sequences: Vec<Vec<u32>>, description: String, warnings: Vec<String>) -> Self {
+    /// Sequences of token ids, with what they are in words.
+    pub fn new(sequences: Vec<Vec<u32>>, description: String, warnings: Vec<String>) -> Self {
         let mut hash = Sha256::new();
         for sequence in &sequences {
             hash.update((sequence.len() as u32).to_le_bytes());

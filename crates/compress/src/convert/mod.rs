@@ -129,6 +129,7 @@ pub(crate) fn empty_report(
         files: Vec::new(),
         recipe: recipe.clone(),
         provenance,
+        allocation: None,
         totals: crate::Totals::default(),
         warnings,
         tensors: Vec::new(),

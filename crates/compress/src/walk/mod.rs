@@ -24,10 +24,10 @@ use std::path::Path;
 
 use bevel_base::pack;
 use bevel_kernels::{Cpu, rms_norm, scale};
-use bevel_model::{Block, BlockState, Checkpoint, Site, Stage};
+use bevel_model::{Block, BlockState, Checkpoint, ModelConfig, Site, Stage};
 
 pub(crate) use activations::Activations;
-pub(crate) use unfinished::{Fingerprint, Outcome, Results, Unfinished};
+pub(crate) use unfinished::{Fingerprint, Outcome, Results, Unfinished, kept, remove_kept};
 
 use crate::progress::Meter;
 use crate::{Error, Needs, Result, Stats};
@@ -103,30 +103,18 @@ impl<'a> Walk<'a> {
     /// (1) The rows of the embedding.
     fn embed(&mut self, sequences: &[Vec<u32>]) -> Result<()> {
         let config = self.checkpoint.config();
-        let dtype = self.checkpoint.entry(EMBEDDING)?.dtype;
-        let bytes = self.checkpoint.read(EMBEDDING)?;
-        let row_bytes = bytes.len() / config.vocab_size;
-        for (index, tokens) in sequences.iter().enumerate() {
-            let mut x = vec![0.0; tokens.len() * config.dim];
-            for (&token, out) in tokens.iter().zip(x.chunks_exact_mut(config.dim)) {
-                let row = token as usize;
-                let row = bytes
-                    .get(row * row_bytes..(row + 1) * row_bytes)
-                    .ok_or(bevel_model::Error::Token { token, vocab: config.vocab_size })?;
-                pack::dequantize(dtype, row, out)
-                    .map_err(|source| Error::Tensor { tensor: EMBEDDING.to_owned(), source })?;
-            }
+        embedding_rows(self.checkpoint, sequences, |index, mut x| {
             if config.embedding_scale != 1.0 {
                 scale(self.cpu, &mut x, config.embedding_scale);
             }
             self.streams.write(index, &x)?;
-            if let Some(full) = &mut self.full {
-                full.write(index, &x)?;
-            }
-        }
-        drop(bytes);
-        self.checkpoint.release(EMBEDDING);
-        Ok(())
+            self.full.as_mut().map_or(Ok(()), |full| full.write(index, &x))
+        })
+    }
+
+    /// The stream of a sequence, as far as the walk has come.
+    pub(crate) fn stream(&mut self, sequence: usize, x: &mut Vec<f32>) -> Result<()> {
+        self.streams.read(sequence, x)
     }
 
     /// (2) Loads layer `index`, which is to be the next one.
@@ -184,7 +172,34 @@ impl<'a> Walk<'a> {
 
 /// Values of the output head that are solved at once.
 const HEAD_VALUES: usize = 1 << 24;
-const EMBEDDING: &str = "token_embd.weight";
+pub(crate) const EMBEDDING: &str = "token_embd.weight";
+
+/// Passes the embedding's rows of each sequence, `[tokens, dim]`, on to `use_rows`.
+pub(crate) fn embedding_rows(
+    checkpoint: &Checkpoint,
+    sequences: &[Vec<u32>],
+    mut use_rows: impl FnMut(usize, Vec<f32>) -> Result<()>,
+) -> Result<()> {
+    let config = checkpoint.config();
+    let dtype = checkpoint.entry(EMBEDDING)?.dtype;
+    let bytes = checkpoint.read(EMBEDDING)?;
+    let row_bytes = bytes.len() / config.vocab_size;
+    for (index, tokens) in sequences.iter().enumerate() {
+        let mut x = vec![0.0; tokens.len() * config.dim];
+        for (&token, out) in tokens.iter().zip(x.chunks_exact_mut(config.dim)) {
+            let row = token as usize;
+            let row = bytes
+                .get(row * row_bytes..(row + 1) * row_bytes)
+                .ok_or(bevel_model::Error::Token { token, vocab: config.vocab_size })?;
+            pack::dequantize(dtype, row, out)
+                .map_err(|source| Error::Tensor { tensor: EMBEDDING.to_owned(), source })?;
+        }
+        use_rows(index, x)?;
+    }
+    drop(bytes);
+    checkpoint.release(EMBEDDING);
+    Ok(())
+}
 
 /// Some rows of a tensor as f32, `[rows, row length]`.
 pub(crate) fn read_rows(
@@ -390,19 +405,28 @@ impl Layer<'_, '_> {
         Ok(all)
     }
 
+    /// What a sequence's stream is after the layer as it is now. It stays where it is.
+    pub(crate) fn outcome(&mut self, sequence: usize, x: &mut Vec<f32>) -> Result<()> {
+        self.walk.streams.read(sequence, x)?;
+        let Walk { checkpoint, cpu, run, .. } = &mut *self.walk;
+        through(&self.block, cpu, checkpoint.config(), run, self.attended, x)
+    }
+
+    /// Takes a stream that is none of the walk's through the layer as it is now.
+    pub(crate) fn pass(&mut self, x: &mut Vec<f32>) -> Result<()> {
+        let Walk { checkpoint, cpu, run, .. } = &mut *self.walk;
+        through(&self.block, cpu, checkpoint.config(), run, false, x)
+    }
+
     /// (4) Takes the streams through what is left of the layer.
     pub(crate) fn leave(self, meter: &mut Meter<'_, '_>) -> Result<()> {
         let name = format!("blk.{}", self.index);
         let Walk { checkpoint, cpu, run, streams, full } = self.walk;
         let config = checkpoint.config();
         let mut x = Vec::new();
-        let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
         let mut advance = |block: &Block, streams: &mut Activations, index: usize| {
             streams.read(index, &mut x)?;
-            if !self.attended {
-                let _ = block.attention(cpu, config, &mut x, run, &mut pass)?;
-            }
-            let _ = block.feed_forward(cpu, config, &mut x, run, &mut pass)?;
+            through(block, cpu, config, run, self.attended, &mut x)?;
             streams.write(index, &x)
         };
         for index in 0..streams.len() {
@@ -414,4 +438,21 @@ impl Layer<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// Takes a stream through a block, or what is left of it.
+fn through(
+    block: &Block,
+    cpu: &Cpu,
+    config: &ModelConfig,
+    run: &mut BlockState,
+    attended: bool,
+    x: &mut Vec<f32>,
+) -> Result<()> {
+    let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
+    if !attended {
+        let _ = block.attention(cpu, config, x, run, &mut pass)?;
+    }
+    let _ = block.feed_forward(cpu, config, x, run, &mut pass)?;
+    Ok(())
 }

@@ -4,6 +4,7 @@
 //! Beside the output lies a directory `OUTPUT.unfinished`:
 //! ```text
 //! run.json              what is being done: a run that does something else refuses to go on
+//! allocation.json       the types that a budget was spent on
 //! part-0003.safetensors what became of the tensors of part 3: a layer, or the output head
 //! streams-0004          the residual streams that part 4 begins with
 //! full-0004             those of the uncompressed model, where it walks beside
@@ -22,8 +23,9 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Linear, Walk};
+use crate::provenance::hexadecimal;
 use crate::solve::{Form, SolveReport};
-use crate::{Error, Result};
+use crate::{Calibration, Error, Provenance, Result};
 
 /// What a run does: two runs that agree in this give the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,17 +193,67 @@ impl Unfinished {
         Ok(results)
     }
 
-    /// Removes the directory.
-    pub(crate) fn remove(self) -> Result<()> {
-        fs::remove_dir_all(&self.dir).map_err(Error::io("remove", &self.dir))
-    }
-
     fn part(&self, index: usize) -> PathBuf {
         self.dir.join(format!("part-{index:04}.safetensors"))
     }
 
     fn streams(&self, part: usize) -> (PathBuf, PathBuf) {
         (self.dir.join(format!("streams-{part:04}")), self.dir.join(format!("full-{part:04}")))
+    }
+}
+
+/// What a run found out before its walk, in the file `name` of its directory: taken from there, or
+/// found by `find` in that directory and kept there.
+///
+/// # Errors
+/// [`Error::OtherRun`] where another run left the file, [`Error::Io`], and those of `find`.
+pub(crate) fn kept<T: Serialize + for<'de> Deserialize<'de>>(
+    out: &Path,
+    name: &str,
+    fingerprint: &Fingerprint,
+    restart: bool,
+    find: impl FnOnce(&Path) -> Result<T>,
+) -> Result<T> {
+    #[derive(Serialize, Deserialize)]
+    struct Kept<T> {
+        run: Fingerprint,
+        found: T,
+    }
+
+    let dir = directory(out);
+    let path = dir.join(name);
+    if restart {
+        remove_kept(out)?;
+    }
+    if let Ok(text) = fs::read(&path) {
+        let Kept { run, found } =
+            serde_json::from_slice(&text).map_err(|_| Error::BrokenPart(path))?;
+        return match run.differs(fingerprint) {
+            Some(what) => Err(Error::OtherRun { dir, what }),
+            None => Ok(found),
+        };
+    }
+    if dir.join("run.json").exists() {
+        return Err(Error::OtherRun { dir, what: "recipe" });
+    }
+    fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+    let found = find(&dir).inspect_err(|_| {
+        // Unless something else lies there.
+        let _ = fs::remove_dir(&dir);
+    })?;
+    let kept = Kept { run: fingerprint.clone(), found };
+    write_atomically(&path, &serde_json::to_vec(&kept).expect("names and numbers serialize"))?;
+    Ok(kept.found)
+}
+
+/// Removes what an output's unfinished run left, if anything.
+pub(crate) fn remove_kept(out: &Path) -> Result<()> {
+    let dir = directory(out);
+    match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", &dir)(error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -213,6 +265,12 @@ pub(crate) fn directory(out: &Path) -> PathBuf {
 }
 
 impl Fingerprint {
+    pub(crate) fn new(provenance: &Provenance, calibration: &Calibration) -> Self {
+        let Provenance { version, source_sha256, recipe } = provenance.clone();
+        let calibration_sha256 = hexadecimal(&calibration.fingerprint);
+        Self { version, source_sha256, recipe, calibration_sha256 }
+    }
+
     /// What another run does differently.
     fn differs(&self, other: &Self) -> Option<&'static str> {
         let parts = [

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use bevel_compress::{
-    Calibration, CalibrationConfig, Error, Options, Progress, Recipe, Report, Result, Source,
+    Calibration, CalibrationConfig, Error, Options, Progress, Recipe, Report, Result, Source, Stage,
 };
 use bevel_kernels::Cpu;
 use bevel_model::Checkpoint;
@@ -35,11 +35,24 @@ fn quantize(
     threads: usize,
     calls: usize,
 ) -> Result<Report> {
-    let checkpoint = Checkpoint::open(&tiny_austen())?;
     let mut left = calls;
-    let mut on_progress = |_: Progress<'_>| {
+    quantize_while(recipe, calibration, out, threads, &mut |_| {
         left = left.saturating_sub(1);
-        if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        left > 0
+    })
+}
+
+/// Quantizes, and stops when `goes_on` says no.
+fn quantize_while(
+    recipe: &Recipe,
+    calibration: &Calibration,
+    out: &Path,
+    threads: usize,
+    goes_on: &mut dyn FnMut(Stage) -> bool,
+) -> Result<Report> {
+    let checkpoint = Checkpoint::open(&tiny_austen())?;
+    let mut on_progress = |p: Progress<'_>| {
+        if goes_on(p.stage) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
     let cpu = Cpu::new(threads).unwrap();
     let options = Options { force: true, compare: true, ..Options::default() };
@@ -63,14 +76,19 @@ fn check_resume(recipe: &Recipe) {
         assert!(matches!(error, Error::Stopped), "{error}");
         assert!(!path.exists(), "an unfinished file has the output's name");
         stops += 1;
-        calls += 5;
+        calls += 5 + calls / 8;
     }
     assert!(stops > 5, "stopped {stops} times only");
     assert!(std::fs::read(&path).unwrap() == whole, "another file after {stops} stops");
     assert!(!out("stopped.gguf.unfinished").exists());
 
     // A run that does something else does not go on with it.
-    quantize(recipe, &data, &path, 1, 30).unwrap_err();
+    let mut left = 30;
+    let mut some = |stage| {
+        left -= i32::from(stage == Stage::Calibrate);
+        left > 0
+    };
+    assert!(quantize_while(recipe, &data, &path, 1, &mut some).is_err());
     let error = quantize(recipe, &calibration(2, 32), &path, 1, usize::MAX).unwrap_err();
     assert!(matches!(error, Error::OtherRun { what: "calibration data", .. }), "{error}");
 }
@@ -81,6 +99,9 @@ fn a_stopped_run_goes_on_and_ends_in_the_same_bytes() {
     check_resume(&recipe("type = \"Q4_0\"\nmethod = \"gptaq\""));
     check_resume(&recipe("type = \"Q3_K_M\"\nmethod = \"importance\""));
     check_resume(&recipe("type = \"Q4_0\"\nmethod = \"importance\"\nfold = true"));
+    check_resume(&recipe(
+        "type = \"keep\"\nmethod = \"gptq\"\n[budget]\nbits_per_weight = 5.5\ntypes = [\"Q4_0\", \"Q8_0\"]",
+    ));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Tests of quantization, conversion and inspection.
 
+mod budget;
 mod calibrated;
 mod calibration;
 mod coded;

@@ -71,6 +71,18 @@ impl GgufWriter {
         Ok(Self { stream: TensorStream::new(path, shards)? })
     }
 
+    /// Bytes of the file that [`GgufWriter::create`] would write in one piece.
+    ///
+    /// # Errors
+    /// As those of [`GgufWriter::create`].
+    pub fn file_len(metadata: &Metadata, tensors: &[TensorSpec]) -> Result<u64> {
+        let wrong = |reason: String| Error::Unwritable { path: PathBuf::new(), reason };
+        let alignment = alignment(metadata).map_err(wrong)? as u64;
+        let stored = tensors.iter().map(|spec| Stored::new(spec, alignment));
+        let stored = stored.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+        Ok(layout(PathBuf::new(), &shard_metadata(metadata, 0), &stored, alignment).file_len)
+    }
+
     /// Takes the next bytes of tensor `name`. Tensors come in the declared order.
     ///
     /// # Errors
