@@ -45,11 +45,6 @@ pub enum Error {
         /// What failed.
         source: bevel_base::Error,
     },
-    /// Calibration statistics that were cut short or come from elsewhere.
-    #[error(
-        "{0} bytes are not the calibration statistics of a layer; remove the unfinished run and start again"
-    )]
-    Statistics(usize),
     /// A run that something else than this one left unfinished.
     #[error(
         "`{}` is an unfinished run with another {what}; finish that one with its own options, or throw it away with --restart",

@@ -115,6 +115,6 @@ enum WrittenOrder {
 impl Default for GptqSettings {
     fn default() -> Self {
         let Gptq { damping, order, refine, .. } = Gptq::default();
-        Self { damping, order, drift: 0.25, refine }
+        Self { damping, order, drift: 0.8, refine }
     }
 }

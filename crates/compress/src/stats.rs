@@ -3,8 +3,6 @@
 use bevel_kernels::Cpu;
 use bevel_kernels::linalg::{self, Region, Update, View};
 
-use crate::{Error, Result};
-
 /// Which of the costly statistics are to be gathered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
@@ -23,6 +21,8 @@ pub struct Stats {
     /// `[cols, cols]`; defined on and below the diagonal.
     gram: Option<Vec<f32>>,
     cross: Option<Vec<f32>>,
+    /// `[rows, cols]`
+    residual: Option<Vec<f32>>,
     square_sum: Vec<f64>,
     abs_sum: Vec<f64>,
     max_abs: Vec<f32>,
@@ -37,6 +37,7 @@ impl Stats {
             tokens: 0,
             gram: matrix(needs.gram),
             cross: matrix(needs.cross),
+            residual: None,
             square_sum: vec![0.0; cols],
             abs_sum: vec![0.0; cols],
             max_abs: vec![0.0; cols],
@@ -64,6 +65,15 @@ impl Stats {
         self.tokens += n as u64;
     }
 
+    /// Adds what the stream that the layer's outputs join has lost before: `lost`, `[n, rows]`, is the
+    /// stream in the model before compression less the stream, for the `n` rows of `x`.
+    pub fn add_residual(&mut self, cpu: &Cpu, x: &[f32], lost: &[f32], n: usize) {
+        let (cols, rows) = (self.cols, lost.len() / n.max(1));
+        let residual = self.residual.get_or_insert_with(|| vec![0.0; rows * cols]);
+        let (lost, x) = (View::new(lost, n, rows).transposed(), View::new(x, n, cols));
+        linalg::gemm(cpu, Update::Add, lost, x, residual, cols, Region::Whole);
+    }
+
     /// Inputs of the layer.
     pub fn cols(&self) -> usize {
         self.cols
@@ -89,6 +99,12 @@ impl Stats {
         self.cross.as_deref()
     }
 
+    /// `Σ lost xᵀ`, `[rows, cols]`, where the layer's outputs join a stream: what
+    /// [`Stats::add_residual`] summed.
+    pub fn residual(&self) -> Option<&[f32]> {
+        self.residual.as_deref()
+    }
+
     /// `Σ x²` of each column: llama.cpp's importance matrix, times tokens.
     pub fn square_sum(&self) -> &[f64] {
         &self.square_sum
@@ -109,60 +125,4 @@ impl Stats {
         let tokens = self.tokens.max(1) as f64;
         self.square_sum.iter().map(|sum| (sum / tokens) as f32).collect()
     }
-
-    /// Everything, to the bit, in little-endian order.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let matrices = [&self.gram, &self.cross];
-        let floats: usize = matrices.iter().map(|m| m.as_ref().map_or(0, Vec::len)).sum();
-        let mut bytes = Vec::with_capacity(HEADER + self.cols * 20 + floats * 4);
-        bytes.extend((self.cols as u64).to_le_bytes());
-        bytes.extend(self.tokens.to_le_bytes());
-        let flags = u64::from(self.gram.is_some()) | u64::from(self.cross.is_some()) << 1;
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(self.square_sum.iter().chain(&self.abs_sum).flat_map(|v| v.to_le_bytes()));
-        let floats = matrices.into_iter().flatten().flatten();
-        bytes.extend(self.max_abs.iter().chain(floats).flat_map(|v| v.to_le_bytes()));
-        bytes
-    }
-
-    /// What [`Stats::to_bytes`] wrote.
-    ///
-    /// # Errors
-    /// [`Error::Statistics`] where the bytes are something else.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let broken = || Error::Statistics(bytes.len());
-        let (header, rest) = bytes.split_at_checked(HEADER).ok_or_else(broken)?;
-        let (words, _) = header.as_chunks();
-        let [cols, tokens, flags] = [0, 1, 2].map(|i| u64::from_le_bytes(words[i]));
-        let matrices = u64::from(flags.count_ones());
-        let expected = cols.checked_mul(cols).and_then(|square| square.checked_mul(4 * matrices));
-        let expected = expected.and_then(|len| cols.checked_mul(20)?.checked_add(len));
-        if flags > 3 || expected != Some(rest.len() as u64) {
-            return Err(broken());
-        }
-        let cols = cols as usize;
-        let (doubles, singles) = rest.split_at(16 * cols);
-        let doubles: Vec<f64> =
-            doubles.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
-        let (singles, _) = singles.as_chunks();
-        let singles = |first: usize, len: usize| -> Vec<f32> {
-            singles[first..first + len].iter().map(|&b| f32::from_le_bytes(b)).collect()
-        };
-        let square = cols * cols;
-        let has = |flag: u64| flags & flag != 0;
-        let gram = has(1).then(|| singles(cols, square));
-        let cross = has(2).then(|| singles(cols + if has(1) { square } else { 0 }, square));
-        Ok(Self {
-            cols,
-            tokens,
-            gram,
-            cross,
-            square_sum: doubles[..cols].to_vec(),
-            abs_sum: doubles[cols..].to_vec(),
-            max_abs: singles(0, cols),
-        })
-    }
 }
-
-/// Bytes before the sums.
-const HEADER: usize = 24;

@@ -1,16 +1,20 @@
 //! GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers
 //! (arXiv 2210.17323), and GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration
-//! (arXiv 2504.02692), which differs in step 5.
+//! (arXiv 2504.02692), which differs in step 4: the paper has the walk of step 6 move the weights on the
+//! way. What is minimized is the same, `‖Q X − W X̃‖²`; here the stream's own drift is in it too, so that
+//! an output layer makes up for what all layers before it lost.
 //!
 //! With `W` `[out, in]`, `X` `[in, tokens]` the inputs, `H = X Xᵀ`:
 //!
 //! 1. Dead inputs, `H_jj = 0`: their weights become zero.
 //! 2. The order of columns: as they lie, or by decreasing `H_jj`.
 //! 3. `U` upper triangular with `(H + λI)⁻¹ = Uᵀ U`, `λ = damping · mean(diag H)`.
-//! 4. Scales, where they are fixed before the walk; elsewhere when a span's first column is reached.
-//! 5. With the drift `ΔX = X̃ − X` of the inputs from the full model's, `P = α · triu(ΔX Xᵀ Uᵀ, 1) U`.
+//! 4. GPTAQ: `W` moves to the weights that the uncompressed model's outputs are best met with. With
+//!    `ΔX = X̃ − X` the drift of the inputs from that model's and `ΔR` that of the stream which the
+//!    outputs join, `W += α (W ΔX Xᵀ + ΔR Xᵀ) (H + λI)⁻¹`.
+//! 5. Scales, where they are fixed before the walk; elsewhere when a span's first column is reached.
 //! 6. The walk of [`obs`](super::obs): `q_j = quant(w_j)`, `e = (w_j − q_j) / U_jj`,
-//!    `W[:, j+1..] −= e · U[j, j+1..] − w_j · P[j, j+1..]`.
+//!    `W[:, j+1..] −= e · U[j, j+1..]`.
 //! 7. Where asked for, [`refine`](super::refine): coordinate descent from what the walk ended with.
 //!
 //! Block formats are nothing special: a span is a super-block of 256 columns, its scales are found by
@@ -38,6 +42,10 @@ const BLOCK: usize = 128;
 /// Spans up to this many columns are whole in a block, so that their scales see every update.
 const LONGEST_SPAN: usize = 256;
 
+/// Few tokens say little about where many weights should move to: the drift counts for
+/// `tokens / (tokens + SHRINKAGE · cols)` of what it would with endless ones.
+const SHRINKAGE: f32 = 3.0;
+
 /// Quantizes `w`, `[rows, cols]`.
 pub(super) fn gptq(
     cpu: &Cpu,
@@ -53,7 +61,7 @@ pub(super) fn gptq(
     // (1)
     let dead = hessian::dead(gram, cols);
     let dead_columns = dead.iter().filter(|dead| **dead).count();
-    let alive: Vec<f32> = match dead_columns {
+    let mut alive: Vec<f32> = match dead_columns {
         0 => w.to_vec(),
         _ => w.iter().enumerate().map(|(i, &w)| if dead[i % cols] { 0.0 } else { w }).collect(),
     };
@@ -66,6 +74,12 @@ pub(super) fn gptq(
     let Factor { u, damping, retries } = hessian::factor(cpu, gram, &order, options.damping)?;
     clock.lap("factor");
     // (4)
+    if options.drift != 0.0 {
+        let tokens = stats.tokens() as f32;
+        let alpha = options.drift * tokens / (tokens + SHRINKAGE * cols as f32);
+        meet_drift(cpu, stats, &order, &u, &mut alive, alpha)?;
+    }
+    // (5)
     let importance: Vec<f32> = order.iter().map(|&j| gram[j * cols + j]).collect();
     let fixed = options.order == Order::StaticGroups || grid.span > LONGEST_SPAN;
     let quantizer =
@@ -76,18 +90,13 @@ pub(super) fn gptq(
         quantizer.fix(cpu, &alive, Some(&importance), &mut stripes)?;
     }
     clock.lap("scales");
-    // (5)
-    let p = match options.drift {
-        0.0 => None,
-        drift => Some(drift_correction(cpu, stats, &order, &u, drift)?),
-    };
     // (6)
     let mut turned = transposed(cpu, &alive, rows, &order);
     let width = match grid.span {
         _ if fixed => BLOCK,
         span => span * BLOCK.div_ceil(span),
     };
-    let surgeon = Surgeon { cpu, u: &u, p: p.as_deref() };
+    let surgeon = Surgeon { cpu, u: &u };
     let stripes = surgeon.walk(&mut turned, rows, width, quantizer, stripes);
     clock.lap("walk");
     // (7)
@@ -108,11 +117,7 @@ pub(super) fn gptq(
             hessian::damped(cpu, gram, &target, damping, &mut h);
             let refinement = Refinement { cpu, grid, h: &h, rows };
             let w = transposed(cpu, &alive, rows, &target);
-            let pull = match options.drift {
-                0.0 => None,
-                alpha => Some(drift_pull(cpu, stats, &target, &w, rows, alpha)?),
-            };
-            refinement.run(&w, &mut q, pull.as_deref(), &mut stripes, sweeps);
+            refinement.run(&w, &mut q, &mut stripes, sweeps);
             clock.lap("refine");
             (stripes, target)
         }
@@ -150,65 +155,36 @@ pub(super) fn gptq(
     Ok(Solved { weights, form, report })
 }
 
-/// `P = α · triu(D Uᵀ, 1) U` with `D = ΔX Xᵀ`, columns and rows in the order of the walk.
-fn drift_correction(
+/// (4) Adds `α · D (H + λI)⁻¹`, `D = W ΔX Xᵀ + ΔR Xᵀ`, to the weights `w`, `[rows, cols]`.
+fn meet_drift(
     cpu: &Cpu,
     stats: &Stats,
     order: &[usize],
     u: &[f32],
+    w: &mut [f32],
     alpha: f32,
-) -> SolveResult<Vec<f32>> {
+) -> SolveResult<()> {
     let cols = order.len();
+    let rows = w.len() / cols;
     let missing = SolveError::Missing { method: "GPTAQ", what: "drift" };
     let cross = stats.cross().ok_or(missing)?;
-    let mut p = vec![0.0; cols * cols];
-    cpu.pool().run_chunks(&mut p, cols, |i, row| {
-        for (d, &j) in row.iter_mut().zip(order) {
-            *d = alpha * cross[order[i] * cols + j];
+    let mut d = stats.residual().map_or_else(|| vec![0.0; w.len()], <[f32]>::to_vec);
+    let whole = |update, a: View<'_>, b: View<'_>, out: &mut [f32]| {
+        gemm(cpu, update, a, b, out, b.cols(), Region::Whole);
+    };
+    whole(Update::Add, View::new(w, rows, cols), View::new(cross, cols, cols), &mut d);
+    // Uᵀ U Dᵀ, in the order of the factor.
+    let turned = transposed(cpu, &d, rows, order);
+    let u = View::new(u, cols, cols);
+    let (mut half, mut shift) = (vec![0.0; w.len()], vec![0.0; w.len()]);
+    whole(Update::Add, u, View::new(&turned, cols, rows), &mut half);
+    whole(Update::Add, u.transposed(), View::new(&half, cols, rows), &mut shift);
+    for (line, &j) in shift.chunks_exact(rows).zip(order) {
+        for (row, shift) in line.iter().enumerate() {
+            w[row * cols + j] += alpha * shift;
         }
-    });
-    let mut product = vec![0.0; cols * cols];
-    let upper = View::new(u, cols, cols);
-    gemm(
-        cpu,
-        Update::Add,
-        View::new(&p, cols, cols),
-        upper.transposed(),
-        &mut product,
-        cols,
-        Region::Whole,
-    );
-    for (i, row) in product.chunks_exact_mut(cols).enumerate() {
-        row[..=i].fill(0.0);
     }
-    p.fill(0.0);
-    gemm(cpu, Update::Add, View::new(&product, cols, cols), upper, &mut p, cols, Region::Whole);
-    Ok(p)
-}
-
-/// `α · C Wᵀ`, `[cols, rows]`, for `C = X ΔXᵀ`, the transposed cross matrix, and `w` `[cols, rows]`:
-/// the direction in which the drift pulls.
-fn drift_pull(
-    cpu: &Cpu,
-    stats: &Stats,
-    order: &[usize],
-    w: &[f32],
-    rows: usize,
-    alpha: f32,
-) -> SolveResult<Vec<f32>> {
-    let cols = order.len();
-    let missing = SolveError::Missing { method: "GPTAQ", what: "drift" };
-    let cross = stats.cross().ok_or(missing)?;
-    let mut c = vec![0.0; cols * cols];
-    cpu.pool().run_chunks(&mut c, cols, |j, row| {
-        for (c, &i) in row.iter_mut().zip(order) {
-            *c = alpha * cross[i * cols + order[j]];
-        }
-    });
-    let mut pull = vec![0.0; cols * rows];
-    let (c, w) = (View::new(&c, cols, cols), View::new(w, cols, rows));
-    gemm(cpu, Update::Add, c, w, &mut pull, rows, Region::Whole);
-    Ok(pull)
+    Ok(())
 }
 
 /// Lines of `rows` values in the matrix's own order, from those in the order of the walk.

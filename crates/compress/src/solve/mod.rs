@@ -60,7 +60,7 @@ pub struct Gptq {
     /// The order of columns.
     pub order: Order,
     /// How much of the inputs' drift from the full model's is corrected for, as GPTAQ
-    /// (arXiv 2504.02692) does; the paper uses 0.25. Zero is GPTQ. Needs
+    /// (arXiv 2504.02692) does, with endless tokens; with few it is less. Zero is GPTQ. Needs
     /// [`Needs::cross`](crate::Needs::cross).
     pub drift: f32,
     /// Sweeps of coordinate descent over the codes and scales that the walk ended with. The first

@@ -34,13 +34,11 @@ pub(super) trait Columns: Sync {
     fn column(&self, stripe: &mut Self::Stripe, column: usize, w: &[f32], q: &mut [f32]);
 }
 
-/// The matrices along which errors move.
+/// The matrix along which errors move.
 pub(super) struct Surgeon<'a> {
     pub(super) cpu: &'a Cpu,
     /// `[cols, cols]`
     pub(super) u: &'a [f32],
-    /// Upper triangular `P`, `[cols, cols]`, of GPTAQ: `W[:, j+1..] += w_j · P[j, j+1..]`.
-    pub(super) p: Option<&'a [f32]>,
 }
 
 /// A stripe's part of a block.
@@ -71,7 +69,7 @@ impl Surgeon<'_> {
                 Part { w: buffer(), q: buffer(), e: buffer(), own, rows }
             })
             .collect();
-        let (mut error, mut reached) = (vec![0.0; width * rows], Vec::new());
+        let mut error = vec![0.0; width * rows];
         for first in (0..cols).step_by(width) {
             let last = cols.min(first + width);
             let (block, rest) = w[first * rows..].split_at_mut((last - first) * rows);
@@ -91,21 +89,11 @@ impl Surgeon<'_> {
             });
             let error = &mut error[..(last - first) * rows];
             self.gather(&parts, rows, error, |part| &part.e);
-            if self.p.is_some() {
-                reached.resize(error.len(), 0.0);
-                self.gather(&parts, rows, &mut reached, |part| &part.w);
-            }
             self.gather(&parts, rows, block, |part| &part.q);
             // (3)
-            let mut update = |update, matrix: &[f32], values: &[f32]| {
-                let matrix = View::new(matrix, cols, cols).part(first..last, last..cols);
-                let values = View::new(values, last - first, rows);
-                gemm(self.cpu, update, matrix.transposed(), values, rest, rows, Region::Whole);
-            };
-            update(Update::Subtract, self.u, error);
-            if let Some(p) = self.p {
-                update(Update::Add, p, &reached);
-            }
+            let u = View::new(self.u, cols, cols).part(first..last, last..cols).transposed();
+            let error = View::new(error, last - first, rows);
+            gemm(self.cpu, Update::Subtract, u, error, rest, rows, Region::Whole);
         }
         parts.into_iter().map(|part| part.own).collect()
     }
@@ -154,13 +142,8 @@ impl<C: Columns> Wide for Step<'_, C> {
             for r in 0..rows {
                 e[r] = (w[r] - q[r]) * inverse;
             }
-            for (later, &u) in later.chunks_exact_mut(rows).zip(&surgeon.u[following.clone()]) {
+            for (later, &u) in later.chunks_exact_mut(rows).zip(&surgeon.u[following]) {
                 add_scaled(later, e, -u);
-            }
-            if let Some(p) = surgeon.p {
-                for (later, &p) in later.chunks_exact_mut(rows).zip(&p[following]) {
-                    add_scaled(later, w, p);
-                }
             }
         }
     }

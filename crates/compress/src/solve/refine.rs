@@ -5,7 +5,7 @@
 //! `q_j − G_j / H_jj`, and the best change of a group's scale `−(v Gᵀ) / (v H vᵀ)` along the group's
 //! levels `v`. The error falls with every step.
 //!
-//! 1. `G = H Dᵀ`, `[cols, rows]`, less the drift of inputs that is to be corrected.
+//! 1. `G = H Dᵀ`, `[cols, rows]`.
 //! 2. Take a block of columns: whole groups.
 //! 3. The scale of each of its groups, rounded as it is stored, where that is better.
 //! 4. Each column in turn: the nearest level to the best value; `G` follows in the block.
@@ -23,7 +23,7 @@ use super::grid::Grid;
 use super::quantizer::Rounded;
 use super::stripes::{add_scaled, stripes};
 
-/// What is minimized: `tr(D H Dᵀ) − 2 tr(D Cᵀ)`.
+/// What is minimized: `tr(D H Dᵀ)`.
 pub(super) struct Refinement<'a> {
     pub(super) cpu: &'a Cpu,
     pub(super) grid: &'a Grid,
@@ -53,21 +53,11 @@ impl Refinement<'_> {
 
     /// Improves the codes and scales of all stripes, `sweeps` times over all columns. `q` and `w`
     /// are `[cols, rows]`; `q` is what the codes stand for.
-    pub(super) fn run(
-        &self,
-        w: &[f32],
-        q: &mut [f32],
-        drift: Option<&[f32]>,
-        stripes_of: &mut [Rounded],
-        sweeps: usize,
-    ) {
+    pub(super) fn run(&self, w: &[f32], q: &mut [f32], stripes_of: &mut [Rounded], sweeps: usize) {
         let (rows, cols) = (self.rows, w.len() / self.rows.max(1));
         // (1)
         let d: Vec<f32> = q.iter().zip(w).map(|(q, w)| q - w).collect();
-        let mut g = match drift {
-            Some(drift) => drift.iter().map(|c| -c).collect(),
-            None => vec![0.0; w.len()],
-        };
+        let mut g = vec![0.0; w.len()];
         let h = View::new(self.h, cols, cols);
         let d = View::new(&d, cols, rows);
         gemm(self.cpu, Update::Add, h, d, &mut g, rows, Region::Whole);

@@ -57,7 +57,7 @@ impl Refinement<'_> {
             isa: self.cpu.isa(),
         };
         let own = quantizer.stripes(rows);
-        let surgeon = Surgeon { cpu: self.cpu, u: &u, p: None };
+        let surgeon = Surgeon { cpu: self.cpu, u: &u };
         let mut solved = target.clone();
         let own = surgeon.walk(&mut solved, rows, len, &mut quantizer, own);
         // (3)

@@ -81,7 +81,7 @@ pub fn sparsegpt(
         .map(|range| Mask { pruned: vec![false; cols * range.len()], first_row: range.start });
     let own = own.collect();
     let mut turned = transposed(cpu, &alive, rows, &order);
-    let surgeon = Surgeon { cpu, u: &factor.u, p: None };
+    let surgeon = Surgeon { cpu, u: &factor.u };
     let width = run * BLOCK.div_ceil(run);
     let masks = surgeon.walk(&mut turned, rows, width, &mut pruner, own);
     let mut weights = vec![0.0; rows * cols];

@@ -24,7 +24,7 @@ use std::path::Path;
 
 use bevel_base::pack;
 use bevel_kernels::{Cpu, rms_norm, scale};
-use bevel_model::{Block, BlockState, Checkpoint, ModelConfig, Site, Stage};
+use bevel_model::{Block, BlockState, Checkpoint, ModelConfig, NormPlacement, Site, Stage};
 
 pub(crate) use activations::Activations;
 pub(crate) use unfinished::{Fingerprint, Outcome, Results, Unfinished, kept, remove_kept};
@@ -339,6 +339,12 @@ impl Layer<'_, '_> {
         // Experts see other tokens in the uncompressed model.
         let cross = needs.cross && self.full.is_some() && experts.is_none();
         let needs = Needs { cross, ..needs };
+        // Outputs that join the stream as they are.
+        let config = self.walk.checkpoint.config();
+        let joins = needs.cross
+            && matches!(stage, Stage::AttentionOutput | Stage::Down)
+            && config.family.norms == NormPlacement::Pre
+            && config.residual_scale == 1.0;
         let attend = !self.attended && matches!(stage, Stage::GateUp | Stage::Down);
         let mut full_inputs = Vec::new();
         let (mut x, mut full_x) = (Vec::new(), Vec::new());
@@ -372,6 +378,14 @@ impl Layer<'_, '_> {
                     };
                 }
             }
+            streams.read(index, &mut x)?;
+            if attend {
+                let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
+                let _ = self.block.attention(cpu, config, &mut x, run, &mut pass)?;
+                streams.write(index, &x)?;
+            }
+            let lost: Option<Vec<f32>> =
+                joins.then(|| full_x.iter().zip(&x).map(|(full, x)| full - x).collect());
             let mut gather = |site: Site, input: &[f32], n: usize| {
                 if site.stage != stage {
                     return ControlFlow::Continue(());
@@ -384,15 +398,12 @@ impl Layer<'_, '_> {
                     let stats = || Stats::new(input.len() / n, needs);
                     let stats = all.entry(site.expert).or_insert_with(stats);
                     stats.add(cpu, input, n, cross.then_some(&full_inputs));
+                    if let Some(lost) = &lost {
+                        stats.add_residual(cpu, input, lost, n);
+                    }
                 }
                 ControlFlow::Break(())
             };
-            streams.read(index, &mut x)?;
-            if attend {
-                let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
-                let _ = self.block.attention(cpu, config, &mut x, run, &mut pass)?;
-                streams.write(index, &x)?;
-            }
             let _ = match stage {
                 Stage::Qkv | Stage::AttentionOutput => {
                     self.block.attention(cpu, config, &mut x, run, &mut gather)?

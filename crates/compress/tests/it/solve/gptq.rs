@@ -234,6 +234,50 @@ fn drift_of_the_inputs_is_corrected() {
 }
 
 #[test]
+fn drift_moves_the_weights_to_those_of_least_squares() {
+    let cpu = Cpu::new(2).unwrap();
+    let (rows, cols, tokens) = (20, 32, 400);
+    let mut layer = Layer::random(rows, cols, 12);
+    let mut random = super::random(13);
+    let mut values = |count: usize| -> Vec<f32> { (0..count).map(|_| random()).collect() };
+    let x = values(tokens * cols);
+    let full: Vec<f32> = x.iter().zip(values(tokens * cols)).map(|(x, r)| x + 0.3 * r).collect();
+    let lost = values(tokens * rows);
+    layer.stats = Stats::new(cols, Needs { gram: true, cross: true });
+    layer.stats.add(&cpu, &x, tokens, Some(&full));
+    layer.stats.add_residual(&cpu, &x, &lost, tokens);
+    // The outputs to be met, less those that the weights give: `w ΔX + ΔR`, times `xᵀ (H + λI)⁻¹`.
+    let inverse = inverse(&layer, 0.01);
+    let alpha = 0.8 * tokens as f64 / (tokens + 3 * cols) as f64;
+    let mut expected: Vec<f64> = layer.w.iter().map(|&w| f64::from(w)).collect();
+    for row in 0..rows {
+        let mut d = vec![0.0; cols];
+        for token in 0..tokens {
+            let drift =
+                |j: usize| f64::from(full[token * cols + j]) - f64::from(x[token * cols + j]);
+            let missed: f64 =
+                (0..cols).map(|j| f64::from(layer.w[row * cols + j]) * drift(j)).sum::<f64>()
+                    + f64::from(lost[token * rows + row]);
+            for (d, x) in d.iter_mut().zip(&x[token * cols..]) {
+                *d += missed * f64::from(*x);
+            }
+        }
+        for j in 0..cols {
+            let shift: f64 = (0..cols).map(|i| d[i] * inverse[i * cols + j]).sum();
+            expected[row * cols + j] += alpha * shift;
+        }
+    }
+    // Codes so fine that they stand for the weights themselves.
+    let options = Gptq { drift: 0.8, refine: 0, compare: false, ..Gptq::default() };
+    let target = integers(8, false, 32, Range::MinMax);
+    let solved = layer.solve(&cpu, &target, &Method::Gptq(options));
+    let moved: f64 = layer.w.iter().zip(&expected).map(|(w, e)| (f64::from(*w) - e).powi(2)).sum();
+    let off: f64 =
+        solved.weights.iter().zip(&expected).map(|(q, e)| (f64::from(*q) - e).powi(2)).sum();
+    assert!(off < 5e-3 * moved, "{off} is left of {moved}");
+}
+
+#[test]
 fn the_naive_inverse_is_one() {
     let layer = Layer::random(1, 32, 11);
     let inverse = inverse(&layer, 0.0);
