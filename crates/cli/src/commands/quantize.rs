@@ -276,7 +276,7 @@ fn recipe(args: &Args, global: &Global) -> Result<Recipe> {
         recipe.budget = Some(Budget { limit, types });
         if args.recipe.is_none() && args.method.is_none() {
             // Who lets every tensor be measured wants the best codes for it too.
-            recipe.method = Method::Gptq;
+            recipe.method = Method::Gptaq;
         }
     }
     match &mut recipe.budget {
