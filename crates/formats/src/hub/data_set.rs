@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use super::cache::{RepoCache, files_below};
-use super::client::Client;
+use super::contact::{Contact, contact};
 use super::download::Source;
 use super::repo::is_safe_path;
 use super::select::Sibling;
-use super::{Error, FIRST_CONTACT, HubConfig, Progress, RepoId, Result};
+use super::{Error, HubConfig, Progress, RepoId, Result};
 
 /// Shards are fetched until they have this many bytes: far more than calibration reads.
 const ENOUGH: u64 = 64 << 20;
@@ -42,23 +42,9 @@ pub fn fetch_data_set(
     let repo = &repo.clone().of_data_set();
     let cache = RepoCache::new(config, repo);
     let cached = from_cache(&cache, repo);
-    if config.offline || (repo.is_commit() && cached.is_ok()) {
-        return cached;
-    }
-    let client = Client::new(config)?;
-    let attempts = if cached.is_ok() { 1 } else { config.attempts.min(FIRST_CONTACT) };
-    let (commit, siblings) = match client.info(repo, attempts, progress) {
-        Ok(info) => info,
-        Err(error) => {
-            let (Error::Unreachable { why, .. }, Ok(files)) = (&error, cached) else {
-                return Err(error);
-            };
-            let hub = &config.endpoint;
-            progress.note(&format!(
-                "The hub ({hub}) cannot be reached ({why}); using the copy of `{repo}` in the cache."
-            ));
-            return Ok(files);
-        }
+    let (client, commit, siblings) = match contact(config, repo, cached, progress)? {
+        Contact::Cache(found) => return Ok(found),
+        Contact::Hub { client, commit, siblings } => (client, commit, siblings),
     };
     let chosen = choose(repo, &siblings)?;
     let files = enough(&chosen);

@@ -21,6 +21,7 @@ mod cache;
 mod checksum;
 mod client;
 mod config;
+mod contact;
 mod data_set;
 mod download;
 mod error;
@@ -31,7 +32,7 @@ mod select;
 use std::path::{Path, PathBuf};
 
 use cache::RepoCache;
-use client::Client;
+use contact::{Contact, contact};
 use download::Source;
 use select::{Plan, Sibling, Weights};
 
@@ -102,9 +103,6 @@ pub fn fetch(config: &HubConfig, repo: &RepoId, progress: &mut dyn Progress) -> 
     fetch_pinned(config, repo, None, progress)
 }
 
-/// Attempts to reach a hub at all. One that stops answering later gets all of `config.attempts`.
-const FIRST_CONTACT: u32 = 3;
-
 /// [`fetch`], refusing a GGUF file whose sha256 is not `pin` before its bytes are asked for.
 fn fetch_pinned(
     config: &HubConfig,
@@ -114,24 +112,9 @@ fn fetch_pinned(
 ) -> Result<PathBuf> {
     let cache = RepoCache::new(config, repo);
     let cached = from_cache(&cache, repo);
-    if config.offline || (repo.is_commit() && cached.is_ok()) {
-        return cached;
-    }
-    let client = Client::new(config)?;
-    // A snapshot at hand is a reason not to keep a user waiting for a hub that does not answer.
-    let attempts = if cached.is_ok() { 1 } else { config.attempts.min(FIRST_CONTACT) };
-    let (commit, siblings) = match client.info(repo, attempts, progress) {
-        Ok(info) => info,
-        Err(error) => {
-            let (Error::Unreachable { why, .. }, Ok(path)) = (&error, cached) else {
-                return Err(error);
-            };
-            let hub = &config.endpoint;
-            progress.note(&format!(
-                "The hub ({hub}) cannot be reached ({why}); using the copy of `{repo}` in the cache."
-            ));
-            return Ok(path);
-        }
+    let (client, commit, siblings) = match contact(config, repo, cached, progress)? {
+        Contact::Cache(found) => return Ok(found),
+        Contact::Hub { client, commit, siblings } => (client, commit, siblings),
     };
     let source = Source { client: &client, cache: &cache, repo, commit: &commit };
     let mut get = |file: &str, pin: Option<&str>| source.file(file, pin, progress);
