@@ -95,21 +95,11 @@ pub struct GptqSettings {
     /// What is added to the Hessian's diagonal, as a part of its mean.
     pub damping: f32,
     /// The order of columns.
-    #[serde(with = "WrittenOrder")]
     pub order: Order,
     /// How much of the inputs' drift GPTAQ corrects.
     pub drift: f32,
     /// Sweeps of coordinate descent over the codes and scales that the columns' walk ended with.
     pub refine: usize,
-}
-
-/// What a recipe calls an [`Order`].
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Order", rename_all = "kebab-case")]
-enum WrittenOrder {
-    Natural,
-    StaticGroups,
-    ActOrder,
 }
 
 impl Default for GptqSettings {

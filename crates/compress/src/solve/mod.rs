@@ -26,6 +26,7 @@ mod target;
 use std::time::Instant;
 
 use bevel_kernels::Cpu;
+use serde::{Deserialize, Serialize};
 
 pub use awq::{AwqScales, awq_clip, awq_scales};
 pub use error::{SolveError, SolveResult};
@@ -71,7 +72,8 @@ pub struct Gptq {
 }
 
 /// The order in which columns are quantized.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Order {
     /// As they lie; a group's scales are fixed when its first column is reached.
     Natural,
