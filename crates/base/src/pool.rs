@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// A section's body: called with the index of each task.
 type Body<'a> = dyn Fn(usize) + Sync + 'a;
@@ -48,9 +49,28 @@ struct Job {
 // SAFETY: the pointer is dereferenced only while `Pool::run` keeps the body borrowed.
 unsafe impl Send for Job {}
 
-/// Rounds of spinning before a worker parks: some tens of microseconds, longer than the gap between
-/// two sections of a decode step and far shorter than a scheduler's time slice.
-const SPINS: usize = 20_000;
+/// How long a worker spins before it parks: longer than the gap between two sections of a decode step
+/// and far shorter than a scheduler's time slice.
+const PATIENCE: Duration = Duration::from_micros(100);
+
+/// Looks between two at the clock. How long one takes differs tenfold between processors.
+const LOOKS: usize = 16;
+
+/// Spins until `done` or patience ends. True where it is done.
+fn spin(done: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        for _ in 0..LOOKS {
+            if done() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if start.elapsed() >= PATIENCE {
+            return false;
+        }
+    }
+}
 
 impl Pool {
     /// A pool of `threads` threads, the caller of [`Pool::run`] being one of them. Zero means one for
@@ -147,10 +167,11 @@ impl Drop for Close<'_> {
             self.0.cancel();
         }
         lock(&self.0.state).job = None;
-        let mut spins = 0;
-        while self.0.inside.load(Ordering::Acquire) != 0 {
-            spins += 1;
-            if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+        let is_empty = || self.0.inside.load(Ordering::Acquire) == 0;
+        if !spin(is_empty) {
+            while !is_empty() {
+                std::thread::yield_now();
+            }
         }
     }
 }
@@ -174,12 +195,7 @@ impl Shared {
 
     /// Waits for a section and enters it; `None` when the pool closes.
     fn enter_section(&self, seen: &mut usize) -> Option<Job> {
-        for _ in 0..SPINS {
-            if self.epoch.load(Ordering::Acquire) != *seen {
-                break;
-            }
-            std::hint::spin_loop();
-        }
+        spin(|| self.epoch.load(Ordering::Acquire) != *seen);
         let mut state = lock(&self.state);
         loop {
             if state.stop {
