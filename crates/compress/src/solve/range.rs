@@ -213,8 +213,41 @@ impl Fit<'_> {
         }
     }
 
+    /// Each kind of levels has a loop of its own: with the choice inside, the compiler would take the
+    /// candidates one after another.
     #[inline(always)]
     fn sums(&self, steps: &Lanes, shifts: &Lanes, offsets: &Lanes) -> Sums {
+        match self.levels {
+            Levels::Integers { low, high } => self.sums_with(steps, shifts, offsets, |t| {
+                let mut nearest = [0f32; LANES];
+                for k in 0..LANES {
+                    nearest[k] = nearest_integer(t[k], *low, *high);
+                }
+                nearest
+            }),
+            Levels::Table { levels, middles, .. } => self.sums_with(steps, shifts, offsets, |t| {
+                let mut nearest = [levels[0]; LANES];
+                for (middle, next) in middles.iter().zip(&levels[1..]) {
+                    for k in 0..LANES {
+                        nearest[k] = if t[k] > *middle { *next } else { nearest[k] };
+                    }
+                }
+                nearest
+            }),
+            Levels::Float8 => {
+                self.sums_with(steps, shifts, offsets, |t| t.map(|t| self.nearest(t)))
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn sums_with(
+        &self,
+        steps: &Lanes,
+        shifts: &Lanes,
+        offsets: &Lanes,
+        nearest: impl Fn(&Lanes) -> Lanes,
+    ) -> Sums {
         let none = [0f32; LANES];
         let mut sums = Sums { l: none, ll: none, lx: none, error: none };
         let mut inverses = none;
@@ -223,14 +256,24 @@ impl Fit<'_> {
         }
         for (i, &x) in self.x.iter().enumerate() {
             let w = self.weight(i);
+            // Short loops, each of which becomes a few instructions.
+            let (mut y, mut t) = (none, none);
             for k in 0..LANES {
-                let y = x - offsets[k];
-                let l = self.nearest(y * inverses[k] - shifts[k]) + shifts[k];
-                let error = y - steps[k] * l;
-                let wl = w * l;
+                y[k] = x - offsets[k];
+                t[k] = y[k] * inverses[k] - shifts[k];
+            }
+            let mut l = nearest(&t);
+            for k in 0..LANES {
+                l[k] += shifts[k];
+            }
+            for k in 0..LANES {
+                let wl = w * l[k];
                 sums.l[k] += wl;
-                sums.ll[k] += wl * l;
+                sums.ll[k] += wl * l[k];
                 sums.lx[k] += wl * x;
+            }
+            for k in 0..LANES {
+                let error = y[k] - steps[k] * l[k];
                 sums.error[k] += w * error * error;
             }
         }
@@ -353,7 +396,7 @@ pub(super) fn stored(spec: &GroupSpec, unit: f32, scale: f32) -> f32 {
         ScaleType::F32 => scale,
         ScaleType::F16 => {
             let size = scale.abs().clamp(f16::MIN_POSITIVE_SUBNORMAL.to_f32(), 65504.0);
-            f16::from_f32(size.copysign(scale)).to_f32()
+            half(size).copysign(scale)
         }
         ScaleType::Bf16 => bf16::from_f32(scale).to_f32(),
         ScaleType::PowerOfTwo => {
@@ -366,6 +409,17 @@ pub(super) fn stored(spec: &GroupSpec, unit: f32, scale: f32) -> f32 {
             bevel_base::pack::e4m3(code) * unit
         }
     }
+}
+
+/// The half-precision number nearest to `size`, which is one of their positive range. Unlike the
+/// conversion there and back, which is a call, this is done for all candidates at once.
+#[inline(always)]
+fn half(size: f32) -> f32 {
+    let bits = size.to_bits();
+    let normal = f32::from_bits((bits + 0xfff + ((bits >> 13) & 1)) & !0x1fff);
+    // Singles around 0.75 are 2⁻²⁴ apart, as subnormal halves are.
+    let subnormal = (size + 0.75) - 0.75;
+    if size < f16::MIN_POSITIVE.to_f32() { subnormal } else { normal }
 }
 
 /// A minimum as it will be stored.
@@ -429,6 +483,19 @@ fn power(x: f32, exponent: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn halves_are_those_of_the_conversion() {
+        let largest = 65504f32.to_bits();
+        let smallest = f16::MIN_POSITIVE_SUBNORMAL.to_f32().to_bits();
+        // Every rounding position, between and on the numbers.
+        for bits in (smallest..=largest).step_by(0x3ff) {
+            for bits in [bits, bits & !0x1fff, bits & !0x1fff | 0x1000] {
+                let size = f32::from_bits(bits.clamp(smallest, largest));
+                assert_eq!(half(size), f16::from_f32(size).to_f32(), "{size:e}");
+            }
+        }
+    }
 
     #[test]
     fn powers_are_close() {
