@@ -9,7 +9,7 @@ use bevel_kernels::{Cpu, PackedMatrix};
 use crate::forward::{LayerPlace, spans};
 use crate::linear::Linear;
 use crate::weights::{Ffn, LayerWeights, Loader, Mlp};
-use crate::{Checkpoint, Error, KvCache, ModelConfig, Part, Result, Sequence, State, Tap};
+use crate::{Checkpoint, Error, KvCache, ModelConfig, Part, Result, Sequence, Stage, State, Tap};
 
 /// A decoder block with weights of floating point: packed ones are unpacked, so that what is
 /// measured is the model and not the rounding of its activations.
@@ -90,6 +90,36 @@ impl Block {
         let done = self.weights.feed_forward(cpu, config, &mut run.state, tap);
         std::mem::swap(&mut run.state.x, x);
         Ok(done)
+    }
+
+    /// The rest of [`Block::attention`] or [`Block::feed_forward`], which was broken off at the input of
+    /// its last projection, `[n, in]`: x += projection(input). Neither depends on the other weights.
+    ///
+    /// # Errors
+    /// Those of [`Block::attention`].
+    ///
+    /// # Panics
+    /// Where `stage` is not the last of a half of the block, in a mixture's MLP, and where a length
+    /// differs.
+    pub fn finish(
+        &self,
+        cpu: &Cpu,
+        config: &ModelConfig,
+        stage: Stage,
+        input: &[f32],
+        x: &mut Vec<f32>,
+        run: &mut BlockState,
+    ) -> Result<()> {
+        run.begin(cpu, config, x)?;
+        match stage {
+            Stage::AttentionOutput => {
+                self.weights.finish_attention(cpu, config, input, &mut run.state);
+            }
+            Stage::Down => self.weights.finish_feed_forward(cpu, config, input, &mut run.state),
+            _ => panic!("{stage:?} is not the last stage of a half"),
+        }
+        std::mem::swap(&mut run.state.x, x);
+        Ok(())
     }
 
     /// Replaces a vector of the block, a norm or a bias, by its GGUF name without `blk.N.`.

@@ -15,7 +15,7 @@ use crate::head::HeadState;
 use crate::linear::{LinearState, project};
 use crate::mlp::MlpState;
 use crate::tap::{Site, Stage, Tap, untapped};
-use crate::weights::LayerWeights;
+use crate::weights::{Ffn, LayerWeights};
 use crate::{Checkpoint, Error, ModelConfig, Result, Weights};
 
 /// A model that is ready to run: configuration and weights. What changes from step to step lies in
@@ -279,9 +279,23 @@ impl LayerWeights {
             &mut state.attention,
         );
         tap(Site { stage: Stage::AttentionOutput, expert: None }, &state.attended, n)?;
-        project(cpu, &state.attended, n, [(&self.o, &mut state.h)], &mut state.linear);
-        join(cpu, config, &self.post_attn_norm, &mut state.h, &mut state.x);
+        let attended = std::mem::take(&mut state.attended);
+        self.finish_attention(cpu, config, &attended, state);
+        state.attended = attended;
         ControlFlow::Continue(())
+    }
+
+    /// x += o(attended)
+    pub(crate) fn finish_attention(
+        &self,
+        cpu: &Cpu,
+        config: &ModelConfig,
+        attended: &[f32],
+        state: &mut State,
+    ) {
+        let n = state.slots.len();
+        project(cpu, attended, n, [(&self.o, &mut state.h)], &mut state.linear);
+        join(cpu, config, &self.post_attn_norm, &mut state.h, &mut state.x);
     }
 
     /// x += mlp(norm x)
@@ -298,6 +312,23 @@ impl LayerWeights {
         self.ffn.forward(cpu, config, h, n, mlp, &mut state.linear, tap)?;
         join(cpu, config, &self.post_ffn_norm, &mut state.h, &mut state.x);
         ControlFlow::Continue(())
+    }
+
+    /// x += down(hidden)
+    ///
+    /// # Panics
+    /// In a mixture.
+    pub(crate) fn finish_feed_forward(
+        &self,
+        cpu: &Cpu,
+        config: &ModelConfig,
+        hidden: &[f32],
+        state: &mut State,
+    ) {
+        let Ffn::Dense(mlp) = &self.ffn else { panic!("experts have inputs of their own") };
+        let n = state.slots.len();
+        project(cpu, hidden, n, [(&mlp.down, &mut state.h)], &mut state.linear);
+        join(cpu, config, &self.post_ffn_norm, &mut state.h, &mut state.x);
     }
 }
 

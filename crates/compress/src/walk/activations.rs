@@ -37,6 +37,11 @@ impl Activations {
         Ok(Self { lengths, store })
     }
 
+    /// Values of each sequence.
+    pub(crate) fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
     /// Sequences.
     pub(crate) fn len(&self) -> usize {
         self.lengths.len()

@@ -7,6 +7,8 @@
 //!    gathered: with the layer's earlier stages and all earlier layers compressed already.
 //! 3. The caller replaces the stage's weights by what will be stored.
 //! 4. After the last stage the sequences pass through the whole compressed layer: the next one's `x`.
+//!    What the attention's and the MLP's last projections are given was seen in step 2 and is kept
+//!    until then, so that every matrix is multiplied with every sequence once.
 //!
 //! GPTAQ (arXiv 2504.02692) also asks what the inputs would have been: then the uncompressed model
 //! walks beside, layer by layer, on streams of its own.
@@ -20,7 +22,7 @@ mod unfinished;
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bevel_base::pack;
 use bevel_kernels::{Cpu, rms_norm, scale};
@@ -40,6 +42,9 @@ pub(crate) struct Walk<'a> {
     streams: Activations,
     /// The streams of the uncompressed model.
     full: Option<Activations>,
+    /// Where inputs that are kept lie if they take more than `limit` bytes.
+    spill: PathBuf,
+    limit: u64,
 }
 
 /// How much memory a walk may take beside the layer.
@@ -47,13 +52,15 @@ pub(crate) struct Walk<'a> {
 pub(crate) struct Limits {
     /// Bytes of residual streams; more go to a file.
     pub(crate) streams: u64,
+    /// Bytes of a stage's inputs that are kept; more go to a file.
+    pub(crate) inputs: u64,
     /// Bytes of statistics of a mixture's experts that are gathered at a time; one expert's always fit.
     pub(crate) statistics: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { streams: 2 << 30, statistics: 1 << 30 }
+        Self { streams: 2 << 30, inputs: 512 << 20, statistics: 1 << 30 }
     }
 }
 
@@ -83,6 +90,8 @@ impl<'a> Walk<'a> {
             run: BlockState::new(config, longest)?,
             streams: streams("streams", limit)?,
             full: with_full.then(|| streams("full-streams", limit)).transpose()?,
+            spill: dir.to_owned(),
+            limit: limits.inputs,
         };
         walk.embed(sequences)?;
         Ok(walk)
@@ -123,7 +132,7 @@ impl<'a> Walk<'a> {
         let block = load()?;
         let full = self.full.is_some().then(load).transpose()?;
         let changed = BTreeMap::new();
-        Ok(Layer { walk: self, index, block, full, changed, attended: false })
+        Ok(Layer { walk: self, index, block, full, changed, attended: false, kept: None })
     }
 
     /// The output head, some rows at a time: it may be larger than a layer. The first row of each
@@ -230,6 +239,16 @@ pub(crate) struct Layer<'w, 'a> {
     changed: BTreeMap<(String, Option<usize>), Vec<f32>>,
     /// The streams have passed the layer's attention.
     attended: bool,
+    /// The inputs of the last stage that was reached, where it is the last of its half.
+    kept: Option<Kept>,
+}
+
+/// A stage's inputs of every sequence.
+struct Kept {
+    stage: Stage,
+    inputs: Activations,
+    /// Those of the uncompressed model, where it walks beside.
+    full: Option<Activations>,
 }
 
 /// A matrix: a tensor, or a part of one.
@@ -278,6 +297,10 @@ impl Layer<'_, '_> {
     /// (3) Goes on with other weights in a linear layer.
     pub(crate) fn replace(&mut self, linear: &Linear, values: &[f32]) -> Result<()> {
         let name = &linear.name[self.full_name("").len()..];
+        // Inputs are what the stages before give, and those are others now.
+        if self.kept.as_ref().is_some_and(|kept| Stage::of(name) != Some(kept.stage)) {
+            self.kept = None;
+        }
         Ok(self.block.set_weight(self.walk.cpu, name, linear.part, values)?)
     }
 
@@ -346,14 +369,16 @@ impl Layer<'_, '_> {
             && config.family.norms == NormPlacement::Pre
             && config.residual_scale == 1.0;
         let attend = !self.attended && matches!(stage, Stage::GateUp | Stage::Down);
-        let mut full_inputs = Vec::new();
+        let mut before = self.kept.take();
+        let mut kept = self.keep(stage)?;
+        let (mut inputs, mut full_inputs) = (Vec::new(), Vec::new());
         let (mut x, mut full_x) = (Vec::new(), Vec::new());
         for index in 0..self.walk.streams.len() {
-            let Walk { checkpoint, cpu, run, streams, full } = &mut *self.walk;
+            let Walk { checkpoint, cpu, run, streams, full, .. } = &mut *self.walk;
             let config = checkpoint.config();
             if let (Some(streams), Some(block)) = (full, &self.full) {
                 // What the inputs would have been.
-                let mut keep = |site: Site, input: &[f32], _: usize| {
+                let mut copy = |site: Site, input: &[f32], _: usize| {
                     if site.stage != stage {
                         return ControlFlow::Continue(());
                     }
@@ -365,23 +390,26 @@ impl Layer<'_, '_> {
                     streams.read(index, &mut full_x)?;
                 }
                 if attend {
-                    let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
-                    let _ = block.attention(cpu, config, &mut full_x, run, &mut pass)?;
+                    let kept = before.as_mut().and_then(|kept| kept.full.as_mut());
+                    attention(block, cpu, config, run, kept, index, &mut full_x)?;
                     streams.write(index, &full_x)?;
                 }
                 if needs.cross {
                     let _ = match stage {
                         Stage::Qkv | Stage::AttentionOutput => {
-                            block.attention(cpu, config, &mut full_x, run, &mut keep)?
+                            block.attention(cpu, config, &mut full_x, run, &mut copy)?
                         }
-                        _ => block.feed_forward(cpu, config, &mut full_x, run, &mut keep)?,
+                        _ => block.feed_forward(cpu, config, &mut full_x, run, &mut copy)?,
                     };
+                    if let Some(full) = kept.as_mut().and_then(|kept| kept.full.as_mut()) {
+                        full.write(index, &full_inputs)?;
+                    }
                 }
             }
             streams.read(index, &mut x)?;
             if attend {
-                let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
-                let _ = self.block.attention(cpu, config, &mut x, run, &mut pass)?;
+                let kept = before.as_mut().map(|kept| &mut kept.inputs);
+                attention(&self.block, cpu, config, run, kept, index, &mut x)?;
                 streams.write(index, &x)?;
             }
             let lost: Option<Vec<f32>> =
@@ -394,6 +422,10 @@ impl Layer<'_, '_> {
                     (Some(experts), Some(expert)) => experts.contains(&expert),
                     _ => true,
                 };
+                if kept.is_some() {
+                    inputs.clear();
+                    inputs.extend_from_slice(input);
+                }
                 if wanted {
                     let stats = || Stats::new(input.len() / n, needs);
                     let stats = all.entry(site.expert).or_insert_with(stats);
@@ -410,40 +442,68 @@ impl Layer<'_, '_> {
                 }
                 _ => self.block.feed_forward(cpu, config, &mut x, run, &mut gather)?,
             };
+            if let Some(kept) = &mut kept {
+                kept.inputs.write(index, &inputs)?;
+            }
             meter.advance(&name, 1)?;
         }
         self.attended |= attend;
+        self.kept = kept;
         Ok(all)
+    }
+
+    /// Room for a stage's inputs, where it is the last of its half: what is computed up to there need
+    /// not be computed again. A mixture's experts have inputs of their own.
+    fn keep(&self, stage: Stage) -> Result<Option<Kept>> {
+        let Walk { checkpoint, streams, full, spill, limit, .. } = &*self.walk;
+        let config = checkpoint.config();
+        let width = match stage {
+            Stage::AttentionOutput => config.q_dim(),
+            Stage::Down if config.experts.is_none() => config.ffn_dim,
+            _ => return Ok(None),
+        };
+        let lengths = streams.lengths().iter().map(|len| len / config.dim * width);
+        let lengths: Vec<usize> = lengths.collect();
+        let limit = if full.is_some() { limit / 2 } else { *limit };
+        let room = |kind: &str| {
+            let path = spill.join(format!("{kind}-{stage:?}"));
+            Activations::new(lengths.clone(), limit, &path)
+        };
+        let full = full.is_some().then(|| room("full-inputs")).transpose()?;
+        Ok(Some(Kept { stage, inputs: room("inputs")?, full }))
     }
 
     /// What a sequence's stream is after the layer as it is now. It stays where it is.
     pub(crate) fn outcome(&mut self, sequence: usize, x: &mut Vec<f32>) -> Result<()> {
         self.walk.streams.read(sequence, x)?;
         let Walk { checkpoint, cpu, run, .. } = &mut *self.walk;
-        through(&self.block, cpu, checkpoint.config(), run, self.attended, x)
+        let kept = self.kept.as_mut().map(|kept| (kept.stage, &mut kept.inputs));
+        through(&self.block, cpu, checkpoint.config(), run, self.attended, kept, sequence, x)
     }
 
     /// Takes a stream that is none of the walk's through the layer as it is now.
     pub(crate) fn pass(&mut self, x: &mut Vec<f32>) -> Result<()> {
         let Walk { checkpoint, cpu, run, .. } = &mut *self.walk;
-        through(&self.block, cpu, checkpoint.config(), run, false, x)
+        through(&self.block, cpu, checkpoint.config(), run, false, None, 0, x)
     }
 
     /// (4) Takes the streams through what is left of the layer.
-    pub(crate) fn leave(self, meter: &mut Meter<'_, '_>) -> Result<()> {
+    pub(crate) fn leave(mut self, meter: &mut Meter<'_, '_>) -> Result<()> {
         let name = format!("blk.{}", self.index);
-        let Walk { checkpoint, cpu, run, streams, full } = self.walk;
-        let config = checkpoint.config();
+        let Walk { checkpoint, cpu, run, streams, full, .. } = self.walk;
+        let (config, attended) = (checkpoint.config(), self.attended);
         let mut x = Vec::new();
-        let mut advance = |block: &Block, streams: &mut Activations, index: usize| {
-            streams.read(index, &mut x)?;
-            through(block, cpu, config, run, self.attended, &mut x)?;
-            streams.write(index, &x)
-        };
         for index in 0..streams.len() {
-            advance(&self.block, streams, index)?;
+            let kept = self.kept.as_mut().map(|kept| (kept.stage, &mut kept.inputs));
+            streams.read(index, &mut x)?;
+            through(&self.block, cpu, config, run, attended, kept, index, &mut x)?;
+            streams.write(index, &x)?;
             if let (Some(streams), Some(block)) = (full.as_mut(), &self.full) {
-                advance(block, streams, index)?;
+                let kept = self.kept.as_mut();
+                let kept = kept.and_then(|kept| Some((kept.stage, kept.full.as_mut()?)));
+                streams.read(index, &mut x)?;
+                through(block, cpu, config, run, attended, kept, index, &mut x)?;
+                streams.write(index, &x)?;
             }
             meter.advance(&name, 1)?;
         }
@@ -451,19 +511,50 @@ impl Layer<'_, '_> {
     }
 }
 
-/// Takes a stream through a block, or what is left of it.
+/// x += attention(x) of a sequence, from the last projection's inputs on where they are kept.
+fn attention(
+    block: &Block,
+    cpu: &Cpu,
+    config: &ModelConfig,
+    run: &mut BlockState,
+    kept: Option<&mut Activations>,
+    sequence: usize,
+    x: &mut Vec<f32>,
+) -> Result<()> {
+    if let Some(kept) = kept {
+        let mut input = Vec::new();
+        kept.read(sequence, &mut input)?;
+        return Ok(block.finish(cpu, config, Stage::AttentionOutput, &input, x, run)?);
+    }
+    let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
+    let _ = block.attention(cpu, config, x, run, &mut pass)?;
+    Ok(())
+}
+
+/// Takes a sequence's stream through a block, or what is left of it.
 fn through(
     block: &Block,
     cpu: &Cpu,
     config: &ModelConfig,
     run: &mut BlockState,
     attended: bool,
+    kept: Option<(Stage, &mut Activations)>,
+    sequence: usize,
     x: &mut Vec<f32>,
 ) -> Result<()> {
-    let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
+    let (for_attention, for_mlp) = match kept {
+        Some((Stage::Down, kept)) => (None, Some(kept)),
+        kept => (kept.map(|(_, kept)| kept), None),
+    };
     if !attended {
-        let _ = block.attention(cpu, config, x, run, &mut pass)?;
+        attention(block, cpu, config, run, for_attention, sequence, x)?;
     }
+    if let Some(kept) = for_mlp {
+        let mut input = Vec::new();
+        kept.read(sequence, &mut input)?;
+        return Ok(block.finish(cpu, config, Stage::Down, &input, x, run)?);
+    }
+    let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
     let _ = block.feed_forward(cpu, config, x, run, &mut pass)?;
     Ok(())
 }

@@ -155,10 +155,11 @@ pub(crate) fn blockwise_logits(checkpoint: &Checkpoint, cpu: &Cpu, tokens: &[u32
         let before = x.clone();
         for stage in Stage::ALL {
             // Breaking off at a stage leaves the residual stream alone.
-            let mut seen = Vec::new();
+            let (mut seen, mut input) = (Vec::new(), Vec::new());
             let mut tap = |site: Site, x: &[f32], n: usize| {
                 assert_eq!(x.len() % n, 0);
                 seen.push(site.stage);
+                input = x.to_vec();
                 if site.stage == stage { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             let done = match stage {
@@ -170,6 +171,21 @@ pub(crate) fn blockwise_logits(checkpoint: &Checkpoint, cpu: &Cpu, tokens: &[u32
             assert!(done.is_break());
             assert_eq!(seen.last(), Some(&stage));
             assert_eq!(x, before);
+            let is_last =
+                stage == Stage::AttentionOutput || stage == Stage::Down && config.experts.is_none();
+            if is_last {
+                // What was broken off there and finished is what goes on.
+                let mut finished = before.clone();
+                block.finish(cpu, config, stage, &input, &mut finished, &mut run).unwrap();
+                let mut whole = before.clone();
+                let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
+                let done = match stage {
+                    Stage::Down => block.feed_forward(cpu, config, &mut whole, &mut run, &mut pass),
+                    _ => block.attention(cpu, config, &mut whole, &mut run, &mut pass),
+                };
+                assert!(done.unwrap().is_continue());
+                assert!(finished == whole && whole != before, "layer {layer}, {stage:?}");
+            }
         }
         let mut pass = |_: Site, _: &[f32], _: usize| ControlFlow::Continue(());
         assert!(block.attention(cpu, config, &mut x, &mut run, &mut pass).unwrap().is_continue());
