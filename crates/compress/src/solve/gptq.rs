@@ -100,8 +100,8 @@ pub(super) fn gptq(
     let stripes = surgeon.walk(&mut turned, rows, width, quantizer, stripes);
     clock.lap("walk");
     // (7)
-    let (stripes, order) = match options.refine {
-        0 => (stripes, order.clone()),
+    let (stripes, order, lost) = match options.refine {
+        0 => (stripes, order.clone(), None),
         sweeps => {
             let own = (0..cols).collect();
             let target = if fixed { own } else { order.clone() };
@@ -117,9 +117,12 @@ pub(super) fn gptq(
             hessian::damped(cpu, gram, &target, damping, &mut h);
             let refinement = Refinement { cpu, grid, h: &h, rows };
             let w = transposed(cpu, &alive, rows, &target);
-            refinement.run(&w, &mut q, &mut stripes, sweeps);
+            let damped = refinement.run(&w, &mut q, &mut stripes, sweeps);
+            // With drift, `w` is no longer what the outputs are compared with.
+            let lost = (options.drift == 0.0)
+                .then(|| damped - damping_part(gram, refinement.h, &target, &w, &q));
             clock.lap("refine");
-            (stripes, target)
+            (stripes, target, lost)
         }
     };
     let group_of = (options.order == Order::ActOrder && !fixed).then(|| {
@@ -134,7 +137,8 @@ pub(super) fn gptq(
     let weights = dequantize(&form, rows, cols)?;
     clock.lap("pack");
     let energy = output_energy(cpu, stats, w).max(f64::MIN_POSITIVE);
-    let error = output_energy(cpu, stats, &difference(w, &weights)) / energy;
+    let lost = lost.unwrap_or_else(|| output_energy(cpu, stats, &difference(w, &weights)));
+    let error = lost.max(0.0) / energy;
     let rtn_error = match options.compare {
         true => {
             let rounded = rtn::rtn(cpu, w, rows, stats, grid, false)?;
@@ -153,6 +157,19 @@ pub(super) fn gptq(
         ..SolveReport::default()
     };
     Ok(Solved { weights, form, report })
+}
+
+/// What damping, and the diagonal of dead columns, add to `tr(D H Dᵀ)`; `w` and `q` are `[cols, rows]`.
+fn damping_part(gram: &[f32], h: &[f32], order: &[usize], w: &[f32], q: &[f32]) -> f64 {
+    let cols = order.len();
+    let rows = w.len() / cols.max(1);
+    let lines = w.chunks_exact(rows.max(1)).zip(q.chunks_exact(rows.max(1)));
+    let part = |(i, (w, q)): (usize, (&[f32], &[f32]))| {
+        let added = f64::from(h[i * cols + i]) - f64::from(gram[order[i] * cols + order[i]]);
+        let square = |(w, q): (&f32, &f32)| f64::from(q - w) * f64::from(q - w);
+        added * w.iter().zip(q).map(square).sum::<f64>()
+    };
+    lines.enumerate().map(part).sum()
 }
 
 /// (4) Adds `α · D (H + λI)⁻¹`, `D = W ΔX Xᵀ + ΔR Xᵀ`, to the weights `w`, `[rows, cols]`.

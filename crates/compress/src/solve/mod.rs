@@ -86,7 +86,7 @@ pub enum Order {
 
 impl Default for Gptq {
     fn default() -> Self {
-        Self { damping: 0.01, order: Order::StaticGroups, drift: 0.0, refine: 3, compare: true }
+        Self { damping: 0.01, order: Order::StaticGroups, drift: 0.0, refine: 1, compare: true }
     }
 }
 

@@ -9,7 +9,7 @@
 //! 2. Take a block of columns: whole groups.
 //! 3. The scale of each of its groups, rounded as it is stored, where that is better.
 //! 4. Each column in turn: the nearest level to the best value; `G` follows in the block.
-//! 5. `G += H[:, block] · Δ` for all columns. The next block.
+//! 5. `G += H[:, block] · Δ` for all columns, in the last sweep for those to come. The next block.
 //!
 //! Packed layouts store the scales of a span together, and step 3 cannot change one: every other sweep
 //! goes over spans instead, as [`resolve`](super::resolve) has it.
@@ -21,7 +21,7 @@ use bevel_kernels::{Cpu, Wide, run_wide};
 
 use super::grid::Grid;
 use super::quantizer::Rounded;
-use super::stripes::{add_scaled, stripes};
+use super::stripes::{add_products, stripes};
 
 /// What is minimized: `tr(D H Dᵀ)`.
 pub(super) struct Refinement<'a> {
@@ -40,6 +40,10 @@ struct Part<'a> {
     g: Vec<f32>,
     q: Vec<f32>,
     change: Vec<f32>,
+    /// How columns changed in step 4, only those where any row did.
+    moved: Vec<f32>,
+    /// What all changes so far gained: the sum of the changes of what is minimized.
+    gain: f64,
 }
 
 impl Refinement<'_> {
@@ -52,30 +56,55 @@ impl Refinement<'_> {
     }
 
     /// Improves the codes and scales of all stripes, `sweeps` times over all columns. `q` and `w`
-    /// are `[cols, rows]`; `q` is what the codes stand for.
-    pub(super) fn run(&self, w: &[f32], q: &mut [f32], stripes_of: &mut [Rounded], sweeps: usize) {
+    /// are `[cols, rows]`; `q` is what the codes stand for. Results in `tr(D H Dᵀ)` as it is then, which
+    /// follows from what each step gained.
+    pub(super) fn run(
+        &self,
+        w: &[f32],
+        q: &mut [f32],
+        stripes_of: &mut [Rounded],
+        sweeps: usize,
+    ) -> f64 {
         let (rows, cols) = (self.rows, w.len() / self.rows.max(1));
         // (1)
         let d: Vec<f32> = q.iter().zip(w).map(|(q, w)| q - w).collect();
         let mut g = vec![0.0; w.len()];
         let h = View::new(self.h, cols, cols);
-        let d = View::new(&d, cols, rows);
-        gemm(self.cpu, Update::Add, h, d, &mut g, rows, Region::Whole);
+        gemm(self.cpu, Update::Add, h, View::new(&d, cols, rows), &mut g, rows, Region::Whole);
+        let mut minimized = dot(&d, &g);
         for sweep in 0..sweeps {
+            let is_last = sweep + 1 == sweeps;
             // Every other time whole spans, where scales cannot be changed by themselves.
             if sweep % 2 == 1 && self.grid.adjustable().is_none() {
                 for first in (0..cols).step_by(self.grid.span) {
                     let span = first..cols.min(first + self.grid.span);
-                    self.resolve(span, &mut g, q, stripes_of);
+                    minimized += self.resolve(span, &mut g, q, stripes_of, is_last);
                 }
             } else {
-                self.descend(&mut g, q, stripes_of);
+                minimized += self.descend(&mut g, q, stripes_of, is_last);
             }
         }
+        minimized
     }
 
-    /// One sweep over all columns.
-    fn descend(&self, g: &mut [f32], q: &mut [f32], stripes_of: &mut [Rounded]) {
+    /// The columns whose gradient will be asked for once a block of columns has changed.
+    pub(super) fn concerned(
+        &self,
+        block: &Range<usize>,
+        cols: usize,
+        is_last: bool,
+    ) -> Range<usize> {
+        if is_last { block.end..cols } else { 0..cols }
+    }
+
+    /// One sweep over all columns, and what it gained.
+    fn descend(
+        &self,
+        g: &mut [f32],
+        q: &mut [f32],
+        stripes_of: &mut [Rounded],
+        is_last: bool,
+    ) -> f64 {
         let (rows, cols) = (self.rows, q.len() / self.rows);
         let h = View::new(self.h, cols, cols);
         let width = self.width();
@@ -83,7 +112,8 @@ impl Refinement<'_> {
             .zip(stripes_of)
             .map(|(rows, rounded)| {
                 let buffer = || vec![0.0; width * rows.len()];
-                Part { rounded, g: buffer(), q: buffer(), change: buffer(), rows }
+                let moved = buffer();
+                Part { rounded, g: buffer(), q: buffer(), change: buffer(), moved, gain: 0.0, rows }
             })
             .collect();
         let mut changes = vec![0.0; width * rows];
@@ -118,13 +148,29 @@ impl Refinement<'_> {
                 }
             }
             // (5)
+            let concerned = self.concerned(&block, cols, is_last);
             if changes.iter().any(|&change| change != 0.0) {
-                let h = h.part(0..cols, block.clone());
+                let g = &mut g[concerned.start * rows..];
+                let h = h.part(concerned, block.clone());
                 let changes = View::new(changes, block.len(), rows);
                 gemm(self.cpu, Update::Add, h, changes, g, rows, Region::Whole);
             }
         }
+        parts.iter().map(|part| part.gain).sum()
     }
+}
+
+/// `Σ a b`
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    /// Sums side by side, so that additions do not wait for one another.
+    const LANES: usize = 8;
+    let mut sums = [0f64; LANES];
+    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += f64::from(*a) * f64::from(*b);
+        }
+    }
+    sums.iter().sum()
 }
 
 /// Columns of a block, at most.
@@ -157,14 +203,18 @@ impl Wide for Step<'_, '_> {
             }
         }
         // (4)
-        let (mut target, mut value) = (vec![0.0; n], vec![0.0; n]);
+        let (mut target, mut value, mut gains) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+        // Columns that changed, and how much they matter to the next one.
+        let (mut movers, mut factors) = (Vec::with_capacity(width), Vec::with_capacity(width));
         for k in 0..width {
             let column = self.block.start + k;
             let row_h = &self.h[column * self.cols + self.block.start..][..width];
             let inverse = 1.0 / row_h[k];
             let part = &mut *self.part;
-            let (_, following) = part.g.split_at_mut(k * n);
-            let (g, later) = following.split_at_mut(n);
+            let g = &mut part.g[k * n..][..n];
+            factors.clear();
+            factors.extend(movers.iter().map(|&k: &usize| row_h[k]));
+            add_products(g, &part.moved, &factors);
             let q = &mut part.q[k * n..][..n];
             for ((target, q), g) in target.iter_mut().zip(&*q).zip(&*g) {
                 *target = q - g * inverse;
@@ -173,19 +223,23 @@ impl Wide for Step<'_, '_> {
             let scales = &part.rounded.scales;
             scales.round(&self.grid.levels, column / self.grid.group, &target, codes, &mut value);
             let changes = part.change[k * n..][..n].iter_mut();
+            let moved = part.moved[movers.len() * n..][..n].iter_mut();
             let mut any = false;
-            for (((change, q), value), target) in changes.zip(q).zip(&value).zip(&mut target) {
-                *target = value - *q;
-                *change += *target;
+            for (((change, q), value), moved) in changes.zip(q).zip(&value).zip(moved) {
+                *moved = value - *q;
+                *change += *moved;
                 *q = *value;
-                any |= *target != 0.0;
+                any |= *moved != 0.0;
             }
             if any {
-                for (g, &h) in later.chunks_exact_mut(n).zip(&row_h[k + 1..]) {
-                    add_scaled(g, &target, h);
+                let moved = &part.moved[movers.len() * n..][..n];
+                for ((gain, moved), g) in gains.iter_mut().zip(moved).zip(&*g) {
+                    *gain += moved * (2.0 * g + moved * row_h[k]);
                 }
+                movers.push(k);
             }
         }
+        self.part.gain += gains.iter().copied().map(f64::from).sum::<f64>();
     }
 }
 
@@ -211,9 +265,7 @@ impl Step<'_, '_> {
             let start = (self.block.start + k) * self.cols + self.block.start + columns.start;
             let h = &self.h[start..][..columns.len()];
             product.fill(0.0);
-            for (before, &h) in levels.chunks_exact(n).zip(&h[..i]) {
-                add_scaled(&mut product, before, h);
-            }
+            add_products(&mut product, &levels, &h[..i]);
             let levels = &levels[i * n..][..n];
             for ((curvature, level), product) in curvature.iter_mut().zip(levels).zip(&product) {
                 *curvature += level * (h[i] * level + 2.0 * product);
@@ -229,6 +281,7 @@ impl Step<'_, '_> {
                 if gain < 0.0 && better != 0.0 {
                     part.rounded.scales.set(r, at, [better, shift, offset]);
                     moved[r] = change;
+                    part.gain += f64::from(gain);
                 }
             }
         }
@@ -249,9 +302,7 @@ impl Step<'_, '_> {
         for later in 0..self.block.len() {
             let start = (self.block.start + later) * self.cols + self.block.start + columns.start;
             let g = &mut part.g[later * n..][..n];
-            for (changes, &h) in levels.chunks_exact(n).zip(&self.h[start..][..columns.len()]) {
-                add_scaled(g, changes, h);
-            }
+            add_products(g, &levels, &self.h[start..][..columns.len()]);
         }
     }
 }

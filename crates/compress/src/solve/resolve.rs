@@ -5,7 +5,7 @@
 //!    where `t_S = q_S − G_S H_SS⁻¹`.
 //! 2. GPTQ for `t_S` alone: scales by the layout's search, then the walk along the factor of `H_SS⁻¹`.
 //! 3. Each row keeps the new span where its error is smaller.
-//! 4. `G += H[:, S] · Δ`.
+//! 4. `G += H[:, S] · Δ`, in the last sweep for the columns to come.
 
 use std::ops::Range;
 
@@ -17,14 +17,16 @@ use super::refine::Refinement;
 use super::stripes::STRIPE;
 
 impl Refinement<'_> {
-    /// Solves the span at the positions `span` again; `g` and `q` are `[cols, rows]`.
+    /// Solves the span at the positions `span` again; `g` and `q` are `[cols, rows]`. In the last sweep
+    /// `g` is kept up for the columns to come only. Results in what was gained.
     pub(super) fn resolve(
         &self,
         span: Range<usize>,
         g: &mut [f32],
         q: &mut [f32],
         stripes: &mut [Rounded],
-    ) {
+        is_last: bool,
+    ) -> f64 {
         let (rows, len) = (self.rows, span.len());
         let cols = q.len() / rows;
         let whole = View::new(self.h, cols, cols);
@@ -35,7 +37,7 @@ impl Refinement<'_> {
         // (1)
         let mut u = h.clone();
         if inverse_cholesky_upper(self.cpu, &mut u, len).is_err() {
-            return;
+            return 0.0;
         }
         let product = |update, a: View<'_>, b: &[f32], out: &mut [f32]| {
             let b = View::new(b, len, b.len() / len);
@@ -74,9 +76,10 @@ impl Refinement<'_> {
             errors
         };
         let errors = error(&solved).into_iter().zip(error(&q[at.clone()]));
-        let better: Vec<bool> = errors.map(|(new, old)| new < old).collect();
+        let gains: Vec<f64> = errors.map(|(new, old)| (new - old).min(0.0)).collect();
+        let better: Vec<bool> = gains.iter().map(|gain| *gain < 0.0).collect();
         if own.iter().any(|stripe| stripe.error.is_some()) || !better.contains(&true) {
-            return;
+            return 0.0;
         }
         for (k, (q, solved)) in
             q[at].chunks_exact_mut(rows).zip(solved.chunks_exact_mut(rows)).enumerate()
@@ -105,6 +108,9 @@ impl Refinement<'_> {
             }
         }
         // (4)
-        product(Update::Add, whole.part(0..cols, span), &solved, g);
+        let concerned = self.concerned(&span, cols, is_last);
+        let g = &mut g[concerned.start * rows..];
+        product(Update::Add, whole.part(concerned, span), &solved, g);
+        gains.iter().sum()
     }
 }

@@ -28,6 +28,47 @@ pub(super) fn add_scaled(x: &mut [f32], y: &[f32], factor: f32) {
     }
 }
 
+/// `x += Σ_j factors[j] · y_j` with the lines `y_j` of `y`, `[factors, rows]`: each value one chain of
+/// fused multiply-adds in the order of `j`, the same as line after line, but kept in registers.
+#[inline(always)]
+pub(super) fn add_products(x: &mut [f32], y: &[f32], factors: &[f32]) {
+    const LANES: usize = STRIPE / 4;
+    let rows = x.len();
+    if rows != STRIPE {
+        for (y, &factor) in y.chunks_exact(rows).zip(factors) {
+            add_scaled(x, y, factor);
+        }
+        return;
+    }
+    let (a, rest) = x.split_at_mut(LANES);
+    let (b, rest) = rest.split_at_mut(LANES);
+    let (c, d) = rest.split_at_mut(LANES);
+    let mut sums = [[0f32; LANES]; 4];
+    let [s, t, u, v] = &mut sums;
+    s.copy_from_slice(a);
+    t.copy_from_slice(b);
+    u.copy_from_slice(c);
+    v.copy_from_slice(d);
+    for (y, &factor) in y.as_chunks::<STRIPE>().0.iter().zip(factors) {
+        for l in 0..LANES {
+            s[l] = factor.mul_add(y[l], s[l]);
+        }
+        for l in 0..LANES {
+            t[l] = factor.mul_add(y[LANES + l], t[l]);
+        }
+        for l in 0..LANES {
+            u[l] = factor.mul_add(y[2 * LANES + l], u[l]);
+        }
+        for l in 0..LANES {
+            v[l] = factor.mul_add(y[3 * LANES + l], v[l]);
+        }
+    }
+    a.copy_from_slice(s);
+    b.copy_from_slice(t);
+    c.copy_from_slice(u);
+    d.copy_from_slice(v);
+}
+
 /// `w`, `[rows, cols]`, as `[cols, rows]` with its columns in the given order.
 pub(super) fn transposed(cpu: &Cpu, w: &[f32], rows: usize, order: &[usize]) -> Vec<f32> {
     let cols = order.len();
@@ -63,3 +104,30 @@ pub(super) fn restored<T: Copy>(t: &[T], rows: usize, order: &[usize], out: &mut
 
 /// Lines that one task transposes.
 const TILE: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(rows: usize, lines: usize) {
+        let value = |i: usize| ((i * 2654435761) % 1000) as f32 / 500.0 - 1.0;
+        let y: Vec<f32> = (0..rows * lines).map(value).collect();
+        let factors: Vec<f32> = (0..lines).map(|j| value(j + 7)).collect();
+        let mut together: Vec<f32> = (0..rows).map(|r| value(r + 3)).collect();
+        let mut apart = together.clone();
+        add_products(&mut together, &y, &factors);
+        for (y, factor) in y.chunks_exact(rows).zip(factors) {
+            add_scaled(&mut apart, y, factor);
+        }
+        assert_eq!(together, apart, "{rows} rows, {lines} lines");
+    }
+
+    #[test]
+    fn products_are_added_in_their_order() {
+        for lines in [0, 1, 2, 17] {
+            check(STRIPE, lines);
+            check(STRIPE - 5, lines);
+        }
+    }
+}
