@@ -7,6 +7,7 @@
     gptqmodel       gptqmodel==7.7.0              GPTQ, the tool's defaults: symmetric, group-aware order
     gptqmodel-awq   gptqmodel==7.7.0              AWQ as AutoAWQ does it, scales and clipping: asymmetric
     llmcompressor   llmcompressor==0.14.0.1       AWQ, scales only: asymmetric
+    autoawq         autoawq==0.2.9                AWQ: asymmetric. Deprecated; wants transformers==4.51.3 torch==2.6.0
     autoround       auto-round==0.15.1            200 steps of sign gradient descent a block: symmetric
     bitsandbytes    bitsandbytes==0.50.2          NF4, block 64, double quantization; sees no text
     mlx             'mlx[cpu]' mlx-lm==0.32.2     affine rounding; sees no text
@@ -84,6 +85,32 @@ def llmcompressor(args, shown):
     return cost
 
 
+def autoawq(args, shown):
+    from awq import AutoAWQForCausalLM
+    from awq.quantize.quantizer import AwqQuantizer
+    from transformers import AutoTokenizer
+
+    class Quantizer(AwqQuantizer):
+        """Its copy of the weights, `v.cpu()`, is none on a CPU: scales tried one after another would pile up."""
+
+        def _compute_best_scale(self, x, w_mean, x_mean, module, *rest):
+            own = module.state_dict
+            module.state_dict = lambda: {name: tensor.clone() for name, tensor in own().items()}
+            try:
+                return super()._compute_best_scale(x, w_mean, x_mean, module, *rest)
+            finally:
+                del module.state_dict
+
+    model = AutoAWQForCausalLM.from_pretrained(args.model, torch_dtype=dtype(args), device_map="cpu")
+    config = {"zero_point": True, "q_group_size": args.group_size, "w_bit": args.bits, "version": "GEMM"}
+    with Cost() as cost:
+        model.quantize(AutoTokenizer.from_pretrained(args.model), config, calib_data=shown,
+                       max_calib_samples=len(shown), max_calib_seq_len=args.length, quantizer_cls=Quantizer,
+                       **args.set)
+        model.save_quantized(str(args.out))
+    return cost
+
+
 def autoround(args, shown):
     import torch
     from auto_round import AutoRound
@@ -129,7 +156,7 @@ def dtype(args):
 
 
 def main():
-    tools = {"gptqmodel": gptqmodel, "gptqmodel-awq": gptqmodel_awq, "llmcompressor": llmcompressor,
+    tools = {"gptqmodel": gptqmodel, "gptqmodel-awq": gptqmodel_awq, "llmcompressor": llmcompressor, "autoawq": autoawq,
              "autoround": autoround, "bitsandbytes": bitsandbytes, "mlx": mlx}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tool", choices=tools)

@@ -1,7 +1,6 @@
 //! Quantization with calibration data: the walk, with every layer's matrices solved on the inputs
 //! that the already quantized part of the model gives them.
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use bevel_base::DType;
@@ -11,7 +10,7 @@ use bevel_model::{Checkpoint, Stage as BlockStage};
 use crate::calibration::Calibration;
 use crate::output::Options;
 use crate::progress::{Meter, OnProgress, Stage};
-use crate::solve::{self, Form, Rtn, SolveReport, Solved, Target, awq_clip, awq_scales, solve};
+use crate::solve::{self, Form, Rtn, SolveReport, Solved, Target, awq_scales, solve};
 use crate::walk::{Fingerprint, Layer, Limits, Linear, Outcome, Unfinished, Walk, read_rows};
 use crate::{Error, GptqSettings, Method, Needs, Provenance, Recipe, Result, Stats};
 
@@ -36,8 +35,6 @@ pub(crate) struct Run<'a> {
 pub(crate) struct Solver<'a> {
     cpu: &'a Cpu,
     method: solve::Method,
-    /// The ranges of groups are clipped first, as AWQ does it.
-    clip: bool,
 }
 
 impl<'a> Run<'a> {
@@ -61,11 +58,7 @@ impl<'a> Run<'a> {
             cpu,
             calibration: calibration.ok_or(Error::NoCalibration)?,
             needs: recipe.method.needs(),
-            solver: Solver {
-                cpu,
-                method: recipe.method.solver(&recipe.gptq, options.compare),
-                clip: recipe.method == Method::Awq,
-            },
+            solver: Solver { cpu, method: recipe.method.solver(&recipe.gptq, options.compare) },
             target_of,
             fold: recipe.fold || recipe.method == Method::Awq,
             limits: Limits::default(),
@@ -172,8 +165,10 @@ impl<'a> Run<'a> {
             let Some(target) = target.filter(|_| layer.can_fold(stage)) else { continue };
             let weights = linears.iter().map(|l| layer.weight(l)).collect::<Result<Vec<_>>>()?;
             let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
-            let found = awq_scales(self.cpu, &weights, stats.cols(), &stats, &target, false)
-                .map_err(|source| Error::Solve { tensor: linears[0].name.clone(), source })?;
+            let ties = layer.ties(stage);
+            let found =
+                awq_scales(self.cpu, &weights, stats.cols(), &stats, &target, ties.as_deref())
+                    .map_err(|source| Error::Solve { tensor: linears[0].name.clone(), source })?;
             layer.fold(stage, &found.scales)?;
         }
         Ok(())
@@ -202,9 +197,10 @@ impl<'a> Solver<'a> {
         let settings = GptqSettings { drift: 0.0, refine: 0, ..recipe.gptq };
         let method = match recipe.method {
             Method::Gptaq => Method::Gptq,
+            Method::Awq => Method::Importance,
             other => other,
         };
-        Self { cpu, method: method.solver(&settings, false), clip: false }
+        Self { cpu, method: method.solver(&settings, false) }
     }
 
     /// Solves a matrix for a target; without statistics, as no token came to it, by rounding.
@@ -229,13 +225,6 @@ impl<'a> Solver<'a> {
             let report = SolveReport { fell_back: true, ..solved.report };
             return Ok(Solved { report, ..solved });
         };
-        let mut weight = Cow::Borrowed(weight);
-        // Queries and keys meet each other: their errors do not stay apart, and AWQ leaves them.
-        let is_clipped = self.clip && !name.contains("attn_q") && !name.contains("attn_k");
-        if let (true, Target::Grouped(spec)) = (is_clipped, target) {
-            let clipped = awq_clip(self.cpu, &weight, *cols, stats, spec).map_err(wrap)?;
-            weight = Cow::Owned(clipped);
-        }
-        solve(self.cpu, &weight, *rows, *cols, stats, target, &self.method).map_err(wrap)
+        solve(self.cpu, weight, *rows, *cols, stats, target, &self.method).map_err(wrap)
     }
 }

@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::solve::{self, Gptq, Order, Rtn};
+use crate::solve::{self, Awq, Gptq, Order, Rtn};
 use crate::{Error, Needs, Result};
 
 /// How a recipe has the codes of packed types chosen.
@@ -57,7 +57,8 @@ impl Method {
     /// The solver, with its settings from a recipe. `compare` also measures rounding to nearest.
     pub(crate) fn solver(self, settings: &GptqSettings, compare: bool) -> solve::Method {
         match self {
-            Method::Rtn | Method::Awq => solve::Method::Rtn(Rtn { weighted: false }),
+            Method::Rtn => solve::Method::Rtn(Rtn { weighted: false }),
+            Method::Awq => solve::Method::Awq(Awq::default()),
             Method::Importance => solve::Method::Rtn(Rtn { weighted: true }),
             Method::Gptq | Method::Gptaq => solve::Method::Gptq(Gptq {
                 damping: settings.damping,

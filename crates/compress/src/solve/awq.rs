@@ -1,220 +1,241 @@
 //! AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration
-//! (arXiv 2306.00978).
+//! (arXiv 2306.00978): its search for scales. That for ranges is in [`clip`](super::clip).
 //!
 //! Columns whose inputs are large are made larger before rounding, and their inputs smaller: with
 //! `s` `[in]`, `W x = (W diag(s)) (diag(s)⁻¹ x)`, where the right factor is folded into what comes
 //! before the layer.
 //!
-//! 1. `m_j = mean |x_j|`, and `a_j` the mean of `|w_ij|` as a part of its group's largest, over the
-//!    rows of all layers that share the input.
-//! 2. For each α = 0, 1/20 … 19/20: `s_j = m_j^α`, or `m_j^α / a_j^(1−α)`.
+//! 1. `m_j = mean |x_j|`, and as published `s_j = m_j^α`, for α = 1/4, 1/2, 3/4, then 1/8 to either side of
+//!    the best.
+//! 2. Columns also differ in their weights, and only the largest of a group make its range. Rounding errs
+//!    by about a part of the range `R_rg` of group `g` in row `r`, so it loses
+//!    `Σ_g (Σ_r R_rg²) (Σ_{j ∈ g} h_j / s_j²)` with `h_j = mean x_j²`. Let the range be a norm of the
+//!    group's scaled weights, for a power of 4, 8 or 16: then this is convex in `log s`, and least where
+//!    every column has the same part in the first factor as in the second. [`Search::balance`] goes there.
 //! 3. `s` divided by `√(max s · min s)`.
 //! 4. The loss `Σ ‖Q(W diag s) diag(s)⁻¹ X − W X‖²` over all layers that share the input, as
-//!    `tr(ΔW H ΔWᵀ)`: the inputs themselves are not needed.
+//!    `tr(ΔW H ΔWᵀ)` with `H = Σ x xᵀ`: the inputs themselves are not needed. Some hundred rows from all over
+//!    the layers stand for all.
 //! 5. The `s` with the least loss.
 //!
-//! Then [`awq_clip`] shrinks the range of each group:
-//!
-//! 6. For each factor 1, 1 − 1/20 … 1 − 9/20: values clamped to that part of the group's largest
-//!    magnitude, rounded, and the loss of the group alone, `Δ H_gg Δᵀ` with its block of `H`.
-//! 7. Clamp each group to the range with the least loss.
+//! Where heads of attention share values, the columns that meet the same value share a scale.
 
 use bevel_kernels::Cpu;
-use bevel_kernels::linalg::{Region, Update, View, gemm};
 
 use super::grid::{Grid, dequantize};
-use super::loss::{difference, output_energy};
-use super::{GroupSpec, SolveError, SolveResult, Target, hessian, rtn};
+use super::loss::output_energy;
+use super::{SolveResult, Target, hessian, rtn};
 use crate::Stats;
 
-/// Values of α, and factors of the range, that are tried.
-const GRID: usize = 20;
+/// Rows of all layers together that the losses are measured on, about.
+const ROWS: usize = 768;
 
-/// The largest part of a group's range that is cut off.
-const MAX_SHRINK: f64 = 0.5;
+/// Norms that stand for a group's range, as doublings of the power 1; steps towards the least loss for
+/// each, and rows that they look at, about.
+const DOUBLINGS: [i32; 3] = [2, 3, 4];
+const ROUNDS: usize = 8;
+const BALANCED: usize = 256;
+
+/// Smaller means, and parts of a sum, count as this.
+const LEAST: f64 = 1e-12;
 
 /// What the search for scales found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AwqScales {
     /// `s`, `[cols]`: what columns of the weights are multiplied with, and inputs divided by.
     pub scales: Vec<f32>,
-    /// The exponent.
-    pub alpha: f32,
-    /// The loss with `s`, and without.
+    /// The loss with `s`.
     pub loss: f64,
     /// The loss of rounding the weights as they are.
     pub loss_before: f64,
 }
 
-/// Searches the scales of the layers that share an input: each `[rows, cols]`. `duo` divides by the
-/// mean of `|w|` too.
+/// Searches the scales of the layers that share an input: each `[rows, cols]`. Columns of the same
+/// number in `ties` share a scale.
 ///
 /// # Errors
-/// [`SolveError`]: no Gram matrix, a target that does not fit the columns.
+/// [`SolveError`](super::SolveError): no Gram matrix, a target that does not fit the columns.
 pub fn awq_scales(
     cpu: &Cpu,
     group: &[&[f32]],
     cols: usize,
     stats: &Stats,
     target: &Target,
-    duo: bool,
+    ties: Option<&[usize]>,
 ) -> SolveResult<AwqScales> {
     hessian::gram(stats, "AWQ")?;
+    let search = Search::new(cpu, group, cols, stats, target, ties);
+    let none = vec![0.0; cols];
+    let loss_before = search.loss(&none)?;
+    let mut best = (loss_before, none.clone());
     // (1)
     let tokens = stats.tokens() as f64;
     let inputs: Vec<f64> = stats.abs_sum().iter().map(|sum| sum / tokens).collect();
-    let magnitudes = duo.then(|| magnitudes(group, cols, target));
-    let rounded = |w: &[f32]| -> SolveResult<Vec<f32>> {
-        let rows = w.len() / cols;
-        let form = match (Grid::new(target, w, cols)?, target) {
-            (Some(grid), _) => rtn::rtn(cpu, w, rows, stats, &grid, false)?,
-            (None, Target::Packed(dtype)) => rtn::pack_rows(cpu, w, stats, *dtype, false)?,
+    let inputs: Vec<f64> = search.pooled(&inputs).iter().map(|m| m.max(LEAST).ln()).collect();
+    let mut alpha = 0.0;
+    for alphas in [&[0.25, 0.5, 0.75][..], &[-0.125, 0.125]] {
+        let middle = alpha;
+        for candidate in alphas.iter().map(|step| middle + step) {
+            let t = inputs.iter().map(|m| candidate * m).collect();
+            if search.consider(t, &mut best)? {
+                alpha = candidate;
+            }
+        }
+    }
+    // (2)
+    for doublings in DOUBLINGS {
+        let mut t = none.clone();
+        for _ in 0..ROUNDS {
+            search.balance(&mut t, doublings);
+        }
+        search.consider(t, &mut best)?;
+    }
+    let (loss, t) = best;
+    Ok(AwqScales { scales: normalized(&t), loss, loss_before })
+}
+
+/// What losses are computed from.
+struct Search<'a> {
+    cpu: &'a Cpu,
+    stats: &'a Stats,
+    target: &'a Target,
+    cols: usize,
+    /// Columns whose scales belong together.
+    width: usize,
+    /// Rows from all over the layers, `[rows, cols]`.
+    w: Vec<f32>,
+    /// Mean squares of inputs, `[cols]`.
+    h: Vec<f64>,
+    ties: Option<&'a [usize]>,
+}
+
+impl<'a> Search<'a> {
+    fn new(
+        cpu: &'a Cpu,
+        group: &[&[f32]],
+        cols: usize,
+        stats: &'a Stats,
+        target: &'a Target,
+        ties: Option<&'a [usize]>,
+    ) -> Self {
+        let rows: usize = group.iter().map(|w| w.len() / cols).sum();
+        let all = group.iter().flat_map(|w| w.chunks_exact(cols));
+        let w: Vec<f32> = all.step_by((rows / ROWS).max(1)).flatten().copied().collect();
+        let width = match target {
+            Target::Packed(dtype) => dtype.block_len(),
+            Target::Grouped(spec) => spec.group_size.unwrap_or(cols),
+        };
+        let tokens = stats.tokens() as f64;
+        let h = stats.square_sum().iter().map(|sum| sum / tokens).collect();
+        Self { cpu, stats, target, cols, width, w, h, ties }
+    }
+
+    /// `Σ ‖Q(W diag s) diag(s)⁻¹ X − W X‖²` with `s = exp t`.
+    fn loss(&self, t: &[f64]) -> SolveResult<f64> {
+        let (cpu, cols, scales) = (self.cpu, self.cols, normalized(t));
+        let rows = self.w.len() / cols;
+        let importance: Vec<f32> =
+            self.h.iter().zip(&scales).map(|(h, s)| (h / f64::from(s * s)) as f32).collect();
+        let mut scaled = self.w.clone();
+        cpu.pool().run_chunks(&mut scaled, cols, |_, row| {
+            row.iter_mut().zip(&scales).for_each(|(w, s)| *w *= s);
+        });
+        let form = match (Grid::new(self.target, &scaled, cols)?, self.target) {
+            (Some(grid), _) => {
+                rtn::rtn(cpu, &scaled, rows, cols, &grid.hurried(), Some(&importance))?
+            }
+            (None, Target::Packed(dtype)) => {
+                rtn::pack_rows(cpu, &scaled, cols, *dtype, Some(&importance))?
+            }
             (None, Target::Grouped(_)) => unreachable!("groups have a grid"),
         };
-        dequantize(&form, rows, cols)
-    };
-    let loss = |scales: &[f32]| -> SolveResult<f64> {
-        let mut loss = 0.0;
-        for w in group {
-            let scaled: Vec<f32> = w
-                .chunks_exact(cols)
-                .flat_map(|row| row.iter().zip(scales).map(|(w, s)| w * s))
-                .collect();
-            let mut rounded = rounded(&scaled)?;
-            for row in rounded.chunks_exact_mut(cols) {
-                row.iter_mut().zip(scales).for_each(|(q, s)| *q /= s);
+        let mut error = dequantize(&form, rows, cols)?;
+        cpu.pool().run_chunks(&mut error, cols, |row, errors| {
+            let w = &self.w[row * cols..][..cols];
+            for ((q, s), w) in errors.iter_mut().zip(&scales).zip(w) {
+                *q = w - *q / s;
             }
-            loss += output_energy(cpu, stats, &difference(w, &rounded));
-        }
-        Ok(loss)
-    };
-    let loss_before = loss(&vec![1.0; cols])?;
-    let mut best =
-        AwqScales { scales: vec![1.0; cols], alpha: 0.0, loss: loss_before, loss_before };
-    for step in 0..GRID {
-        let alpha = step as f64 / GRID as f64;
-        // (2)
-        let raw = |j: usize| -> f64 {
-            let input = inputs[j].powf(alpha);
-            match &magnitudes {
-                Some(magnitudes) => input / (magnitudes[j].powf(1.0 - alpha) + 1e-4),
-                None => input,
-            }
-        };
-        let scales = normalized((0..cols).map(|j| raw(j).max(1e-4)).collect());
-        // (4)
-        let loss = loss(&scales)?;
-        // (5)
-        if loss < best.loss {
-            best = AwqScales { scales, alpha: alpha as f32, loss, ..best };
-        }
+        });
+        Ok(output_energy(cpu, self.stats, &error))
     }
-    Ok(best)
-}
 
-/// Divides by `√(max · min)`.
-fn normalized(scales: Vec<f64>) -> Vec<f32> {
-    let (least, most) =
-        scales.iter().fold((f64::INFINITY, 0f64), |(a, b), &s| (a.min(s), b.max(s)));
-    // (3)
-    let middle = (least * most).sqrt();
-    scales.iter().map(|s| (s / middle) as f32).collect()
-}
-
-/// The mean over all rows of `|w|` as a part of the largest in its group.
-fn magnitudes(group: &[&[f32]], cols: usize, target: &Target) -> Vec<f64> {
-    let width = match target {
-        Target::Packed(dtype) => dtype.block_len(),
-        Target::Grouped(spec) => spec.group_size.unwrap_or(cols),
-    };
-    let mut sums = vec![0f64; cols];
-    let mut rows = 0;
-    for w in group.iter().flat_map(|w| w.chunks_exact(cols)) {
-        for (w, sums) in w.chunks(width).zip(sums.chunks_mut(width)) {
-            let largest = w.iter().fold(0f32, |most, w| w.abs().max(most)).max(1e-30);
-            for (w, sum) in w.iter().zip(sums) {
-                *sum += f64::from(w.abs() / largest);
-            }
+    /// Takes scales `exp t` where they lose less than the best so far.
+    fn consider(&self, t: Vec<f64>, best: &mut (f64, Vec<f64>)) -> SolveResult<bool> {
+        let loss = self.loss(&t)?;
+        let better = loss < best.0;
+        if better {
+            *best = (loss, t);
         }
-        rows += 1;
+        Ok(better)
     }
-    sums.iter().map(|sum| sum / f64::from(rows.max(1))).collect()
-}
 
-/// Clamps each group of `w`, `[rows, cols]`, to the range that rounds best. Results in the clamped
-/// weights.
-///
-/// # Errors
-/// [`SolveError`]: no Gram matrix, a target that does not fit the columns.
-pub fn awq_clip(
-    cpu: &Cpu,
-    w: &[f32],
-    cols: usize,
-    stats: &Stats,
-    spec: &GroupSpec,
-) -> SolveResult<Vec<f32>> {
-    let gram = hessian::gram(stats, "AWQ")?;
-    let rows = w.len() / cols;
-    let target = Target::Grouped(spec.clone());
-    let grid = Grid::new(&target, w, cols)?
-        .ok_or(SolveError::Missing { method: "AWQ", what: "groups of columns" })?;
-    let groups = grid.groups(cols);
-    let bounds: Vec<f32> = w
-        .chunks_exact(cols)
-        .flat_map(|row| row.chunks(grid.group))
-        .map(|x| x.iter().fold(0f32, |most, x| x.abs().max(most)))
-        .collect();
-    let mut best = vec![(f64::INFINITY, f32::INFINITY); rows * groups];
-    for step in 0..(GRID as f64 * MAX_SHRINK) as usize {
-        // (6)
-        let factor = 1.0 - step as f32 / GRID as f32;
-        let clamped = clamp(w, cols, grid.group, |at| bounds[at] * factor);
-        let form = rtn::rtn(cpu, &clamped, rows, stats, &grid, false)?;
-        let error = difference(w, &dequantize(&form, rows, cols)?);
-        for group in 0..groups {
-            let columns = group * grid.group..cols.min((group + 1) * grid.group);
-            let losses = block_losses(cpu, gram, &error, cols, columns);
-            for (row, loss) in losses.into_iter().enumerate() {
-                let best = &mut best[row * groups + group];
-                if loss < best.0 {
-                    *best = (loss, bounds[row * groups + group] * factor);
+    /// The mean of tied columns in place of each.
+    fn pooled(&self, values: &[f64]) -> Vec<f64> {
+        let Some(ties) = self.ties else { return values.to_vec() };
+        let mut sums = vec![(0f64, 0f64); self.cols];
+        for (value, &tie) in values.iter().zip(ties) {
+            sums[tie].0 += value;
+            sums[tie].1 += 1.0;
+        }
+        ties.iter().map(|&tie| sums[tie].0 / sums[tie].1).collect()
+    }
+
+    /// (2) One step towards the scales `exp t` with the least loss of the model there, ranges being
+    /// norms for the power `2^doublings`.
+    fn balance(&self, t: &mut [f64], doublings: i32) {
+        let (width, cols) = (self.width, self.cols);
+        let scales = normalized(t);
+        let mut ranges = vec![0f64; cols];
+        let mut parts = vec![0f32; width];
+        let every = (self.w.len() / cols / BALANCED).max(1);
+        for w in self.w.chunks_exact(cols).step_by(every) {
+            for (g, w) in w.chunks(width).enumerate() {
+                let (scales, parts) = (&scales[g * width..][..w.len()], &mut parts[..w.len()]);
+                let mut largest = 0f32;
+                for ((part, w), s) in parts.iter_mut().zip(w).zip(scales) {
+                    *part = w.abs() * s;
+                    largest = if *part > largest { *part } else { largest };
+                }
+                if largest == 0.0 {
+                    continue;
+                }
+                let mut sum = 0f32;
+                for part in parts.iter_mut() {
+                    *part /= largest;
+                    for _ in 0..doublings {
+                        *part *= *part;
+                    }
+                    sum += *part;
+                }
+                let root = (0..doublings).fold(sum, |root, _| root.sqrt());
+                let share = (largest * root).powi(2) / sum;
+                for (all, part) in ranges[g * width..].iter_mut().zip(&*parts) {
+                    *all += f64::from(share * part);
                 }
             }
         }
-    }
-    // (7)
-    Ok(clamp(w, cols, grid.group, |at| best[at].1))
-}
-
-/// `w` with each group clamped to ± its bound.
-fn clamp(w: &[f32], cols: usize, group: usize, bound: impl Fn(usize) -> f32) -> Vec<f32> {
-    let groups = cols.div_ceil(group);
-    let bound = |i: usize| bound(i / cols * groups + i % cols / group);
-    w.iter().enumerate().map(|(i, w)| w.clamp(-bound(i), bound(i))).collect()
-}
-
-/// `Δ H_gg Δᵀ` of each row, for the columns of a group.
-fn block_losses(
-    cpu: &Cpu,
-    gram: &[f32],
-    error: &[f32],
-    cols: usize,
-    columns: std::ops::Range<usize>,
-) -> Vec<f64> {
-    let (rows, width) = (error.len() / cols, columns.len());
-    let mut block = vec![0.0; width * width];
-    for (i, row) in block.chunks_exact_mut(width).enumerate() {
-        for (j, h) in row.iter_mut().enumerate() {
-            let (i, j) = (columns.start + i.max(j), columns.start + i.min(j));
-            *h = gram[i * cols + j];
+        let errors = self.h.iter().zip(&scales).map(|(h, s)| h / f64::from(s * s));
+        let mut errors: Vec<f64> = errors.collect();
+        // As parts of the group's.
+        for (ranges, errors) in ranges.chunks_mut(width).zip(errors.chunks_mut(width)) {
+            for values in [ranges, errors] {
+                let sum: f64 = values.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+                values.iter_mut().for_each(|value| *value /= sum);
+            }
+        }
+        let (ranges, errors) = (self.pooled(&ranges), self.pooled(&errors));
+        for ((t, range), error) in t.iter_mut().zip(ranges).zip(errors) {
+            let ratio = error.max(LEAST) / range.max(LEAST);
+            *t += ratio.ln() / f64::from(2 + (1 << doublings));
         }
     }
-    let error = View::new(error, rows, cols).part(0..rows, columns);
-    let mut product = vec![0.0; rows * width];
-    let block = View::new(&block, width, width);
-    gemm(cpu, Update::Add, error, block, &mut product, width, Region::Whole);
-    let loss = |(row, product): (usize, &[f32])| -> f64 {
-        product.iter().enumerate().map(|(j, p)| f64::from(*p) * f64::from(error.at(row, j))).sum()
-    };
-    product.chunks_exact(width).enumerate().map(loss).collect()
+}
+
+/// `exp t`, divided by `√(max · min)`.
+fn normalized(t: &[f64]) -> Vec<f32> {
+    let (least, most) =
+        t.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &t| (a.min(t), b.max(t)));
+    // (3)
+    let middle = 0.5 * (least + most);
+    t.iter().map(|t| (t - middle).exp() as f32).collect()
 }

@@ -141,7 +141,7 @@ pub(super) fn gptq(
     let error = lost.max(0.0) / energy;
     let rtn_error = match options.compare {
         true => {
-            let rounded = rtn::rtn(cpu, w, rows, stats, grid, false)?;
+            let rounded = rtn::rtn(cpu, w, rows, cols, grid, None)?;
             let rounded = dequantize(&rounded, rows, cols)?;
             Some(output_energy(cpu, stats, &difference(w, &rounded)) / energy)
         }

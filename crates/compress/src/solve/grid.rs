@@ -17,6 +17,8 @@ pub(super) struct Grid {
     pub(super) group: usize,
     pub(super) levels: Levels,
     pub(super) source: Source,
+    /// Rounds of the search for a group's scale.
+    rounds: usize,
 }
 
 /// Who chooses the scales.
@@ -82,6 +84,7 @@ impl Grid {
             group: grid.group_len(),
             levels,
             source: Source::Packed(grid),
+            rounds: range::ROUNDS,
         }
     }
 
@@ -113,7 +116,13 @@ impl Grid {
             ScaleType::E4m3 if largest > 0.0 => largest / (levels.largest() * 448.0),
             _ => 1.0,
         };
-        Ok(Self { span: group, group, levels, source: Source::Grouped(spec.clone(), unit) })
+        let source = Source::Grouped(spec.clone(), unit);
+        Ok(Self { span: group, group, levels, source, rounds: range::ROUNDS })
+    }
+
+    /// With scales of groups that are the best of some, and not improved: for estimates.
+    pub(super) fn hurried(self) -> Self {
+        Self { rounds: 0, ..self }
     }
 
     /// Groups in a row.
@@ -197,7 +206,8 @@ impl Grid {
                 }
             }
             Source::Grouped(spec, unit) => {
-                let parameters = range::fit(isa, spec, &self.levels, *unit, x, importance);
+                let parameters =
+                    range::fit(isa, spec, &self.levels, *unit, self.rounds, x, importance);
                 scales.set(row, first, parameters);
             }
         }

@@ -6,6 +6,7 @@
 //! outputs, `tr(ΔW H ΔWᵀ)` with `H = Σ x xᵀ`, wherever `H` is known.
 
 mod awq;
+mod clip;
 mod error;
 mod gptq;
 mod grid;
@@ -28,7 +29,7 @@ use std::time::Instant;
 use bevel_kernels::Cpu;
 use serde::{Deserialize, Serialize};
 
-pub use awq::{AwqScales, awq_clip, awq_scales};
+pub use awq::{AwqScales, awq_scales};
 pub use error::{SolveError, SolveResult};
 pub use solved::{Form, SolveReport, Solved};
 pub use sparsegpt::{Pruned, Sparsity, sparsegpt};
@@ -44,6 +45,24 @@ pub enum Method {
     Rtn(Rtn),
     /// Column by column, each column's error made up for in those that follow (arXiv 2210.17323).
     Gptq(Gptq),
+    /// Each group's range searched for the least error of the layer's output, then rounded to nearest:
+    /// the second half of AWQ (arXiv 2306.00978), whose first is [`awq_scales`]. Packed layouts choose
+    /// their ranges themselves: there it is what [`Rtn::weighted`] gives.
+    Awq(Awq),
+}
+
+/// Options of AWQ's search for ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Awq {
+    /// How often each group is visited. The first visit knows the errors of the groups before it, later
+    /// ones those of all others.
+    pub sweeps: usize,
+}
+
+impl Default for Awq {
+    fn default() -> Self {
+        Self { sweeps: 3 }
+    }
 }
 
 /// Options of rounding to nearest.
@@ -111,14 +130,21 @@ pub fn solve(
     }
     let start = Instant::now();
     let weighted = !matches!(method, Method::Rtn(Rtn { weighted: false }));
+    let importance = rtn::importance(stats, weighted);
     match (grid::Grid::new(target, w, cols)?, method, target) {
         (Some(grid), Method::Gptq(options), _) => gptq::gptq(cpu, w, rows, stats, &grid, options),
-        (Some(grid), Method::Rtn(_), _) => {
-            let form = rtn::rtn(cpu, w, rows, stats, &grid, weighted)?;
+        (Some(grid), Method::Awq(options), Target::Grouped(_)) => {
+            let form = clip::clip(cpu, w, rows, stats, &grid, options)?;
+            let mut solved = rtn::solved(cpu, w, rows, stats, form, start)?;
+            solved.report.rtn_error = None;
+            Ok(solved)
+        }
+        (Some(grid), Method::Rtn(_) | Method::Awq(_), _) => {
+            let form = rtn::rtn(cpu, w, rows, cols, &grid, importance.as_deref())?;
             rtn::solved(cpu, w, rows, stats, form, start)
         }
         (None, _, Target::Packed(dtype)) => {
-            let form = rtn::pack_rows(cpu, w, stats, *dtype, weighted)?;
+            let form = rtn::pack_rows(cpu, w, cols, *dtype, importance.as_deref())?;
             let mut solved = rtn::solved(cpu, w, rows, stats, form, start)?;
             solved.report.fell_back = matches!(method, Method::Gptq(_));
             Ok(solved)

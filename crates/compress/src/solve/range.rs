@@ -8,10 +8,10 @@ use super::scales::{Parameters, inverse, nearest_integer};
 use super::{Codes, GroupSpec, Range, ScaleType};
 
 /// Candidates at once: the lanes of the widest vectors.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// A number for each candidate.
-type Lanes = [f32; LANES];
+pub(super) type Lanes = [f32; LANES];
 
 /// The step, the shift and the offset of a group of values, weighted by `importance` where it is
 /// given. `unit` is what scales of [`ScaleType::E4m3`] are multiples of.
@@ -20,18 +20,44 @@ pub(super) fn fit(
     spec: &GroupSpec,
     levels: &Levels,
     unit: f32,
+    rounds: usize,
     x: &[f32],
     importance: Option<&[f32]>,
 ) -> Parameters {
-    run_wide(isa, Fit { spec, levels, unit, x, importance })
+    run_wide(isa, Fit { spec, levels, unit, rounds, x, importance })
 }
 
-struct Fit<'a> {
-    spec: &'a GroupSpec,
-    levels: &'a Levels,
-    unit: f32,
-    x: &'a [f32],
-    importance: Option<&'a [f32]>,
+/// A group of values whose parameters are searched.
+#[derive(Clone, Copy)]
+pub(super) struct Fit<'a> {
+    pub(super) spec: &'a GroupSpec,
+    pub(super) levels: &'a Levels,
+    pub(super) unit: f32,
+    /// How often codes and scales follow each other, [`ROUNDS`] but for estimates.
+    pub(super) rounds: usize,
+    pub(super) x: &'a [f32],
+    pub(super) importance: Option<&'a [f32]>,
+}
+
+/// Parameters to choose from.
+#[derive(Clone, Copy)]
+pub(super) struct Candidates {
+    pub(super) steps: Lanes,
+    pub(super) shifts: Lanes,
+    pub(super) offsets: Lanes,
+}
+
+impl Candidates {
+    #[inline(always)]
+    pub(super) fn at(&self, lane: usize) -> Parameters {
+        [self.steps[lane], self.shifts[lane], self.offsets[lane]]
+    }
+
+    /// The same in all lanes.
+    #[inline(always)]
+    fn all([step, shift, offset]: Parameters) -> Self {
+        Self { steps: [step; LANES], shifts: [shift; LANES], offsets: [offset; LANES] }
+    }
 }
 
 impl Wide for Fit<'_> {
@@ -52,15 +78,10 @@ impl Wide for Fit<'_> {
             (_, Range::Shrink { steps, max_shrink, norm }) => {
                 self.shrink(low, high, steps, max_shrink, norm)
             }
-            (Codes::Integer { bits, symmetric: true }, Range::Search) => {
-                self.search_scale(low, high, -((1 << (bits - 1)) as f32))
-            }
-            (Codes::Levels(_), Range::Search) => self.search_scale(low, high, 0.0),
-            (Codes::Integer { symmetric: false, .. }, Range::Search) => {
-                self.search_scale_and_minimum(low, high, true)
-            }
-            (Codes::Affine { .. }, Range::Search) => {
-                self.search_scale_and_minimum(low, high, false)
+            (_, Range::Search) => {
+                let found = self.search(low, high);
+                let sums = self.sums(&found.steps, &found.shifts, &found.offsets);
+                found.at(least_lane(&sums.error))
             }
         }
     }
@@ -97,8 +118,28 @@ const CUTS: [(f32, f32); LANES] = [
     (-0.08, -0.08),
 ];
 
+/// Neighbours of a step and a zero point: a factor, and codes by which the zero point moves where each
+/// group has its own.
+const NEIGHBOURS: [(f32, f32); LANES - 1] = [
+    (0.99, 0.0),
+    (1.01, 0.0),
+    (0.98, 0.0),
+    (1.02, 0.0),
+    (0.96, 0.0),
+    (1.04, 0.0),
+    (0.93, 0.0),
+    (1.07, 0.0),
+    (0.9, 0.0),
+    (0.995, 1.0),
+    (0.995, -1.0),
+    (0.97, 1.0),
+    (0.97, -1.0),
+    (1.03, 1.0),
+    (1.03, -1.0),
+];
+
 /// How often codes and scales follow each other.
-const ROUNDS: usize = 3;
+pub(super) const ROUNDS: usize = 2;
 
 /// Sums over a group for each candidate: with `l` the level and shift of a value's code, `Σ w l`,
 /// `Σ w l²`, `Σ w l x` and `Σ w (x − step l − offset)²`.
@@ -115,6 +156,69 @@ impl Fit<'_> {
         match self.importance {
             Some(importance) => importance[i],
             None => 1.0,
+        }
+    }
+
+    /// Parameters that are each the best of their neighbourhood, or several parts of the range where
+    /// it is not searched.
+    #[inline(always)]
+    pub(super) fn candidates(&self) -> Candidates {
+        let [low, high] = range(self.x);
+        if low == 0.0 && high == 0.0 {
+            return Candidates::all(self.nothing());
+        }
+        match (&self.spec.codes, self.spec.range) {
+            (Codes::Float8, _) => Candidates::all(self.run()),
+            (_, Range::Search) => self.search(low, high),
+            (_, Range::MinMax | Range::Shrink { .. }) => {
+                let mut candidates = Candidates::all(self.span(low, high));
+                let most = high.max(-low);
+                for k in 1..LANES {
+                    let bound = most * (1.0 - k as f32 * (0.5 / LANES as f32));
+                    let [step, shift, offset] = self.span(low.max(-bound), high.min(bound));
+                    candidates.steps[k] = step;
+                    candidates.shifts[k] = shift;
+                    candidates.offsets[k] = offset;
+                }
+                candidates
+            }
+        }
+    }
+
+    /// Parameters near those given, which come first.
+    #[inline(always)]
+    pub(super) fn around(&self, [step, shift, offset]: Parameters) -> Candidates {
+        let mut candidates = Candidates::all([step, shift, offset]);
+        if step == 0.0 || matches!(self.spec.codes, Codes::Float8) {
+            return candidates;
+        }
+        for (k, (factor, moved)) in NEIGHBOURS.into_iter().enumerate() {
+            candidates.steps[k + 1] = self.rounded(step * factor);
+            match (&self.spec.codes, self.levels) {
+                (Codes::Integer { symmetric: false, .. }, Levels::Integers { high, .. }) => {
+                    candidates.shifts[k + 1] = (shift + moved).min(0.0).max(-high);
+                }
+                (Codes::Affine { .. }, _) => {
+                    candidates.offsets[k + 1] = self.rounded_minimum(offset + moved * step * 0.5);
+                }
+                _ => {}
+            }
+        }
+        candidates
+    }
+
+    /// The best of several neighbourhoods.
+    #[inline(always)]
+    fn search(&self, low: f32, high: f32) -> Candidates {
+        match &self.spec.codes {
+            Codes::Integer { bits, symmetric: true } => {
+                self.search_scale(low, high, -((1 << (bits - 1)) as f32))
+            }
+            Codes::Integer { symmetric: false, .. } => {
+                self.search_scale_and_minimum(low, high, true)
+            }
+            Codes::Affine { .. } => self.search_scale_and_minimum(low, high, false),
+            Codes::Levels(_) | Codes::Float8 => self.search_scale(low, high, 0.0),
         }
     }
 
@@ -198,8 +302,9 @@ impl Fit<'_> {
         sums.iter().sum()
     }
 
+    /// The level nearest to `t`.
     #[inline(always)]
-    fn nearest(&self, t: f32) -> f32 {
+    pub(super) fn nearest(&self, t: f32) -> f32 {
         match self.levels {
             Levels::Integers { low, high } => nearest_integer(t, *low, *high),
             Levels::Table { levels, middles, .. } => {
@@ -283,7 +388,7 @@ impl Fit<'_> {
     /// The best step where there is nothing else to choose; of both signs where the levels are not
     /// the same on both sides of zero.
     #[inline(always)]
-    fn search_scale(&self, low: f32, high: f32, shift: f32) -> Parameters {
+    fn search_scale(&self, low: f32, high: f32, shift: f32) -> Candidates {
         let extreme = if -low > high { low } else { high };
         let (least, most) = match self.levels {
             Levels::Table { levels, .. } => (levels[0], levels[levels.len() - 1]),
@@ -310,7 +415,7 @@ impl Fit<'_> {
             }
         }
         let (shifts, offsets) = ([shift; LANES], [NO_OFFSET; LANES]);
-        for _ in 0..ROUNDS - 1 {
+        for _ in 0..self.rounds {
             let sums = self.sums(&steps, &shifts, &offsets);
             for k in 0..LANES {
                 steps[k] = if sums.ll[k] > 0.0 { sums.lx[k] / sums.ll[k] } else { steps[k] };
@@ -319,19 +424,18 @@ impl Fit<'_> {
         for step in &mut steps {
             *step = self.rounded(*step);
         }
-        let best = least_lane(&self.sums(&steps, &shifts, &offsets).error);
-        [steps[best], shift, NO_OFFSET]
+        Candidates { steps, shifts, offsets }
     }
 
     /// The best step and zero point (`integral`) or minimum.
     #[inline(always)]
-    fn search_scale_and_minimum(&self, low: f32, high: f32, integral: bool) -> Parameters {
+    fn search_scale_and_minimum(&self, low: f32, high: f32, integral: bool) -> Candidates {
         let Levels::Integers { high: top, .. } = self.levels else {
-            return self.span(low, high);
+            return Candidates::all(self.span(low, high));
         };
         let (low, high) = if integral { (low.min(0.0), high.max(0.0)) } else { (low, high) };
         if high == low {
-            return self.span(low, high);
+            return Candidates::all(self.span(low, high));
         }
         let cut = if *top <= 3.0 {
             1.0
@@ -351,7 +455,7 @@ impl Fit<'_> {
             w += self.weight(i);
             wx += self.weight(i) * x;
         }
-        for _ in 0..ROUNDS - 1 {
+        for _ in 0..self.rounds {
             let sums = self.sums(&steps, &none, &offsets);
             for k in 0..LANES {
                 let determinant = w * sums.ll[k] - sums.l[k] * sums.l[k];
@@ -366,8 +470,7 @@ impl Fit<'_> {
                 steps[k] = self.rounded(steps[k]);
                 offsets[k] = self.rounded_minimum(offsets[k]);
             }
-            let best = least_lane(&self.sums(&steps, &none, &offsets).error);
-            return [steps[best], 0.0, offsets[best]];
+            return Candidates { steps, shifts: none, offsets };
         }
         // The zero point is what the minimum rounds to; then the scale follows.
         let mut shifts = none;
@@ -375,7 +478,7 @@ impl Fit<'_> {
             shifts[k] = -nearest_integer(-offsets[k] * inverse(steps[k]), 0.0, *top);
         }
         let offsets = [NO_OFFSET; LANES];
-        for _ in 0..ROUNDS - 1 {
+        for _ in 0..self.rounds {
             let sums = self.sums(&steps, &shifts, &offsets);
             for k in 0..LANES {
                 steps[k] = if sums.ll[k] > 0.0 { sums.lx[k] / sums.ll[k] } else { steps[k] };
@@ -384,8 +487,7 @@ impl Fit<'_> {
         for step in &mut steps {
             *step = self.rounded(*step);
         }
-        let best = least_lane(&self.sums(&steps, &shifts, &offsets).error);
-        [steps[best], shifts[best], NO_OFFSET]
+        Candidates { steps, shifts, offsets }
     }
 }
 
@@ -448,7 +550,7 @@ fn range(x: &[f32]) -> [f32; 2] {
 
 /// The first lane with the least number.
 #[inline(always)]
-fn least_lane(numbers: &Lanes) -> usize {
+pub(super) fn least_lane(numbers: &Lanes) -> usize {
     let mut best = 0;
     for k in 1..LANES {
         // Also where the first is not a number.

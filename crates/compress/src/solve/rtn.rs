@@ -13,34 +13,44 @@ use super::stripes::{STRIPE, transposed};
 use super::{Form, SolveReport, SolveResult, Solved};
 use crate::Stats;
 
-/// Rounds `w`, `[rows, cols]`; errors weigh as much as the mean square of their inputs where
-/// `weighted` and that is known.
+/// Rounds `w`, `[rows, cols]`; errors weigh as much as `importance`, `[cols]`, where it is given.
 pub(super) fn rtn(
     cpu: &Cpu,
     w: &[f32],
     rows: usize,
-    stats: &Stats,
+    cols: usize,
     grid: &Grid,
-    weighted: bool,
+    importance: Option<&[f32]>,
 ) -> SolveResult<Form> {
-    let order: Vec<usize> = (0..stats.cols()).collect();
-    let importance = importance(stats, weighted);
+    let order: Vec<usize> = (0..cols).collect();
     // MLX chooses codes by scales that are not rounded yet.
     let exact = grid.unrounded();
     let sharp = exact.as_ref().unwrap_or(grid);
     let quantizer =
         Quantizer { grid: sharp, order: &order, importance: &[], fixed: true, isa: cpu.isa() };
     let mut stripes = quantizer.stripes(rows);
-    quantizer.fix(cpu, w, importance.as_deref(), &mut stripes)?;
-    let turned = transposed(cpu, w, rows, &order);
-    cpu.pool().run_chunks(&mut stripes, 1, |i, stripe| {
-        let (first, stripe) = (i * STRIPE, &mut stripe[0]);
-        run_wide(cpu.isa(), RoundAll { grid: sharp, stripe, w: &turned, rows, first });
-        if exact.is_some() {
-            stripe.scales.each(|parameters| grid.stored_all(parameters));
-        }
-    });
+    quantizer.fix(cpu, w, importance, &mut stripes)?;
+    round(cpu, w, rows, sharp, &order, &mut stripes);
+    if exact.is_some() {
+        stripes.iter_mut().for_each(|stripe| stripe.scales.each(|p| grid.stored_all(p)));
+    }
     Quantizer { grid, ..quantizer }.form(cpu, stripes, rows, None)
+}
+
+/// Rounds `w`, `[rows, cols]`, to what the stripes' scales say.
+pub(super) fn round(
+    cpu: &Cpu,
+    w: &[f32],
+    rows: usize,
+    grid: &Grid,
+    order: &[usize],
+    stripes: &mut [Rounded],
+) {
+    let turned = transposed(cpu, w, rows, order);
+    cpu.pool().run_chunks(stripes, 1, |i, stripe| {
+        let (first, stripe) = (i * STRIPE, &mut stripe[0]);
+        run_wide(cpu.isa(), RoundAll { grid, stripe, w: &turned, rows, first });
+    });
 }
 
 /// Mean squares of inputs, where they are wanted and known.
@@ -78,18 +88,16 @@ impl Wide for RoundAll<'_> {
 pub(super) fn pack_rows(
     cpu: &Cpu,
     w: &[f32],
-    stats: &Stats,
+    cols: usize,
     dtype: DType,
-    weighted: bool,
+    importance: Option<&[f32]>,
 ) -> SolveResult<Form> {
-    let cols = stats.cols();
     let row_bytes = dtype.row_bytes(cols)?;
-    let importance = importance(stats, weighted);
     let mut bytes = vec![0; w.len() / cols.max(1) * row_bytes];
     let failed = std::sync::Mutex::new(None);
     cpu.pool().run_chunks(&mut bytes, row_bytes.max(1), |row, bytes| {
         let w = &w[row * cols..][..cols];
-        if let Err(error) = pack::quantize(dtype, w, importance.as_deref(), bytes) {
+        if let Err(error) = pack::quantize(dtype, w, importance, bytes) {
             *failed.lock().expect("nobody panics with it") = Some(error);
         }
     });

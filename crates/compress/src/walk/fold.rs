@@ -14,11 +14,22 @@ impl Layer<'_, '_> {
         let has = |name: &str| self.walk.checkpoint.tensors().contains_key(&self.full_name(name));
         match stage {
             Stage::Qkv => has("attn_norm.weight"),
-            // Heads that share values would need to share scales.
-            Stage::AttentionOutput => config.heads == config.kv_heads,
+            Stage::AttentionOutput => true,
             Stage::GateUp => has("ffn_norm.weight") && config.experts.is_none(),
             Stage::Down => config.experts.is_none(),
         }
+    }
+
+    /// The number of what produces each input channel of a stage, where several share one: heads of
+    /// attention that share values.
+    pub(crate) fn ties(&self, stage: Stage) -> Option<Vec<usize>> {
+        let config = self.walk.checkpoint.config();
+        if stage != Stage::AttentionOutput || config.heads == config.kv_heads {
+            return None;
+        }
+        let (size, sharing) = (config.head_dim, config.heads / config.kv_heads);
+        let inputs = 0..config.heads * size;
+        Some(inputs.map(|j| j / size / sharing * size + j % size).collect())
     }
 
     /// Multiplies the input channels of a stage by `scales`, `[in]`, and divides what produces them.
@@ -37,7 +48,17 @@ impl Layer<'_, '_> {
         match stage {
             Stage::Qkv => self.divide_vector("attn_norm.weight", 0, scales),
             Stage::GateUp => self.divide_vector("ffn_norm.weight", 0, scales),
-            Stage::AttentionOutput => self.divide_rows(&["attn_v", "attn_qkv"], scales),
+            Stage::AttentionOutput => {
+                let values = match self.ties(stage) {
+                    Some(ties) => {
+                        let mut values = vec![1.0; ties.iter().max().map_or(0, |last| last + 1)];
+                        ties.iter().zip(scales).for_each(|(&tie, s)| values[tie] = *s);
+                        values
+                    }
+                    None => scales.to_vec(),
+                };
+                self.divide_rows(&["attn_v", "attn_qkv"], &values)
+            }
             Stage::Down => self.divide_rows(&["ffn_up"], scales),
         }
     }

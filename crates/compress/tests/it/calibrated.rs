@@ -6,8 +6,8 @@ use std::path::Path;
 use bevel_compress::{
     Calibration, CalibrationConfig, Error, Options, Progress, Recipe, Report, Result, Source, Stage,
 };
-use bevel_kernels::Cpu;
-use bevel_model::Checkpoint;
+use bevel_kernels::{Cpu, KvType};
+use bevel_model::{Checkpoint, Model, Session};
 
 use crate::support::{recipe, tiny_austen};
 
@@ -123,6 +123,42 @@ fn gptq_moves_the_outputs_less_than_rounding() {
                 tensor.name,
                 solved.error,
             );
+        }
+    }
+}
+
+#[test]
+fn folded_scales_leave_the_function_as_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = calibration(8, 64);
+    let cpu = Cpu::new(2).unwrap();
+    let tokens: Vec<u32> = data.sequences[0][..48].to_vec();
+    let load =
+        |path: &Path| Model::load(Checkpoint::open(path).unwrap(), &cpu, &mut |_| {}).unwrap();
+    let logits = |model: &Model| {
+        Session::new(model, &cpu, 64, KvType::F32).unwrap().feed(&tokens).unwrap().to_vec()
+    };
+    let base = logits(&load(&tiny_austen()));
+    let spread = |a: &[f32]| -> f64 { a.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>().sqrt() };
+    let lost = |name: &str, toml: &str| {
+        let out = directory.path().join(name);
+        quantize(&recipe(toml), &data, &out, 2, usize::MAX).unwrap();
+        let own = logits(&load(&out));
+        let moved: Vec<f32> = own.iter().zip(&base).map(|(a, b)| a - b).collect();
+        (spread(&moved) / spread(&base), out)
+    };
+    // Eight bits change next to nothing by themselves; four heads of attention share two of values.
+    let common = "type = \"Q8_0\"\npure = true\nmethod = \"importance\"";
+    let (plain, before) = lost("plain.gguf", common);
+    let (folded, after) = lost("folded.gguf", &format!("{common}\nfold = true"));
+    assert!(folded < 0.03 && folded < 2.0 * plain, "{folded} of the logits, {plain} without");
+    let [before, after] = [before, after].map(|path| Checkpoint::open(&path).unwrap());
+    for layer in 0..4 {
+        for name in ["attn_norm", "attn_output", "ffn_norm", "ffn_down"] {
+            let name = format!("blk.{layer}.{name}.weight");
+            let [a, b] = [&before, &after].map(|file| file.read_f32(&name).unwrap());
+            let moved: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
+            assert!(spread(&moved) > 0.05 * spread(&a), "{name} is not scaled");
         }
     }
 }
