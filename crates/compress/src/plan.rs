@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::mix::{Facts, fallback};
 use crate::pattern::matches;
 use crate::report::{Totals, dims, optional_type_name, type_name};
-use crate::{Base, Error, Recipe, Result};
+use crate::{Base, Error, Method, Recipe, Result};
 
 /// A recipe applied to a model: the type of every tensor of the GGUF file it would become. Nothing
 /// is read but headers.
@@ -53,7 +53,7 @@ impl Plan {
     /// # Errors
     /// [`Error::Tensor`] where a type's bytes overflow.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Self> {
-        let facts = Facts::of(checkpoint.config());
+        let facts = Facts::of(checkpoint.config(), recipe.method == Method::Importance);
         let mut plan = Plan {
             tensors: Vec::new(),
             totals: Totals::default(),

@@ -1,27 +1,30 @@
 """What llama.cpp makes of each tensor in each mix, for small models of telling shapes.
 
+    make_mixes.py LLAMA_QUANTIZE
+
 Writes mixes.json: for each model and mix, the types of each kind of tensor layer by layer, equal
-neighbours joined (`2xQ5_K 6xQ4_K`). Needs the packages `gguf`, `numpy` and `llama-cpp-python`;
-made with llama-cpp-python 0.3.36. Nothing is quantized: llama.cpp tells its plan in a dry run.
+neighbours joined (`2xQ5_K 6xQ4_K`); `with_importance` has the kinds that become something else where
+there is an importance matrix. Needs the packages `gguf` and `numpy`. LLAMA_QUANTIZE is llama.cpp's
+tool (made with the source inside llama-cpp-python 0.3.36). Nothing is quantized: llama.cpp tells its
+plan in a dry run.
 """
 
-import ctypes
 import itertools
 import json
 import pathlib
 import re
+import subprocess
+import sys
 import tempfile
 
 import gguf
-import llama_cpp
 import numpy as np
 
-MIXES = {
-    "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q5_K_S": 16, "Q5_1": 9,
-    "Q5_0": 8, "Q4_K_M": 15, "Q4_K_S": 14, "IQ4_NL": 25, "IQ4_XS": 30, "Q4_1": 3, "Q4_0": 2,
-    "MXFP4_MOE": 38, "Q3_K_L": 13, "Q3_K_M": 12, "Q3_K_S": 11, "Q2_K": 10, "Q2_K_S": 21,
-    "TQ2_0": 37, "TQ1_0": 36,
-}
+MIXES = [
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S",
+    "IQ4_NL", "IQ4_XS", "Q4_1", "Q4_0", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S",
+    "IQ3_XS", "IQ3_XXS", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "TQ2_0", "TQ1_0",
+]
 # arch, layers, dim, heads, kv_heads, experts, tied
 MODELS = {
     "plain": ("llama", 32, 256, 8, 8, 0, False),
@@ -90,22 +93,27 @@ def write(path, arch, layers, dim, heads, kv_heads, experts, tied):
     w.close()
 
 
-LINES = []
+def write_imatrix(path):
+    """An importance matrix of one entry: the plan depends on there being one."""
+    w = gguf.GGUFWriter(path, "none")
+    w.add_string("general.type", "imatrix")
+    w.add_array("imatrix.datasets", ["none"])
+    w.add_uint32("imatrix.chunk_count", 1)
+    w.add_uint32("imatrix.chunk_size", 1)
+    w.add_tensor("blk.0.attn_q.weight.in_sum2", np.ones((1, 256), np.float32))
+    w.add_tensor("blk.0.attn_q.weight.counts", np.ones((1, 1), np.float32))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
 
 
-@llama_cpp.llama_log_callback
-def log(level, text, data):
-    LINES.append(text.decode())
-
-
-def planned(path, file_type):
+def planned(tool, path, mix, imatrix):
     """Types by tensor name."""
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.dry_run, params.nthread = file_type, True, 1
-    LINES.clear()
-    code = llama_cpp.llama_model_quantize(str(path).encode(), b"/dev/null", ctypes.byref(params))
-    text = "".join(LINES)
-    assert code == 0, text
+    command = [tool, "--dry-run", *(["--imatrix", imatrix] if imatrix else []), path, mix]
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    text = run.stdout + run.stderr
+    assert run.returncode == 0, text
     found = {}
     # The warnings about fallbacks lie between the name and the size.
     for line in re.findall(r"\[ *\d+/ *\d+\] .*", text):
@@ -121,23 +129,32 @@ def joined(types):
     return " ".join(f"{len(list(run))}x{t}" for t, run in itertools.groupby(types))
 
 
+def by_kind(types, shape):
+    """Types of each kind of tensor, layer by layer."""
+    kinds = {}
+    for name, dims in tensors(*shape):
+        if len(dims) > 1:
+            kinds.setdefault(re.sub(r"blk\.\d+\.", "", name), []).append(types[name])
+    return {kind: joined(types) for kind, types in kinds.items()}
+
+
 def main():
-    llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
-    result = {}
+    tool, result = sys.argv[1], {}
     with tempfile.TemporaryDirectory() as directory:
+        imatrix = pathlib.Path(directory) / "imatrix.gguf"
+        write_imatrix(imatrix)
         for model, shape in MODELS.items():
             path = pathlib.Path(directory) / f"{model}.gguf"
             write(path, *shape)
             keys = ("architecture", "layers", "dim", "heads", "kv_heads", "experts", "tied")
-            mixes = {}
-            for mix, file_type in MIXES.items():
-                kinds = {}
-                types = planned(path, file_type)
-                for name, dims in tensors(*shape):
-                    if len(dims) > 1:
-                        kinds.setdefault(re.sub(r"blk\.\d+\.", "", name), []).append(types[name])
-                mixes[mix] = {kind: joined(types) for kind, types in kinds.items()}
-            result[model] = dict(zip(keys, shape)) | {"mixes": mixes}
+            mixes, with_importance = {}, {}
+            for mix in MIXES:
+                mixes[mix] = by_kind(planned(tool, path, mix, None), shape)
+                weighed = by_kind(planned(tool, path, mix, imatrix), shape)
+                others = {k: t for k, t in weighed.items() if t != mixes[mix][k]}
+                with_importance |= {mix: others} if others else {}
+            figures = {"mixes": mixes, "with_importance": with_importance}
+            result[model] = dict(zip(keys, shape)) | figures
             path.unlink()
     out = pathlib.Path(__file__).with_name("mixes.json")
     out.write_text(json.dumps(result, indent=1) + "\n")

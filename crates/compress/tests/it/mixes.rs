@@ -44,9 +44,14 @@ fn check(name: &str) {
     write_gguf(&path, &config, source, |_, len| vec![0.0; len]);
     let checkpoint = Checkpoint::open(&path).unwrap();
     let mut checked = 0;
-    for (mix, kinds) in model["mixes"].as_object().unwrap() {
-        let plan = Plan::new(&checkpoint, &recipe(&format!("type = \"{mix}\""))).unwrap();
+    let mixes = model["mixes"].as_object().unwrap();
+    let both = mixes.iter().flat_map(|mix| [(mix, "rtn"), (mix, "importance")]);
+    for ((mix, kinds), method) in both {
+        let toml = format!("type = \"{mix}\"\nmethod = \"{method}\"");
+        let plan = Plan::new(&checkpoint, &recipe(&toml)).unwrap();
+        let weighed = &model["with_importance"][mix];
         for (kind, runs) in kinds.as_object().unwrap() {
+            let runs = weighed.get(kind).filter(|_| method == "importance").unwrap_or(runs);
             let expected: Vec<&str> = runs
                 .as_str()
                 .unwrap()
@@ -61,12 +66,12 @@ fn check(name: &str) {
                 plan.tensors.iter().filter(|t| of_kind(&t.name)).map(|t| t.to.name()).collect();
             // The file of a router or norm keeps its own type, which differs from the golden's.
             if kind != "ffn_gate_inp.weight" {
-                assert_eq!(found, expected, "{name}, {mix}, {kind}");
+                assert_eq!(found, expected, "{name}, {mix}, {kind}, {method}");
                 checked += found.len();
             }
         }
     }
-    assert!(checked > 400, "only {checked} types were compared");
+    assert!(checked > 1000, "only {checked} types were compared");
 }
 
 #[test]
