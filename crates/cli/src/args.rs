@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    bench, chat, compare, completions, convert, eval, inspect, man, quantize, run, tour,
+    bench, chat, compare, completions, convert, eval, imatrix, inspect, man, quantize, run, tour,
 };
 
 const ABOUT: &str = "cut a language model to fit a small machine, and run it there";
@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Convert(convert::Args),
     /// Make a model smaller by storing its weights in fewer bits
     Quantize(quantize::Args),
+    /// Find out which inputs of a model's weights are large, for rounding with importance
+    Imatrix(imatrix::Args),
     /// Measure how well a model predicts a text
     Eval(eval::Args),
     /// Write a page that compares measured models

@@ -4,6 +4,7 @@
 
 mod answer;
 mod args;
+mod calibration;
 mod commands;
 mod embedded;
 mod generation;

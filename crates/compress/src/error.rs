@@ -59,6 +59,14 @@ pub enum Error {
     /// A file of an unfinished run that does not hold what it should.
     #[error("`{}` is damaged; throw the unfinished run away with --restart", .0.display())]
     BrokenPart(PathBuf),
+    /// An importance matrix that cannot be used.
+    #[error("importance matrix `{}`: {reason}", .path.display())]
+    Imatrix {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
     /// A method that needs calibration data was given none.
     #[error("the recipe's method needs calibration data, and none was given")]
     NoCalibration,

@@ -18,7 +18,7 @@ use crate::plan::{Plan, PlannedTensor};
 use crate::progress::{Meter, OnProgress, Stage};
 use crate::provenance::source_files;
 use crate::solve::{Form, SolveReport, Target};
-use crate::transcode::{Job, Tally, Transcoder, tally};
+use crate::transcode::{Tally, Transcoder, tally};
 use crate::walk::{Fingerprint, Outcome, Unfinished, kept, remove_kept};
 use crate::{
     Base, Error, Options, Override, Provenance, Recipe, Report, Result, Storage, TensorReport,
@@ -77,8 +77,12 @@ pub fn quantize(
         provenance.recipe = chosen.to_string();
         (recipe, allocation) = (chosen, Some(spent));
     }
+    let mut plan = Plan::new(checkpoint, &recipe)?;
+    if let Some(importance) = &plan.importance {
+        recipe = importance.recorded_in(&recipe);
+        provenance.recipe = recipe.to_string();
+    }
     let (recipe, options) = (&recipe, &options);
-    let mut plan = Plan::new(checkpoint, recipe)?;
     let metadata = metadata(checkpoint, &mut plan, &provenance)?;
     options.accept(&plan.warnings)?;
     has_space(out, plan.totals.bytes_after)?;
@@ -116,7 +120,9 @@ pub fn quantize(
             meter.advance(&planned.name, bytes.len())?;
             tally
         } else if planned.from.is_weight() {
-            let job = Job::new(&planned.name, planned.from, planned.to, planned.shape.row_len());
+            let importance = plan.importance.as_ref().map(|i| i.of(&planned)).transpose()?;
+            let importance = importance.flatten().unwrap_or_default();
+            let job = planned.job(&importance);
             let release = || checkpoint.release(&planned.name);
             transcoder.run(&job, &bytes, &mut meter, &release, &mut write)?
         } else {
@@ -311,6 +317,9 @@ fn metadata(checkpoint: &Checkpoint, plan: &mut Plan, provenance: &Provenance) -
     }
     for (key, value) in provenance.pairs() {
         metadata.insert(key.to_owned(), value.into());
+    }
+    if let Some(importance) = &plan.importance {
+        importance.describe(&mut metadata);
     }
     Ok(metadata)
 }

@@ -16,8 +16,10 @@ mod calibration;
 mod convert;
 mod directory;
 mod error;
+mod gather;
 mod gguf;
 mod grouping;
+mod importance;
 mod inspect;
 mod method;
 mod mix;
@@ -37,9 +39,11 @@ pub use allocate::{AllocatedTensor, Allocation, Budget, Limit, TypeOption, alloc
 pub use calibration::{Calibration, CalibrationConfig, Fetch, OnTokens, Source};
 pub use convert::{Target, convert};
 pub use error::{Error, Result};
+pub use gather::gather_imatrix;
 pub(crate) use gguf::rotated;
 pub use gguf::{check_output, quantize};
 pub use grouping::{CodeType, FormatName};
+pub use importance::ImatrixFile;
 pub use inspect::{
     BrokenTensor, Container, Dimensions, Inspection, Memory, StoredTensor, TokenizerSummary,
     TypeSummary, check, inspect,

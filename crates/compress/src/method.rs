@@ -46,6 +46,11 @@ impl Method {
         self != Method::Rtn
     }
 
+    /// True where an error counts as much as the inputs it is multiplied with.
+    pub(crate) fn weighs_errors(self) -> bool {
+        matches!(self, Method::Importance | Method::Gptq | Method::Gptaq)
+    }
+
     /// The statistics it works with.
     pub(crate) fn needs(self) -> Needs {
         Needs {

@@ -3,9 +3,11 @@ use bevel_model::{Checkpoint, Place};
 use indexmap::IndexMap;
 use serde::Serialize;
 
+use crate::importance::Importance;
 use crate::mix::{Facts, fallback};
 use crate::pattern::matches;
 use crate::report::{Totals, dims, optional_type_name, type_name};
+use crate::transcode::Job;
 use crate::{Base, Error, Method, Recipe, Result};
 
 /// A recipe applied to a model: the type of every tensor of the GGUF file it would become. Nothing
@@ -20,6 +22,9 @@ pub struct Plan {
     pub warnings: Vec<String>,
     /// `general.file_type`; `None` where the source's holds.
     pub(crate) file_type: Option<u32>,
+    /// What the recipe's importance matrix holds.
+    #[serde(skip)]
+    pub(crate) importance: Option<Importance>,
 }
 
 /// What is to become of a tensor.
@@ -51,7 +56,8 @@ impl Plan {
     /// Applies a recipe to a model.
     ///
     /// # Errors
-    /// [`Error::Tensor`] where a type's bytes overflow.
+    /// [`Error::Tensor`] where a type's bytes overflow; [`Error::Imatrix`] and those of reading for an
+    /// importance matrix that does not belong to the model.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Self> {
         let facts = Facts::of(checkpoint.config(), recipe.method == Method::Importance);
         let mut plan = Plan {
@@ -59,6 +65,7 @@ impl Plan {
             totals: Totals::default(),
             warnings: Vec::new(),
             file_type: None,
+            importance: recipe.imatrix.as_ref().map(Importance::read).transpose()?,
         };
         for (name, entry) in checkpoint.tensors() {
             // Where no type is asked for, codes that GGUF has no block for become halves.
@@ -84,6 +91,9 @@ impl Plan {
             Base::Keep | Base::Grouped(_) => plan.common_file_type(checkpoint),
         };
         plan.warn(checkpoint, recipe);
+        if let Some(importance) = &plan.importance {
+            plan.warnings.extend(importance.check(&plan.tensors, checkpoint.config().layers)?);
+        }
         Ok(plan)
     }
 
@@ -148,9 +158,9 @@ impl Plan {
         use DType::{IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
         let codebooks = [IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S];
         let blind = self.tensors.iter().filter(|t| codebooks.contains(&t.to) && t.from != t.to);
-        if let Some(first) = blind.clone().next().filter(|_| !recipe.is_calibrated()) {
+        if let Some(first) = blind.clone().next().filter(|_| !recipe.method.weighs_errors()) {
             self.warnings.push(format!(
-                "{} tensors become types with a codebook (`{}` {}), which are worth using only with calibration data; add --method importance",
+                "{} tensors become types with a codebook (`{}` {}), which are worth using only with calibration data; add --imatrix FILE or --method importance",
                 blind.count(),
                 first.name,
                 first.to
@@ -176,6 +186,15 @@ impl Plan {
 }
 
 impl PlannedTensor {
+    /// The work of packing its rows; what `importance` says, if anything, is `[matrices, columns]`.
+    pub(crate) fn job<'a>(&'a self, importance: &'a [f32]) -> Job<'a> {
+        let job = Job::new(&self.name, self.from, self.to, self.shape.row_len());
+        match self.shape.dims() {
+            [.., rows, _] => Job { importance, matrix_rows: *rows, ..job },
+            _ => job,
+        }
+    }
+
     /// Bytes of the values in the type they are read in.
     pub(crate) fn read_len(&self) -> u64 {
         self.shape.byte_len(self.from).map_or(u64::MAX, |len| len as u64)

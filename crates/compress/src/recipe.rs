@@ -8,7 +8,7 @@ use crate::allocate::Budget;
 use crate::calibration::{CalibrationConfig, Source};
 use crate::grouping::{CodeType, FormatName, Grouping};
 use crate::pattern::matches;
-use crate::{Error, GptqSettings, MIXES, Method, Mix, Result};
+use crate::{Error, GptqSettings, ImatrixFile, MIXES, Method, Mix, Result};
 
 /// What type every tensor of a model is to have. A TOML file, or flags that are short for one:
 ///
@@ -74,6 +74,9 @@ pub struct Recipe {
     /// What the model is shown where the method asks for it.
     #[serde(default, with = "written_calibration", skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationConfig>,
+    /// The importance matrix that [`Method::Importance`] goes by in place of calibration data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imatrix: Option<ImatrixFile>,
     /// Types of single tensors. The first pattern that matches counts, and goes before all of the
     /// above but `keep`.
     #[serde(default, rename = "tensor", skip_serializing_if = "Vec::is_empty")]
@@ -120,13 +123,38 @@ impl Recipe {
             method: Method::default(),
             gptq: GptqSettings::default(),
             calibration: None,
+            imatrix: None,
             overrides: Vec::new(),
         }
     }
 
     /// True where the model has to be watched at work.
     pub fn is_calibrated(&self) -> bool {
-        self.method.is_calibrated() || self.fold
+        self.method.is_calibrated() && self.imatrix.is_none() || self.fold
+    }
+
+    /// Refuses what an importance matrix cannot be joined with.
+    fn check_imatrix(&self) -> Result<()> {
+        let Some(imatrix) = &self.imatrix else { return Ok(()) };
+        let reason = if self.method != Method::Importance {
+            format!(
+                "goes with the method `importance`, not with `{}`, which needs calibration data",
+                self.method
+            )
+        } else if self.calibration.is_some() {
+            "and calibration data exclude each other; leave one of them out".to_owned()
+        } else if self.budget.is_some() {
+            "does not tell what types cost, which a budget asks for; use calibration data"
+                .to_owned()
+        } else if self.fold || self.rotate.is_some() {
+            "holds the inputs of the model as it is, not of one that is scaled or rotated first; use calibration data".to_owned()
+        } else if let Base::Grouped(code) = self.base {
+            format!("is for the types of GGUF files; for {code} use calibration data")
+        } else {
+            return Ok(());
+        };
+        let file = imatrix.file.display();
+        Err(Error::Recipe(format!("the importance matrix `{file}` {reason}")))
     }
 
     /// True where calibration data is asked for.
@@ -170,7 +198,10 @@ impl FromStr for Recipe {
 
     /// Reads TOML.
     fn from_str(text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|error| Error::Recipe(error.to_string()))
+        let recipe: Self =
+            toml::from_str(text).map_err(|error| Error::Recipe(error.to_string()))?;
+        recipe.check_imatrix()?;
+        Ok(recipe)
     }
 }
 

@@ -7,18 +7,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use bevel_base::DType;
 use bevel_compress::{
-    Allocation, Base, Budget, Calibration, CalibrationConfig, FormatName, Limit, Method,
-    OnProgress, Options, Override, Plan, Recipe, Report, Source, Stage,
+    Allocation, Base, Budget, FormatName, ImatrixFile, Limit, Method, OnProgress, Options,
+    Override, Plan, Recipe, Report, Stage,
 };
 use bevel_formats::AtomicFile;
-use bevel_formats::hub::{self, HubConfig};
-use bevel_kernels::Cpu;
-use bevel_model::Checkpoint;
 
 use crate::args::Global;
+use crate::calibration::{self, CalibrationArgs};
 use crate::model;
 use crate::ui::interrupt::{self, Interrupted};
-use crate::ui::progress::{Fetch, Progress, Unit};
+use crate::ui::progress::{Progress, Unit};
 use crate::ui::table::Table;
 use crate::ui::units::bytes;
 use crate::ui::{plain, print_json, print_text};
@@ -43,11 +41,11 @@ The flags are a short way to write a recipe. --recipe reads one from a TOML file
 
 --method says how codes are chosen. `rtn`, the default, rounds each block as well as it can alone. The \
 others watch the model at work on calibration data: `importance` lets errors count where inputs are \
-large, as llama.cpp does with an importance matrix; `awq` scales channels and clips ranges; `gptq` \
- corrects every rounding error in the \
+large; `awq` scales channels and clips ranges; `gptq` corrects every rounding error in the \
 weights that follow, and `gptaq` what the layers before got wrong. --calib names text (files, JSON Lines, \
 Parquet, hub:owner/name) or `self`, text that the model writes itself. A calibrated run that is stopped \
-goes on where it was when the same command is given again.
+goes on where it was when the same command is given again. --imatrix is `importance` with what `bevel \
+imatrix` or llama-imatrix found before, and needs seconds; the types IQ2 and IQ3 need either.
 
 In patterns `*` stands for any characters, `?` for one and `[0-3]` for one of those. The first pattern \
 that matches counts, those of flags before those of the file. The output carries the recipe, the hash of \
@@ -133,21 +131,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SEED", num_args = 0..=1, default_missing_value = "0")]
     rotate: Option<u64>,
 
-    /// What the model is shown: files or directories, hub:owner/name[:split], or `self`; repeatable
-    #[arg(long, value_name = "SOURCE")]
-    calib: Vec<String>,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
 
-    /// Calibration sequences [default: 128]
-    #[arg(long, value_name = "N")]
-    calib_samples: Option<usize>,
-
-    /// Tokens of each calibration sequence [default: 512]
-    #[arg(long, value_name = "N")]
-    calib_tokens: Option<usize>,
-
-    /// The field of a record that holds its text or messages
-    #[arg(long, value_name = "NAME")]
-    calib_field: Option<String>,
+    /// An importance matrix by `bevel imatrix` or llama-imatrix, in place of calibration data
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["calib", "calib_samples", "calib_tokens", "calib_field", "fold", "rotate", "target_bpw", "target_size"])]
+    imatrix: Option<PathBuf>,
 
     /// Throw away what an unfinished run left, instead of going on with it
     #[arg(long)]
@@ -203,7 +192,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     // Before minutes of sampling.
     bevel_compress::check_output(&checkpoint, &recipe, output, &options)?;
     let calibration = match &recipe.calibration {
-        Some(config) => Some(calibration(config, &checkpoint, &cpu, global)?),
+        Some(config) => Some(calibration::load(config, &checkpoint, &cpu, global)?),
         None => None,
     };
     let outcome = with_progress(global, "quantizing", |on_progress| {
@@ -215,31 +204,6 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         global.note("the same command goes on where this one stopped; --restart begins anew");
     }
     finish(outcome, &args.writing, global)
-}
-
-/// The data that a recipe asks for: read, fetched, or written by the model itself.
-fn calibration(
-    config: &CalibrationConfig,
-    checkpoint: &Checkpoint,
-    cpu: &Cpu,
-    global: &Global,
-) -> Result<Calibration> {
-    let mut fetch = |repo: &hub::RepoId| {
-        hub::fetch_data_set(&HubConfig::from_env(), repo, &mut Fetch::new(global))
-    };
-    let bar = Progress::new(global, "sampling text", 0, Unit::Items);
-    let outcome = config.load(checkpoint, cpu, &mut fetch, &mut |done, total| {
-        bar.set_total(total as u64);
-        bar.set(done as u64);
-        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    drop(bar);
-    let calibration = match outcome {
-        Err(bevel_compress::Error::Stopped) => return Err(Interrupted.into()),
-        outcome => outcome?,
-    };
-    calibration.warnings.iter().for_each(|warning| global.warn(warning));
-    Ok(calibration)
 }
 
 fn recipe(args: &Args, global: &Global) -> Result<Recipe> {
@@ -263,7 +227,11 @@ fn recipe(args: &Args, global: &Global) -> Result<Recipe> {
     }
     recipe.rotate = args.rotate.or(recipe.rotate);
     recipe.fold |= args.fold;
-    if let Some(method) = args.method {
+    if let Some(file) = &args.imatrix {
+        recipe.imatrix = Some(ImatrixFile { file: file.clone(), sha256: None });
+        recipe.calibration = None;
+        recipe.method = args.method.unwrap_or(Method::Importance);
+    } else if let Some(method) = args.method {
         recipe.method = method;
     }
     let limit = match (args.target_bpw, args.target_size) {
@@ -287,38 +255,17 @@ fn recipe(args: &Args, global: &Global) -> Result<Recipe> {
         _ => {}
     }
     if recipe.wants_calibration() {
-        let config = recipe.calibration.get_or_insert_default();
-        if !args.calib.is_empty() {
-            config.source = sources(&args.calib)?;
-        }
-        config.samples = args.calib_samples.unwrap_or(config.samples);
-        config.tokens = args.calib_tokens.unwrap_or(config.tokens);
-        config.seed = global.seed.unwrap_or(config.seed);
-        config.field = args.calib_field.clone().or(config.field.take());
+        args.calibration.apply(recipe.calibration.get_or_insert_default(), global)?;
     } else {
-        ensure!(
-            args.calib.is_empty(),
-            "--calib has no effect on the method `rtn`; choose another with --method, for example gptq"
-        );
+        let reason = match &recipe.imatrix {
+            Some(_) => "beside the recipe's importance matrix; take one of them",
+            None => "on the method `rtn`; choose another with --method, for example gptq",
+        };
+        ensure!(args.calibration.is_empty(), "--calib has no effect {reason}");
         recipe.calibration = None;
     }
     // What can be typed as a flag and what a file can say is checked in one place.
     Ok(recipe.to_string().parse()?)
-}
-
-/// One source, or several files.
-fn sources(names: &[String]) -> Result<Source> {
-    if let [name] = names {
-        return Ok(name.parse()?);
-    }
-    let mut files = Vec::new();
-    for name in names {
-        match name.parse()? {
-            Source::Files(paths) => files.extend(paths),
-            other => bail!("`{other}` cannot be joined with other calibration data; give it alone"),
-        }
-    }
-    Ok(Source::Files(files))
 }
 
 impl Writing {

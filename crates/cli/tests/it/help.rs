@@ -1,9 +1,10 @@
 use crate::{check_failure, output, scratch, stdout};
 
-const VERBS: [&str; 10] = [
+const VERBS: [&str; 11] = [
     "inspect",
     "convert",
     "quantize",
+    "imatrix",
     "eval",
     "bench",
     "run",

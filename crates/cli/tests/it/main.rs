@@ -4,6 +4,7 @@ mod bad_input;
 mod chat;
 mod eval;
 mod help;
+mod imatrix;
 mod recipes;
 #[path = "../../../../fuzz/replay.rs"]
 mod replay;

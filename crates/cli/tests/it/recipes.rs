@@ -8,7 +8,7 @@ use crate::replay::{corpus, replay};
 
 #[test]
 fn recipes_parse_or_are_refused() {
-    for seed in ["budget.toml", "full.toml", "least.toml"] {
+    for seed in ["budget.toml", "full.toml", "imatrix.toml", "least.toml"] {
         let text = std::fs::read_to_string(corpus("recipe").join(seed)).unwrap();
         assert!(text.parse::<Recipe>().is_ok(), "`{seed}` is refused");
     }

@@ -327,6 +327,28 @@ impl Layer<'_, '_> {
         needs: Needs,
         meter: &mut Meter<'_, '_>,
     ) -> Result<BTreeMap<Stage, Stats>> {
+        let all = self.watch(needs, &|site| site.expert.is_none(), false, meter)?;
+        Ok(all.into_iter().map(|(site, stats)| (site.stage, stats)).collect())
+    }
+
+    /// Takes the streams through the whole layer as it is; statistics of all inputs on the way.
+    pub(crate) fn observe(
+        mut self,
+        needs: Needs,
+        meter: &mut Meter<'_, '_>,
+    ) -> Result<BTreeMap<Site, Stats>> {
+        self.watch(needs, &|_| true, true, meter)
+    }
+
+    /// Runs the sequences through the whole layer and gathers statistics where `wanted`. The streams
+    /// go on from there where they are to `advance`.
+    fn watch(
+        &mut self,
+        needs: Needs,
+        wanted: &dyn Fn(&Site) -> bool,
+        advance: bool,
+        meter: &mut Meter<'_, '_>,
+    ) -> Result<BTreeMap<Site, Stats>> {
         let mut all = BTreeMap::new();
         let name = format!("blk.{}", self.index);
         let Walk { checkpoint, cpu, run, streams, .. } = &mut *self.walk;
@@ -334,15 +356,18 @@ impl Layer<'_, '_> {
         let mut x = Vec::new();
         for index in 0..streams.len() {
             let mut gather = |site: Site, input: &[f32], n: usize| {
-                if site.expert.is_none() {
+                if wanted(&site) {
                     let stats = || Stats::new(input.len() / n, needs);
-                    all.entry(site.stage).or_insert_with(stats).add(cpu, input, n, None);
+                    all.entry(site).or_insert_with(stats).add(cpu, input, n, None);
                 }
                 ControlFlow::Continue(())
             };
             streams.read(index, &mut x)?;
             let _ = self.block.attention(cpu, config, &mut x, run, &mut gather)?;
             let _ = self.block.feed_forward(cpu, config, &mut x, run, &mut gather)?;
+            if advance {
+                streams.write(index, &x)?;
+            }
             meter.advance(&name, 1)?;
         }
         Ok(all)

@@ -6,6 +6,7 @@ mod calibration;
 mod coded;
 mod convert;
 mod directories;
+mod imatrix;
 mod inspect;
 mod memory;
 mod mixes;
