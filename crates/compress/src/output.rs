@@ -138,23 +138,33 @@ pub(crate) struct AtomicDirectory {
 }
 
 impl AtomicDirectory {
-    /// Creates `NAME.PROCESS.partial` beside `path`.
+    /// Creates `NAME.PROCESS-COUNT.partial` beside `path`.
     pub(crate) fn create(path: &Path) -> Result<Self> {
         let refused = || Error::Target {
             path: path.to_owned(),
             reason: "it is no name for a directory".to_owned(),
         };
-        let mut name = path.file_name().ok_or_else(refused)?.to_owned();
-        name.push(format!(".{}.partial", std::process::id()));
-        let partial = path.with_file_name(name);
+        let name = path.file_name().ok_or_else(refused)?;
         let directory = directory_of(path);
         if !directory.is_dir() {
             let reason =
                 format!("there is no directory `{}`; create it first", directory.display());
             return Err(Error::Target { path: path.to_owned(), reason });
         }
-        std::fs::create_dir(&partial).map_err(Error::io("create", path))?;
-        Ok(Self { partial, path: path.to_owned(), finished: false })
+        for count in 0.. {
+            let mut partial = name.to_owned();
+            partial.push(format!(".{}-{count}.partial", std::process::id()));
+            let partial = path.with_file_name(partial);
+            match std::fs::create_dir(&partial) {
+                // A process that was killed had the same number: in a container all have few.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                created => {
+                    created.map_err(Error::io("create", path))?;
+                    return Ok(Self { partial, path: path.to_owned(), finished: false });
+                }
+            }
+        }
+        unreachable!("counting goes on until a name is free")
     }
 
     /// Where its files are written.
@@ -198,8 +208,8 @@ pub(crate) const MORE_TEMPLATES: &str = "additional_chat_templates";
 /// Refuses to replace a directory that holds anything but a model, so that `-o ~ --force` is an
 /// error and no loss.
 pub(crate) fn is_replaceable(directory: &Path) -> Result<()> {
-    const KINDS: [&str; 8] =
-        ["safetensors", "json", "txt", "jinja", "model", "md", "gitattributes", "toml"];
+    const KINDS: [&str; 9] =
+        ["safetensors", "json", "txt", "jinja", "model", "md", "gitattributes", "toml", "html"];
     let Ok(entries) = std::fs::read_dir(directory) else { return Ok(()) };
     for entry in entries.flatten() {
         let path = entry.path();

@@ -52,15 +52,17 @@ impl AtomicFile {
                 format!("there is no directory `{}`; create it first", directory.display());
             return Err(Error::Unwritable { path: path.to_owned(), reason });
         }
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let mut partial_name = name.to_owned();
-        partial_name.push(format!(".{}-{count}.partial", std::process::id()));
-        let partial = path.with_file_name(partial_name);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&partial)
-            .map_err(Error::io("create", path))?;
+        let (partial, file) = loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let mut partial_name = name.to_owned();
+            partial_name.push(format!(".{}-{count}.partial", std::process::id()));
+            let partial = path.with_file_name(partial_name);
+            match OpenOptions::new().write(true).create_new(true).open(&partial) {
+                // A process that was killed had the same number: in a container all have few.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                opened => break (partial, opened.map_err(Error::io("create", path))?),
+            }
+        };
         let file = BufWriter::with_capacity(1 << 18, file);
         Ok(Self { file: Some(file), partial, path: path.to_owned() })
     }

@@ -29,6 +29,20 @@ fn the_old_content_stays_until_the_new_one_is_complete() {
 }
 
 #[test]
+fn what_a_killed_process_of_the_same_number_left_is_in_nobodys_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("out.json");
+    let left = (0..500).map(|count| format!("out.json.{}-{count}.partial", std::process::id()));
+    let left: Vec<PathBuf> = left.map(|name| directory.path().join(name)).collect();
+    left.iter().for_each(|path| fs::write(path, "left").unwrap());
+    let mut file = AtomicFile::create(&path).unwrap();
+    file.write_all(b"new").unwrap();
+    file.finish().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+    assert!(left.iter().all(|path| fs::read(path).unwrap() == b"left"));
+}
+
+#[test]
 fn dropped_files_leave_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("out.json");
