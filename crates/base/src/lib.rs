@@ -17,5 +17,5 @@ pub use error::{Error, Result};
 pub use grouped::GroupedMatrix;
 pub use mapping::Mapping;
 pub use pool::Pool;
-pub use signal::refuse_writes_past_the_limit;
+pub use signal::{on_termination, refuse_writes_past_the_limit};
 pub use tensor::{Shape, TensorView};

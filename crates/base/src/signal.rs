@@ -1,3 +1,6 @@
+#[cfg(unix)]
+use std::sync::OnceLock;
+
 /// Makes a file that grows past the limit of `ulimit -f` an error of the write, which cleans up and
 /// says so, where the system would end the process and leave what it had written. For programs; a
 /// library leaves its host's signals alone.
@@ -6,5 +9,37 @@ pub fn refuse_writes_past_the_limit() {
     // SAFETY: ignoring a signal installs no handler.
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
+#[cfg(unix)]
+static TERMINATION: OnceLock<fn() -> bool> = OnceLock::new();
+
+/// Lets a program clean up when the system asks it to end (SIGTERM). `is_handled` is called in the
+/// middle of anything and may do no more than look at atomic variables and set them; where it gives
+/// false the program ends at once, as it would without. The first call counts, and there is no other
+/// way back; a library leaves its host's signals alone. Elsewhere than on Unix it does nothing.
+pub fn on_termination(is_handled: fn() -> bool) {
+    #[cfg(unix)]
+    if TERMINATION.set(is_handled).is_ok() {
+        let handler: extern "C" fn(libc::c_int) = terminate;
+        // SAFETY: `terminate` does only what a signal handler may: it looks at atomic variables, resets
+        // a signal and raises it.
+        unsafe {
+            libc::signal(libc::SIGTERM, handler as libc::sighandler_t);
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = is_handled;
+}
+
+#[cfg(unix)]
+extern "C" fn terminate(signal: libc::c_int) {
+    if !TERMINATION.get().is_some_and(|is_handled| is_handled()) {
+        // SAFETY: both may be called in a signal handler.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
     }
 }

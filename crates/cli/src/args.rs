@@ -16,7 +16,8 @@ MODEL is one of
   smollm2       SmolLM2-135M-Instruct, from the hub or, where there is none, a Python package
   tiny-austen   a model of 4 million parameters inside this program, for trying things out
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C,
+143 by the system (SIGTERM).";
 
 /// The whole command line.
 #[derive(Debug, Parser)]

@@ -86,7 +86,7 @@ pub(crate) fn exit_code(
 ) -> ExitCode {
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) if error.is::<Interrupted>() => ExitCode::from(interrupt::EXIT_CODE),
+        Ok(Err(error)) if error.is::<Interrupted>() => ExitCode::from(interrupt::exit_code()),
         // The reader of our output, `head` for example, has seen enough.
         Ok(Err(error)) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
