@@ -37,7 +37,7 @@ pub(crate) enum Command {
     /// Convert a model between formats
     Convert(convert::Args),
     /// Make a model smaller by storing its weights in fewer bits
-    Quantize(quantize::Args),
+    Quantize(Box<quantize::Args>),
     /// Find out which inputs of a model's weights are large, for rounding with importance
     Imatrix(imatrix::Args),
     /// Measure how well a model predicts a text

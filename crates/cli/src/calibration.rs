@@ -73,20 +73,32 @@ pub(crate) fn load(
     cpu: &Cpu,
     global: &Global,
 ) -> Result<Calibration> {
+    Ok(load_with_held_out(config, 0, checkpoint, cpu, global)?.0)
+}
+
+/// As [`load`], with up to `held_out` sequences to measure on.
+pub(crate) fn load_with_held_out(
+    config: &CalibrationConfig,
+    held_out: usize,
+    checkpoint: &Checkpoint,
+    cpu: &Cpu,
+    global: &Global,
+) -> Result<(Calibration, Calibration)> {
     let mut fetch = |repo: &hub::RepoId| {
         hub::fetch_data_set(&HubConfig::from_env(), repo, &mut Fetch::new(global))
     };
     let bar = Progress::new(global, "sampling text", 0, Unit::Items);
-    let outcome = config.load(checkpoint, cpu, &mut fetch, &mut |done, total| {
+    let mut on_tokens = |done: usize, total: usize| {
         bar.set_total(total as u64);
         bar.set(done as u64);
         if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    };
+    let outcome = config.load_with_held_out(checkpoint, cpu, held_out, &mut fetch, &mut on_tokens);
     drop(bar);
-    let calibration = match outcome {
+    let found = match outcome {
         Err(bevel_compress::Error::Stopped) => return Err(Interrupted.into()),
         outcome => outcome?,
     };
-    calibration.warnings.iter().for_each(|warning| global.warn(warning));
-    Ok(calibration)
+    found.0.warnings.iter().for_each(|warning| global.warn(warning));
+    Ok(found)
 }

@@ -1,7 +1,9 @@
 //! Quantization with calibration data: the walk, with every layer's matrices solved on the inputs
 //! that the already quantized part of the model gives them.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::time::Instant;
 
 use bevel_base::DType;
 use bevel_kernels::Cpu;
@@ -10,9 +12,11 @@ use bevel_model::{Checkpoint, Stage as BlockStage};
 use crate::calibration::Calibration;
 use crate::output::Options;
 use crate::progress::{Meter, OnProgress, Stage};
-use crate::solve::{self, Form, Rtn, SolveReport, Solved, Target, awq_scales, solve};
+use crate::solve::{
+    self, Form, Rtn, SolveReport, Solved, Target, awq_scales, rounding_error, solve,
+};
 use crate::walk::{Fingerprint, Layer, Limits, Linear, Outcome, Unfinished, Walk, read_rows};
-use crate::{Error, GptqSettings, Method, Needs, Provenance, Recipe, Result, Stats};
+use crate::{Error, GptqSettings, Method, Needs, Provenance, Recipe, Result, Stats, Times};
 
 /// What a matrix becomes. `None` where it is to be left alone.
 pub(crate) type TargetOf<'a> = dyn Fn(&str) -> Option<Target> + 'a;
@@ -28,6 +32,8 @@ pub(crate) struct Run<'a> {
     target_of: &'a TargetOf<'a>,
     /// Input channels are scaled first, as AWQ does it.
     fold: bool,
+    /// Each matrix is also rounded to nearest, for the report.
+    compare: bool,
     limits: Limits,
 }
 
@@ -58,9 +64,10 @@ impl<'a> Run<'a> {
             cpu,
             calibration: calibration.ok_or(Error::NoCalibration)?,
             needs: recipe.method.needs(),
-            solver: Solver { cpu, method: recipe.method.solver(&recipe.gptq, options.compare) },
+            solver: Solver { cpu, method: recipe.method.solver(&recipe.gptq) },
             target_of,
             fold: recipe.fold || recipe.method == Method::Awq,
+            compare: options.compare,
             limits: Limits::default(),
         }))
     }
@@ -76,11 +83,14 @@ impl<'a> Run<'a> {
         out: &Path,
         provenance: &Provenance,
         options: &Options,
+        times: &mut Times,
         on_progress: &mut OnProgress<'_>,
     ) -> Result<Unfinished> {
+        let (start, others) = (Instant::now(), times.total());
         let fingerprint = Fingerprint::new(provenance, self.calibration);
         let mut unfinished = Unfinished::open(out, &fingerprint, options.restart)?;
         let layers = self.checkpoint.config().layers;
+        times.taken_up = unfinished.done();
         if unfinished.done() > layers {
             return Ok(unfinished);
         }
@@ -101,10 +111,16 @@ impl<'a> Run<'a> {
         for index in unfinished.done()..layers {
             let outcomes = self.layer(&mut walk, index, &mut meter)?;
             meter.done = steps * (index as u64 + 1);
-            unfinished.commit(&mut walk, &outcomes)?;
+            times.time("keep", || unfinished.commit(&mut walk, &outcomes))?;
         }
         let outcomes = self.head(&mut walk, &mut meter)?;
-        unfinished.commit(&mut walk, &outcomes)?;
+        times.time("keep", || unfinished.commit(&mut walk, &outcomes))?;
+        for (step, seconds) in &walk.times.steps {
+            times.add(step, *seconds);
+        }
+        times.statistics_operations += walk.times.statistics_operations;
+        let known = times.total() - others;
+        times.add("forward", (start.elapsed().as_secs_f64() - known).max(0.0));
         Ok(unfinished)
     }
 
@@ -117,9 +133,7 @@ impl<'a> Run<'a> {
     ) -> Result<Vec<Outcome>> {
         let mut layer = walk.enter(index)?;
         let mut outcomes = Vec::new();
-        if self.fold {
-            self.fold(&mut layer, meter)?;
-        }
+        let rounding = if self.fold { self.fold(&mut layer, meter)? } else { HashMap::new() };
         for stage in BlockStage::ALL {
             let wanted = |l: &Linear| (self.target_of)(&l.name).is_some();
             if !layer.linears(stage, None).iter().any(wanted) {
@@ -132,8 +146,10 @@ impl<'a> Run<'a> {
                     for linear in layer.linears(stage, part) {
                         let Some(target) = (self.target_of)(&linear.name) else { continue };
                         let weight = layer.weight(&linear)?;
+                        let stats = all.get(&part);
+                        let before = rounding.get(&linear.name).copied();
                         let solved =
-                            self.solver.solve(&linear, &weight, all.get(&part), &target)?;
+                            self.solve(&linear, &weight, stats, &target, before, layer.times())?;
                         layer.replace(&linear, &solved.weights)?;
                         outcomes.push(Outcome { linear, form: solved.form, report: solved.report });
                         meter.advance(&outcomes[outcomes.len() - 1].linear.name, 0)?;
@@ -156,22 +172,39 @@ impl<'a> Run<'a> {
         Ok(outcomes)
     }
 
-    /// Scales the input channels of a layer's stages, each for all matrices that share the input.
-    fn fold(&self, layer: &mut Layer<'_, '_>, meter: &mut Meter<'_, '_>) -> Result<()> {
+    /// Scales the input channels of a layer's stages, each for all matrices that share the input. Gives
+    /// the error of rounding them to nearest as they were, where that is asked for.
+    fn fold(
+        &self,
+        layer: &mut Layer<'_, '_>,
+        meter: &mut Meter<'_, '_>,
+    ) -> Result<HashMap<String, f64>> {
+        let mut rounding = HashMap::new();
         let all = layer.survey(Needs { gram: true, cross: false }, meter)?;
         for (stage, stats) in all {
             let linears = layer.linears(stage, None);
             let target = linears.iter().find_map(|l| (self.target_of)(&l.name));
             let Some(target) = target.filter(|_| layer.can_fold(stage)) else { continue };
             let weights = linears.iter().map(|l| layer.weight(l)).collect::<Result<Vec<_>>>()?;
+            for (linear, weight) in linears.iter().zip(&weights).filter(|_| self.compare) {
+                let Some(target) = (self.target_of)(&linear.name) else { continue };
+                let error = layer.times().time("compare", || {
+                    rounding_error(self.cpu, weight, linear.rows, &stats, &target, None)
+                });
+                let wrap = |source| Error::Solve { tensor: linear.name.clone(), source };
+                rounding.insert(linear.name.clone(), error.map_err(wrap)?);
+            }
             let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
             let ties = layer.ties(stage);
-            let found =
-                awq_scales(self.cpu, &weights, stats.cols(), &stats, &target, ties.as_deref())
-                    .map_err(|source| Error::Solve { tensor: linears[0].name.clone(), source })?;
+            let search =
+                || awq_scales(self.cpu, &weights, stats.cols(), &stats, &target, ties.as_deref());
+            let found = layer
+                .times()
+                .time("scales", search)
+                .map_err(|source| Error::Solve { tensor: linears[0].name.clone(), source })?;
             layer.fold(stage, &found.scales)?;
         }
-        Ok(())
+        Ok(rounding)
     }
 
     /// The output head, if it is to be quantized.
@@ -182,11 +215,36 @@ impl<'a> Run<'a> {
         let mut outcomes = Vec::new();
         for (first, linear) in parts {
             let weight = read_rows(self.checkpoint, &linear.name, first, linear.rows)?;
-            let solved = self.solver.solve(&linear, &weight, Some(&stats), &target)?;
+            let solved =
+                self.solve(&linear, &weight, Some(&stats), &target, None, &mut walk.times)?;
             outcomes.push(Outcome { linear, form: solved.form, report: solved.report });
             meter.advance("output", 0)?;
         }
         Ok(outcomes)
+    }
+
+    /// Solves a matrix, on the clock. `before` is the error of rounding it to nearest, where that is
+    /// known because the matrix is another one by now.
+    fn solve(
+        &self,
+        linear: &Linear,
+        weight: &[f32],
+        stats: Option<&Stats>,
+        target: &Target,
+        before: Option<f64>,
+        times: &mut Times,
+    ) -> Result<Solved> {
+        let solve = || self.solver.solve(linear, weight, stats, target);
+        let mut solved = times.time("solve", solve)?;
+        if before.is_some() {
+            solved.report.rtn_error = before;
+        } else if let (true, None, Some(stats)) = (self.compare, solved.report.rtn_error, stats) {
+            let compare =
+                || rounding_error(self.cpu, weight, linear.rows, stats, target, Some(&solved));
+            let wrap = |source| Error::Solve { tensor: linear.name.clone(), source };
+            solved.report.rtn_error = Some(times.time("compare", compare).map_err(wrap)?);
+        }
+        Ok(solved)
     }
 }
 
@@ -200,7 +258,7 @@ impl<'a> Solver<'a> {
             Method::Awq => Method::Importance,
             other => other,
         };
-        Self { cpu, method: method.solver(&settings, false) }
+        Self { cpu, method: method.solver(&settings) }
     }
 
     /// Solves a matrix for a target; without statistics, as no token came to it, by rounding.
@@ -225,6 +283,9 @@ impl<'a> Solver<'a> {
             let report = SolveReport { fell_back: true, ..solved.report };
             return Ok(Solved { report, ..solved });
         };
-        solve(self.cpu, weight, *rows, *cols, stats, target, &self.method).map_err(wrap)
+        let mut solved =
+            solve(self.cpu, weight, *rows, *cols, stats, target, &self.method).map_err(wrap)?;
+        solved.report.tokens = stats.tokens();
+        Ok(solved)
     }
 }

@@ -2,6 +2,7 @@
 //! compressed-tensors, bitsandbytes, MLX.
 
 use std::path::Path;
+use std::time::Instant;
 
 use bevel_base::DType;
 use bevel_formats::TensorSpec;
@@ -21,7 +22,8 @@ use crate::solve::{self, Form, Rtn, Solved, solve};
 use crate::transcode::{Tally, Transcoder, tally};
 use crate::walk::{Linear, Outcome, Results, Unfinished, read_rows, remove_kept};
 use crate::{
-    Error, Needs, Options, Provenance, Recipe, Report, Result, Stats, Storage, TensorReport,
+    Error, Needs, Options, Provenance, Recipe, Report, Result, Shown, Stats, Storage, TensorReport,
+    Times,
 };
 
 /// A tensor whose matrices become modules of codes.
@@ -63,10 +65,15 @@ pub(crate) fn quantize(
     }
     has_space(out, specs.iter().map(plain::byte_len).fold(0, u64::saturating_add))?;
 
-    let provenance = Provenance::of(checkpoint, recipe, on_progress)?;
+    let mut times = Times::default();
+    let hash = || Provenance::of(checkpoint, recipe, on_progress);
+    let provenance = times.time("hash", hash)?;
     let target_of = |name: &str| coded.iter().any(|c| c.name == name).then(|| grouping.target());
     let run = Run::of(recipe, checkpoint, cpu, calibration, &target_of, options)?;
-    let unfinished = run.map(|run| run.run(out, &provenance, options, on_progress)).transpose()?;
+    let shown = calibration.filter(|_| run.is_some()).map(Shown::from);
+    let unfinished =
+        run.map(|run| run.run(out, &provenance, options, &mut times, on_progress)).transpose()?;
+    let start = Instant::now();
     let results = unfinished.as_ref().map(Unfinished::results).transpose()?;
 
     let directory = AtomicDirectory::create(out)?;
@@ -79,6 +86,7 @@ pub(crate) fn quantize(
         options.shard_bytes,
     )?;
     let mut report = empty_report(checkpoint, recipe, out, provenance, warnings);
+    (report.calibration, report.times) = (shown, times);
     let read = pieces.iter().map(|p| p.entry.byte_len() as u64).sum::<u64>();
     let coded_bytes: u64 =
         coded.iter().map(|c| checkpoint.tensors()[&c.name].byte_len() as u64).sum();
@@ -122,6 +130,7 @@ pub(crate) fn quantize(
     source.write(checkpoint, &specs, entries, directory.workspace())?;
     directory.finish()?;
     remove_kept(out)?;
+    report.times.add("write", start.elapsed().as_secs_f64());
     Ok(report)
 }
 

@@ -1,6 +1,7 @@
 //! A model, quantized or not, to a GGUF file, or to what else its recipe asks for.
 
 use std::path::Path;
+use std::time::Instant;
 
 use bevel_base::{DType, pack};
 use bevel_formats::TensorSpec;
@@ -21,8 +22,8 @@ use crate::solve::{Form, SolveReport, Target};
 use crate::transcode::{Tally, Transcoder, tally};
 use crate::walk::{Fingerprint, Outcome, Unfinished, kept, remove_kept};
 use crate::{
-    Base, Error, Options, Override, Provenance, Recipe, Report, Result, Storage, TensorReport,
-    VERSION, directory,
+    Base, Error, Options, Override, Provenance, Recipe, Report, Result, Shown, Storage,
+    TensorReport, Times, VERSION, directory,
 };
 
 /// ggml's version of its packed layouts, which readers compare.
@@ -66,12 +67,15 @@ pub fn quantize(
             on_progress,
         );
     }
-    let mut provenance = Provenance::of(checkpoint, recipe, on_progress)?;
+    let mut times = Times::default();
+    let hash = || Provenance::of(checkpoint, recipe, on_progress);
+    let mut provenance = times.time("hash", hash)?;
     let (mut recipe, mut options, mut allocation) = (recipe.clone(), *options, None);
     if recipe.budget.is_some() {
         let fingerprint = Fingerprint::new(&provenance, calibration.ok_or(Error::NoCalibration)?);
         let find = |dir: &Path| allocate(checkpoint, &recipe, calibration, dir, cpu, on_progress);
-        let (spent, chosen) = kept(out, "allocation.json", &fingerprint, options.restart, find)?;
+        let choose = || kept(out, "allocation.json", &fingerprint, options.restart, find);
+        let (spent, chosen) = times.time("types", choose)?;
         // What was kept now is not to be thrown away.
         options.restart = false;
         provenance.recipe = chosen.to_string();
@@ -92,7 +96,10 @@ pub fn quantize(
         planned.to.is_packed().then_some(Target::Packed(planned.to))
     };
     let run = Run::of(recipe, checkpoint, cpu, calibration, &target_of, options)?;
-    let unfinished = run.map(|run| run.run(out, &provenance, options, on_progress)).transpose()?;
+    let shown = calibration.filter(|_| run.is_some()).map(Shown::from);
+    let unfinished =
+        run.map(|run| run.run(out, &provenance, options, &mut times, on_progress)).transpose()?;
+    let start = Instant::now();
     let results = unfinished.as_ref().map(Unfinished::results).transpose()?;
 
     let mut writer = GgufWriter::create(out, &metadata, &specs(&plan), options.shard_bytes)?;
@@ -103,7 +110,9 @@ pub fn quantize(
         recipe: recipe.clone(),
         provenance,
         allocation,
+        calibration: shown,
         totals: plan.totals,
+        times,
         warnings: plan.warnings,
         tensors: Vec::with_capacity(plan.tensors.len()),
     };
@@ -140,6 +149,7 @@ pub fn quantize(
     report.files = writer.finish()?;
     remove_stale(out, &report.files, options)?;
     remove_kept(out)?;
+    report.times.add("write", start.elapsed().as_secs_f64());
     Ok(report)
 }
 

@@ -32,6 +32,7 @@ mod recipe;
 mod report;
 pub mod solve;
 mod stats;
+mod times;
 mod transcode;
 mod walk;
 
@@ -55,5 +56,6 @@ pub use plan::{Plan, PlannedTensor};
 pub use progress::{OnProgress, Progress, Stage};
 pub use provenance::{Provenance, VERSION};
 pub use recipe::{Base, Override, Recipe};
-pub use report::{Report, Storage, TensorReport, Totals};
+pub use report::{Report, Shown, Storage, TensorReport, Totals};
 pub use stats::{Needs, Stats};
+pub use times::Times;

@@ -59,8 +59,8 @@ impl Method {
         }
     }
 
-    /// The solver, with its settings from a recipe. `compare` also measures rounding to nearest.
-    pub(crate) fn solver(self, settings: &GptqSettings, compare: bool) -> solve::Method {
+    /// The solver, with its settings from a recipe.
+    pub(crate) fn solver(self, settings: &GptqSettings) -> solve::Method {
         match self {
             Method::Rtn => solve::Method::Rtn(Rtn { weighted: false }),
             Method::Awq => solve::Method::Awq(Awq::default()),
@@ -70,7 +70,6 @@ impl Method {
                 order: settings.order,
                 drift: if self == Method::Gptaq { settings.drift } else { 0.0 },
                 refine: settings.refine,
-                compare,
             }),
         }
     }

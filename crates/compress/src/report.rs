@@ -5,8 +5,9 @@ use bevel_base::{DType, Shape};
 use serde::{Serialize, Serializer};
 
 use crate::grouping::CodeType;
+use crate::provenance::hexadecimal;
 use crate::solve::SolveReport;
-use crate::{Allocation, Provenance, Recipe};
+use crate::{Allocation, Calibration, Provenance, Recipe, Times};
 
 /// What a conversion or quantization did.
 #[derive(Clone, Debug, Serialize)]
@@ -24,12 +25,40 @@ pub struct Report {
     /// What a budget was spent on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allocation: Option<Allocation>,
+    /// What the model was shown, where it was watched at work.
+    pub calibration: Option<Shown>,
     /// Sums over the tensors.
     pub totals: Totals,
+    /// Where the time went.
+    pub times: Times,
     /// What went otherwise than asked for, as sentences.
     pub warnings: Vec<String>,
     /// Every tensor, in the output's order.
     pub tensors: Vec<TensorReport>,
+}
+
+/// What a model was shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct Shown {
+    /// What it is, in words.
+    pub description: String,
+    /// Sequences.
+    pub sequences: usize,
+    /// Tokens of all sequences.
+    pub tokens: usize,
+    /// Hash of the tokens, in hexadecimal digits: [`Calibration::fingerprint`].
+    pub sha256: String,
+}
+
+impl From<&Calibration> for Shown {
+    fn from(data: &Calibration) -> Self {
+        Self {
+            description: data.description.clone(),
+            sequences: data.sequences.len(),
+            tokens: data.tokens(),
+            sha256: hexadecimal(&data.fingerprint),
+        }
+    }
 }
 
 /// What happened to one tensor.
@@ -148,8 +177,12 @@ impl Report {
             }
         };
         warn(
-            tensors_where(&|s| s.fell_back),
-            "were rounded to nearest: their type has no codes of single weights, or no calibration token came to them",
+            tensors_where(&|s| s.fell_back && s.tokens > 0),
+            "were rounded to nearest, with importance: their type has no codes of single weights",
+        );
+        warn(
+            tensors_where(&|s| s.fell_back && s.tokens == 0),
+            "have experts that no calibration token came to, which were rounded to nearest; more calibration data helps",
         );
         warn(
             tensors_where(&|s| s.damping_retries > 0),

@@ -12,6 +12,15 @@ pub struct Needs {
     pub cross: bool,
 }
 
+impl Needs {
+    /// Operations of the costly statistics for `tokens` rows of `cols` inputs; a multiplication and an
+    /// addition are two. Of the Gram matrix one triangle is computed.
+    pub(crate) fn operations(self, tokens: usize, cols: usize) -> f64 {
+        let matrices = f64::from(u8::from(self.gram)) + 2.0 * f64::from(u8::from(self.cross));
+        matrices * tokens as f64 * (cols * cols) as f64
+    }
+}
+
 /// Sums over the inputs `x` (`[tokens, cols]`) of a linear layer. Sums, not means: divide by
 /// [`Stats::tokens`].
 #[derive(Clone, Debug, PartialEq)]

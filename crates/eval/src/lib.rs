@@ -19,7 +19,7 @@ pub use choices::{
 };
 pub use divergence::{BaseLogits, Divergence, DivergenceConfig, Estimate, ModelDigest, Quantiles};
 pub use error::{Error, Result};
-pub use machine::{Machine, peak_memory};
+pub use machine::{Machine, available_memory, peak_memory};
 pub use perplexity::{Perplexity, PerplexityConfig, Running, nats};
 pub use statistics::{Mean, Spread};
 pub use text::Text;

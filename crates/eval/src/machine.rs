@@ -38,6 +38,23 @@ pub fn peak_memory() -> Option<u64> {
     kilobytes("/proc/self/status", "VmHWM")
 }
 
+/// Bytes of memory that can be taken without taking them from anything else, within the limit of the
+/// container, if there is one; `None` where the system does not say.
+pub fn available_memory() -> Option<u64> {
+    let free = kilobytes("/proc/meminfo", "MemAvailable")?;
+    let number = |file: &str| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
+    // The limit of a whole machine is "max", and the root of the groups has no such file.
+    let limit = number("/sys/fs/cgroup/memory.max").zip(number("/sys/fs/cgroup/memory.current"));
+    // Cached files are counted as used, and given up when memory is asked for.
+    let cached = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("file "))?;
+        line.trim().parse::<u64>().ok()
+    });
+    let left =
+        limit.map(|(most, used)| most.saturating_sub(used.saturating_sub(cached.unwrap_or(0))));
+    Some(left.map_or(free, |left| left.min(free)))
+}
+
 fn kilobytes(file: &str, name: &str) -> Option<u64> {
     let value = field(file, name)?;
     value.strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)

@@ -19,7 +19,11 @@ impl Text {
     /// # Errors
     /// Those of [`Tokenizer::encode`].
     pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Self> {
-        let tokens = tokenizer.encode(text, true, false)?;
+        Ok(Self::of_tokens(tokenizer, tokenizer.encode(text, true, false)?))
+    }
+
+    /// A text that is cut into tokens already.
+    pub fn of_tokens(tokenizer: &Tokenizer, tokens: Vec<u32>) -> Self {
         let byte_len = |&id: &u32| {
             if tokenizer.is_special(id) {
                 0
@@ -29,7 +33,7 @@ impl Text {
         };
         let byte_lens = tokens.iter().map(|id| byte_len(id) as u32).collect();
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-        Ok(Self { tokens, byte_lens, bos })
+        Self { tokens, byte_lens, bos }
     }
 
     /// Keeps the first `len` tokens.

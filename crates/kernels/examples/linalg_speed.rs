@@ -3,35 +3,15 @@
 //!
 //! `cargo run --release -p bevel-kernels --example linalg_speed -- [THREADS] [COLS ...]`
 
-use std::hint::black_box;
 use std::time::Instant;
 
-use bevel_kernels::linalg::{Region, Update, View, gemm, gram, inverse_cholesky_upper, mirror};
-use bevel_kernels::{Cpu, Wide, run_wide};
+use bevel_kernels::Cpu;
+use bevel_kernels::linalg::{
+    Region, Update, View, gemm, gram, inverse_cholesky_upper, mirror, peak,
+};
 
 /// Tokens in a batch.
 const TOKENS: usize = 2048;
-
-/// Chains of multiplications and additions that do not wait for each other.
-struct Peak(u32);
-
-const CHAINS: usize = 12 * 16;
-
-impl Wide for Peak {
-    type Output = [f32; CHAINS];
-
-    #[inline(always)]
-    fn run(self) -> [f32; CHAINS] {
-        let mut sums = [0.5f32; CHAINS];
-        let (a, b) = (black_box(0.999f32), black_box(0.001f32));
-        for _ in 0..self.0 {
-            for sum in &mut sums {
-                *sum = sum.mul_add(a, b);
-            }
-        }
-        sums
-    }
-}
 
 /// The least seconds of some runs.
 fn least(runs: usize, mut run: impl FnMut() -> f64) -> f64 {
@@ -51,15 +31,7 @@ fn main() {
     let sizes = if sizes.is_empty() { vec![256, 576, 896, 1536, 4096] } else { sizes };
     let cpu = Cpu::new(threads).expect("a known instruction set");
     let threads = cpu.pool().threads();
-    let steps = 1 << 20;
-    let peak = (threads * CHAINS) as f64 * 2.0 * f64::from(steps)
-        / least(5, || {
-            seconds(|| {
-                cpu.pool().run(threads, |_| {
-                    black_box(run_wide(cpu.isa(), Peak(steps)));
-                });
-            })
-        });
+    let peak = peak(&cpu);
     println!("{threads} threads, {}, peak {:.0} GFLOP/s", cpu.isa(), peak / 1e9);
     println!("{:>6} {:>14} {:>14} {:>14} {:>10}", "cols", "gram", "k = 128", "inverse", "seconds");
     for cols in sizes {

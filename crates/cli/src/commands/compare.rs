@@ -13,14 +13,15 @@ use crate::text;
 use crate::ui::print_json;
 
 const EXPLANATION: &str = "\
-Each REPORT is what `bevel eval MODEL --against BASE --text FILE --json` printed; all must be about one base, \
-text and window. What `bevel bench MODEL --json` printed adds the speed of the MODEL it names.";
+Each REPORT is the `report.json` that `bevel quantize` left, or what `bevel eval MODEL --against BASE --text FILE \
+--json` printed; all must be about one base, text and window. What `bevel bench MODEL --json` printed adds the \
+speed of the MODEL it names.";
 
 /// Options of `bevel compare`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXPLANATION)]
 pub(crate) struct Args {
-    /// Reports of `bevel eval --against … --json`, and of `bevel bench --json`
+    /// Reports of `bevel quantize`, of `bevel eval --against … --json`, and of `bevel bench --json`
     #[arg(value_name = "REPORT", required = true)]
     reports: Vec<PathBuf>,
 
@@ -59,7 +60,17 @@ fn read(paths: &[PathBuf]) -> Result<Comparison> {
     let mut speeds: Vec<(String, f64)> = Vec::new();
     for path in paths {
         let failed = || format!("`{}`", path.display());
-        let value: Value = serde_json::from_str(&text::read(path)?).with_context(failed)?;
+        let mut value: Value = serde_json::from_str(&text::read(path)?).with_context(failed)?;
+        if value.get("tensors").is_some() && value.get("measured").is_some() {
+            let why = value["not_measured"].take();
+            value = value["measured"].take();
+            ensure!(
+                !value.is_null(),
+                "`{}` tells of no quality: {}; `bevel eval --against … --json` measures it",
+                path.display(),
+                why.as_str().unwrap_or("it was not measured")
+            );
+        }
         if value.get("kl").is_some() {
             runs.push((path, serde_json::from_value(value).with_context(failed)?));
         } else if let (Some(model), Some(speed)) =
@@ -68,13 +79,15 @@ fn read(paths: &[PathBuf]) -> Result<Comparison> {
             speeds.push((model.to_owned(), speed));
         } else {
             bail!(
-                "`{}` is no report of `bevel eval --against … --json`, nor one of `bevel bench --json` with a decode speed",
+                "`{}` is no report of `bevel quantize` or `bevel eval --against … --json`, nor one of `bevel bench --json` with a decode speed",
                 path.display()
             );
         }
     }
     let Some((first_path, first)) = runs.first() else {
-        bail!("there is no report of `bevel eval --against … --json` among the files");
+        bail!(
+            "there is no report of `bevel quantize` or `bevel eval --against … --json` among the files"
+        );
     };
     for (path, run) in &runs {
         if let Some(difference) = first.differs_from(run) {

@@ -1,8 +1,11 @@
 //! `bevel quantize`.
 
-use std::io::Write;
+mod measure;
+mod reporting;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use bevel_base::DType;
@@ -10,16 +13,21 @@ use bevel_compress::{
     Allocation, Base, Budget, FormatName, ImatrixFile, Limit, Method, OnProgress, Options,
     Override, Plan, Recipe, Report, Stage,
 };
+use bevel_eval::{Machine, peak_memory};
 use bevel_formats::AtomicFile;
+use bevel_kernels::linalg;
+use serde::Serialize;
 
 use crate::args::Global;
 use crate::calibration::{self, CalibrationArgs};
 use crate::model;
+use crate::report::run::{Rate, RunReport};
 use crate::ui::interrupt::{self, Interrupted};
 use crate::ui::progress::{Progress, Unit};
 use crate::ui::table::Table;
 use crate::ui::units::bytes;
 use crate::ui::{plain, print_json, print_text};
+use measure::Subject;
 
 const EXPLANATION: &str = "\
 TYPE is a mix as llama.cpp defines it: Q4_K_M is a good start, Q6_K and Q8_0 lose next to nothing, Q3_K_M \
@@ -151,6 +159,9 @@ pub(crate) struct Args {
     dry_run: bool,
 
     #[command(flatten)]
+    reporting: reporting::Reporting,
+
+    #[command(flatten)]
     writing: Writing,
 }
 
@@ -169,13 +180,14 @@ pub(crate) struct Writing {
     #[arg(long, alias = "split-size", value_name = "SIZE", value_parser = size)]
     pub(crate) shard_size: Option<u64>,
 
-    /// Write the report as JSON: every tensor's error and, of calibrated ones, that of rounding to
-    /// nearest beside it, which takes some more time
+    /// Write the report to this file, as JSON. `quantize` writes one in any case, and a page with it:
+    /// OUTPUT.report.json and .html beside a file, report.json and .html in a directory
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
+    let start = Instant::now();
     let recipe = recipe(args, global)?;
     let checkpoint = model::open(&args.model, global)?;
     let Some(output) = args.output.as_ref().filter(|_| !args.dry_run) else {
@@ -185,25 +197,89 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         );
         return show_plan(&Plan::new(&checkpoint, &recipe)?, args.writing.strict, global);
     };
-    args.writing.may_report(checkpoint.path().as_ref(), output)?;
     let cpu = model::cpu(global)?;
-    let options = Options { restart: args.restart, ..args.writing.options() };
-    let _handler = interrupt::handle();
+    let files = args.reporting.files(output, args.writing.report.as_deref());
+    let compare = files.is_some();
+    let options = Options { restart: args.restart, compare, ..args.writing.options() };
     // Before minutes of sampling.
     bevel_compress::check_output(&checkpoint, &recipe, output, &options)?;
-    let calibration = match &recipe.calibration {
-        Some(config) => Some(calibration::load(config, &checkpoint, &cpu, global)?),
-        None => None,
+    if let Some(files) = &files {
+        files.may_write(checkpoint.path().as_ref(), output, args.writing.force)?;
+    }
+    let named = |name: &String| Subject::named(name, global.seed.unwrap_or(0));
+    let named = args.reporting.eval.as_ref().map(named).transpose()?;
+    let measures = files.is_some() && !args.reporting.no_eval && named.is_none();
+
+    let handler = interrupt::handle();
+    let (data, held_out) = match &recipe.calibration {
+        Some(config) => {
+            let count = if measures { measure::held_out(config.tokens) } else { 0 };
+            let (data, held_out) =
+                calibration::load_with_held_out(config, count, &checkpoint, &cpu, global)?;
+            (Some(data), measures.then_some(Subject::HeldOut(held_out)))
+        }
+        None => (None, None),
     };
+    let calibration_seconds = data.is_some().then(|| start.elapsed().as_secs_f64());
     let outcome = with_progress(global, "quantizing", |on_progress| {
-        let data = calibration.as_ref();
+        let data = data.as_ref();
         bevel_compress::quantize(&checkpoint, &recipe, data, output, &options, &cpu, on_progress)
     });
     let stopped = matches!(outcome, Err(bevel_compress::Error::Stopped));
-    if stopped && calibration.is_some() {
+    if stopped && data.is_some() {
         global.note("the same command goes on where this one stopped; --restart begins anew");
     }
-    finish(outcome, &args.writing, global)
+    let report = completed(outcome, global)?;
+    // The model is written: from here on Ctrl-C loses nothing but the measurement.
+    drop(handler);
+    let Some(files) = files else { return show(&report, &summary(&report), global) };
+
+    let statistics = report.times.steps.iter().find(|(step, _)| *step == "statistics");
+    let rate = |&(_, seconds): &(_, f64)| Rate {
+        operations_per_second: report.times.statistics_operations / seconds.max(1e-9),
+        peak_operations_per_second: linalg::peak(&cpu),
+    };
+    let mut run = RunReport {
+        statistics: statistics.filter(|_| report.times.statistics_operations > 0.0).map(rate),
+        report,
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        machine: Machine::new(&cpu),
+        seconds: start.elapsed().as_secs_f64(),
+        calibration_seconds,
+        peak_memory_bytes: peak_memory(),
+        measured: None,
+        not_measured: Some("the run was ended before that".to_owned()),
+    };
+    files.write(&run)?;
+    let model: &Path = if output.is_dir() { output } else { &run.report.files[0] };
+    match named.or(held_out) {
+        None => {
+            let reason = if args.reporting.no_eval {
+                "--no-eval was given"
+            } else {
+                "without calibration there is no text to measure on; --eval names one"
+            };
+            run.not_measured = Some(reason.to_owned());
+        }
+        Some(subject) => {
+            let source: &Path = checkpoint.path().as_ref();
+            let shown = output.display().to_string();
+            run.not_measured = subject.refusal(source, model)?;
+            if run.not_measured.is_none() {
+                let names = [shown.as_str(), args.model.as_str()];
+                run.measured = Some(subject.measure(names, source, model, &cpu, global)?);
+            }
+        }
+    }
+    run.seconds = start.elapsed().as_secs_f64();
+    run.peak_memory_bytes = peak_memory();
+    files.write(&run)?;
+    let mut text = summary(&run.report);
+    if let Some(measured) = &run.measured {
+        text += &measured.to_string();
+    }
+    text += &format!("wrote {}\n", plain(&files.page.display().to_string()));
+    show(&run, &text, global)
 }
 
 fn recipe(args: &Args, global: &Global) -> Result<Recipe> {
@@ -271,8 +347,7 @@ fn recipe(args: &Args, global: &Global) -> Result<Recipe> {
 impl Writing {
     pub(crate) fn options(&self) -> Options {
         let Self { force, strict, shard_size: shard_bytes, .. } = *self;
-        let compare = self.report.is_some();
-        Options { force, strict, shard_bytes, compare, restart: false }
+        Options { force, strict, shard_bytes, compare: false, restart: false }
     }
 
     /// Refuses a report that would replace the model, the output or, without `--force`, anything.
@@ -320,26 +395,35 @@ pub(crate) fn with_progress<T>(
     })
 }
 
-/// Shows what a verb that writes a model did.
+/// Shows what a verb that writes a model did, and writes the report that was asked for.
 pub(crate) fn finish(
     outcome: bevel_compress::Result<Report>,
     writing: &Writing,
     global: &Global,
 ) -> Result<()> {
+    let report = completed(outcome, global)?;
+    if let Some(path) = &writing.report {
+        reporting::write(path, serde_json::to_string_pretty(&report)?.as_bytes())?;
+    }
+    show(&report, &summary(&report), global)
+}
+
+/// The report of a run that came to its end; its warnings are shown.
+fn completed(outcome: bevel_compress::Result<Report>, global: &Global) -> Result<Report> {
     let report = match outcome {
         Err(bevel_compress::Error::Stopped) => return Err(Interrupted.into()),
         outcome => outcome?,
     };
     warn(&report.warnings, global);
-    if let Some(path) = &writing.report {
-        let mut file = AtomicFile::create(path)?;
-        file.write_all(serde_json::to_string_pretty(&report)?.as_bytes())
-            .with_context(|| format!("cannot write `{}`", path.display()))?;
-        file.finish()?;
-    }
-    if global.json {
-        return print_json(&report);
-    }
+    Ok(report)
+}
+
+fn show(report: &impl Serialize, text: &str, global: &Global) -> Result<()> {
+    if global.json { print_json(report) } else { print_text(text) }
+}
+
+/// What became of a model, for people.
+fn summary(report: &Report) -> String {
     let t = &report.totals;
     let mut sizes = Table::new(&["<", "size", "bits/weight"]);
     for (label, size, bits) in [
@@ -375,7 +459,7 @@ pub(crate) fn finish(
     for file in &report.files {
         text += &format!("\nwrote {}\n", plain(&file.display().to_string()));
     }
-    print_text(&text)
+    text
 }
 
 /// The types that a budget was spent on.

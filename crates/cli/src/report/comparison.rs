@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::scatter::{Line, Point, Scatter};
-use super::{escape, page};
+use super::{digits, escape, page};
 use crate::ui::units::{bytes, rate};
 
 /// The models, the largest first.
@@ -28,7 +28,7 @@ impl Comparison {
     }
 }
 
-/// What is needed of a report of `bevel eval --against`.
+/// What is needed of a report of `bevel eval --against`, and of what `bevel quantize` measured.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Run {
     pub(crate) model: String,
@@ -44,7 +44,7 @@ pub(crate) struct Run {
     kl_quantiles: Quantiles,
     same_top: Estimate,
     version: String,
-    /// From a report of `bevel bench`.
+    /// From a report of `bevel bench`, or of `bevel quantize`.
     pub(crate) decode_tokens_per_second: Option<f64>,
 }
 
@@ -205,15 +205,6 @@ fn table(comparison: &Comparison, first: &Run) -> String {
     out
 }
 
-/// A number with so many digits that count.
-fn digits(value: f64, digits: i32) -> String {
-    if value == 0.0 {
-        return "0".to_owned();
-    }
-    let decimals = f64::from(digits - 1) - value.abs().log10().floor();
-    format!("{value:.*}", decimals.clamp(0.0, 6.0) as usize)
-}
-
 fn figures(comparison: &Comparison) -> String {
     let runs = &comparison.runs;
     let labels = comparison.labels();
@@ -267,19 +258,6 @@ fn recipes(comparison: &Comparison) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn digits_that_count() {
-        for (value, count, expected) in [
-            (0.0, 3, "0"),
-            (1.234, 3, "1.23"),
-            (81.75, 3, "81.8"),
-            (0.0277, 2, "0.028"),
-            (1234.5, 3, "1234"),
-        ] {
-            assert_eq!(digits(value, count), expected);
-        }
-    }
 
     #[track_caller]
     fn check(names: &[&str], expected: &[&str]) {

@@ -2,6 +2,8 @@
 
 mod bars;
 pub(crate) mod comparison;
+mod layers;
+pub(crate) mod run;
 mod scatter;
 
 use std::fmt::Write;
@@ -11,6 +13,7 @@ use bevel_model::Checkpoint;
 use serde::Serialize;
 
 use crate::ui::units::{bytes, duration, rate};
+use bars::Bar;
 use scatter::{Line, Point, Scatter};
 
 /// Everything a tour found out. `--json` prints it as it is.
@@ -52,7 +55,7 @@ pub(crate) struct Variant {
 /// The tensors of one type.
 #[derive(Debug, Serialize)]
 pub(crate) struct Share {
-    pub(crate) format: &'static str,
+    pub(crate) format: String,
     pub(crate) tensors: usize,
     pub(crate) bytes: u64,
 }
@@ -60,10 +63,15 @@ pub(crate) struct Share {
 impl Share {
     /// A model's types, the one with most bytes first.
     pub(crate) fn of(checkpoint: &Checkpoint) -> Vec<Self> {
+        let tensor =
+            |entry: &bevel_model::Entry| (entry.dtype.to_string(), entry.byte_len() as u64);
+        Self::sum(checkpoint.tensors().values().map(tensor))
+    }
+
+    /// Sums over tensors, each a type and bytes; the type with most bytes first.
+    fn sum(tensors: impl Iterator<Item = (String, u64)>) -> Vec<Self> {
         let mut shares: Vec<Self> = Vec::new();
-        for entry in checkpoint.tensors().values() {
-            let format = entry.dtype.name();
-            let bytes = entry.byte_len() as u64;
+        for (format, bytes) in tensors {
             match shares.iter_mut().find(|share| share.format == format) {
                 Some(share) => {
                     share.tensors += 1;
@@ -212,11 +220,13 @@ fn figures(report: &Report) -> String {
             })
             .collect(),
     };
+    let bars = report.variants.iter().map(|v| Bar { name: &v.name, shares: &v.shares });
+    let bars: Vec<Bar<'_>> = bars.collect();
     format!(
         "<section class=\"figures\">\n{}{}</section>\n<section>\n{}</section>\n",
         quality.svg(),
         speed.svg(),
-        bars::html(&report.variants)
+        bars::html(&bars)
     )
 }
 
@@ -268,4 +278,31 @@ fn conditions(report: &Report) -> String {
 /// Text as HTML, in attributes too.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// A number with so many digits that count.
+fn digits(value: f64, digits: i32) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    let decimals = f64::from(digits - 1) - value.abs().log10().floor();
+    format!("{value:.*}", decimals.clamp(0.0, 6.0) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::digits;
+
+    #[test]
+    fn digits_that_count() {
+        for (value, count, expected) in [
+            (0.0, 3, "0"),
+            (1.234, 3, "1.23"),
+            (81.75, 3, "81.8"),
+            (0.0277, 2, "0.028"),
+            (1234.5, 3, "1234"),
+        ] {
+            assert_eq!(digits(value, count), expected);
+        }
+    }
 }

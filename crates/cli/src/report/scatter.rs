@@ -95,7 +95,7 @@ impl Axis {
 }
 
 /// The least of 1, 2, 5, 10, 20, 50 … (and their tenths) that is at least `least`.
-fn step(least: f64) -> f64 {
+pub(super) fn step(least: f64) -> f64 {
     let power = 10f64.powf(least.log10().floor());
     let factor = [1.0, 2.0, 5.0].into_iter().find(|f| f * power >= least * 0.999);
     factor.unwrap_or(10.0) * power

@@ -5,9 +5,11 @@ mod chat;
 mod eval;
 mod help;
 mod imatrix;
+mod killed;
 mod recipes;
 #[path = "../../../../fuzz/replay.rs"]
 mod replay;
+mod report;
 mod run;
 mod tour;
 

@@ -10,6 +10,7 @@
 //! part of the sources in memory however long they are.
 
 mod choice;
+mod held_out;
 mod input;
 mod json;
 mod record;
@@ -114,6 +115,11 @@ pub struct Calibration {
 }
 
 impl Calibration {
+    /// No sequences.
+    fn nothing() -> Self {
+        Self::new(Vec::new(), "nothing".to_owned(), Vec::new())
+    }
+
     /// Sequences of token ids, with what they are in words.
     pub fn new(sequences: Vec<Vec<u32>>, description: String, warnings: Vec<String>) -> Self {
         let mut hash = Sha256::new();
@@ -151,17 +157,58 @@ impl CalibrationConfig {
         fetch: &mut Fetch<'_>,
         on_tokens: &mut OnTokens<'_>,
     ) -> Result<Calibration> {
+        Ok(self.load_with_held_out(checkpoint, cpu, 0, fetch, on_tokens)?.0)
+    }
+
+    /// As [`CalibrationConfig::load`], with up to `count` sequences more that have no text in common
+    /// with the others: to measure on what was calibrated. There are fewer where the sources hold
+    /// little else.
+    ///
+    /// # Errors
+    /// Those of [`CalibrationConfig::load`].
+    pub fn load_with_held_out(
+        &self,
+        checkpoint: &Checkpoint,
+        cpu: &Cpu,
+        count: usize,
+        fetch: &mut Fetch<'_>,
+        on_tokens: &mut OnTokens<'_>,
+    ) -> Result<(Calibration, Calibration)> {
+        // Other random numbers than the calibration's, whatever seed comes next to it.
+        let other = |samples: usize| Self { samples, seed: self.seed ^ 1 << 63, ..self.clone() };
+        let tokenizer = checkpoint.tokenizer()?;
         let paths = match &self.source {
             Source::Sampled => {
                 let again = Checkpoint::open(checkpoint.path().as_ref())?;
                 let model = Model::load(again, cpu, &mut |_| ())?;
-                return self.sample(&model, cpu, &checkpoint.tokenizer()?, on_tokens);
+                let (tokens, more) = (self.samples * self.tokens, count * self.tokens);
+                let used = self.sample(&model, cpu, &tokenizer, &mut |done, _| {
+                    on_tokens(done, tokens + more)
+                })?;
+                if count == 0 {
+                    return Ok((used, Calibration::nothing()));
+                }
+                let mut rest = other(count).sample(&model, cpu, &tokenizer, &mut |done, _| {
+                    on_tokens(tokens + done, tokens + more)
+                })?;
+                rest.description = "text that the model wrote, apart from calibration's".to_owned();
+                return Ok((used, rest));
             }
             Source::Files(paths) => paths.clone(),
             Source::Hub(repo) => fetch(repo)?,
         };
         self.check(checkpoint.config().context)?;
-        self.read(&paths, &checkpoint.tokenizer()?)
+        let used = self.read(&paths, &tokenizer)?;
+        if count == 0 {
+            return Ok((used, Calibration::nothing()));
+        }
+        // Some of them are those that were used.
+        let found = other(self.samples + 4 * count).read(&paths, &tokenizer)?;
+        let apart = held_out::apart(found.sequences, &used.sequences);
+        let chosen = choice::spread(apart.len(), count, self.seed);
+        let rest: Vec<Vec<u32>> = chosen.into_iter().map(|i| apart[i].clone()).collect();
+        let description = format!("{}, apart from what calibration used", self.source);
+        Ok((used, Calibration::new(rest, description, Vec::new())))
     }
 
     /// The sequences that files and directories hold.

@@ -130,7 +130,9 @@ pub(crate) fn empty_report(
         recipe: recipe.clone(),
         provenance,
         allocation: None,
+        calibration: None,
         totals: crate::Totals::default(),
+        times: crate::Times::default(),
         warnings,
         tensors: Vec::new(),
     }

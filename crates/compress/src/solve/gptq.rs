@@ -33,7 +33,7 @@ use super::obs::Surgeon;
 use super::quantizer::Quantizer;
 use super::refine::Refinement;
 use super::stripes::transposed;
-use super::{Gptq, Order, SolveError, SolveReport, SolveResult, Solved, rtn};
+use super::{Gptq, Order, SolveError, SolveReport, SolveResult, Solved};
 use crate::Stats;
 
 /// Columns that are walked between two updates of all that follow, about.
@@ -139,18 +139,9 @@ pub(super) fn gptq(
     let energy = output_energy(cpu, stats, w).max(f64::MIN_POSITIVE);
     let lost = lost.unwrap_or_else(|| output_energy(cpu, stats, &difference(w, &weights)));
     let error = lost.max(0.0) / energy;
-    let rtn_error = match options.compare {
-        true => {
-            let rounded = rtn::rtn(cpu, w, rows, cols, grid, None)?;
-            let rounded = dequantize(&rounded, rows, cols)?;
-            Some(output_energy(cpu, stats, &difference(w, &rounded)) / energy)
-        }
-        false => None,
-    };
     clock.lap("measure");
     let report = SolveReport {
         error,
-        rtn_error,
         damping_retries: retries,
         dead_columns,
         seconds: clock.laps,

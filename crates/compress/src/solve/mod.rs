@@ -7,6 +7,7 @@
 
 mod awq;
 mod clip;
+mod compare;
 mod error;
 mod gptq;
 mod grid;
@@ -30,6 +31,7 @@ use bevel_kernels::Cpu;
 use serde::{Deserialize, Serialize};
 
 pub use awq::{AwqScales, awq_scales};
+pub use compare::{output_error, rounding_error};
 pub use error::{SolveError, SolveResult};
 pub use solved::{Form, SolveReport, Solved};
 pub use sparsegpt::{Pruned, Sparsity, sparsegpt};
@@ -86,8 +88,6 @@ pub struct Gptq {
     /// Sweeps of coordinate descent over the codes and scales that the walk ended with. The first
     /// gains most; zero is GPTQ as published.
     pub refine: usize,
-    /// Also measures the error of rounding to nearest, for the report. It is rounded then.
-    pub compare: bool,
 }
 
 /// The order in which columns are quantized.
@@ -105,7 +105,7 @@ pub enum Order {
 
 impl Default for Gptq {
     fn default() -> Self {
-        Self { damping: 0.01, order: Order::StaticGroups, drift: 0.0, refine: 1, compare: true }
+        Self { damping: 0.01, order: Order::StaticGroups, drift: 0.0, refine: 1 }
     }
 }
 
@@ -135,17 +135,15 @@ pub fn solve(
         (Some(grid), Method::Gptq(options), _) => gptq::gptq(cpu, w, rows, stats, &grid, options),
         (Some(grid), Method::Awq(options), Target::Grouped(_)) => {
             let form = clip::clip(cpu, w, rows, stats, &grid, options)?;
-            let mut solved = rtn::solved(cpu, w, rows, stats, form, start)?;
-            solved.report.rtn_error = None;
-            Ok(solved)
+            rtn::solved(cpu, w, rows, stats, form, weighted, start)
         }
         (Some(grid), Method::Rtn(_) | Method::Awq(_), _) => {
             let form = rtn::rtn(cpu, w, rows, cols, &grid, importance.as_deref())?;
-            rtn::solved(cpu, w, rows, stats, form, start)
+            rtn::solved(cpu, w, rows, stats, form, weighted, start)
         }
         (None, _, Target::Packed(dtype)) => {
             let form = rtn::pack_rows(cpu, w, cols, *dtype, importance.as_deref())?;
-            let mut solved = rtn::solved(cpu, w, rows, stats, form, start)?;
+            let mut solved = rtn::solved(cpu, w, rows, stats, form, weighted, start)?;
             solved.report.fell_back = matches!(method, Method::Gptq(_));
             Ok(solved)
         }

@@ -6,11 +6,10 @@ use bevel_base::{DType, pack};
 use bevel_kernels::{Cpu, Wide, run_wide};
 
 use super::grid::{Grid, dequantize};
-use super::loss::{difference, output_energy};
 use super::quantizer::{Quantizer, Rounded};
 use super::scales::Scales;
 use super::stripes::{STRIPE, transposed};
-use super::{Form, SolveReport, SolveResult, Solved};
+use super::{Form, SolveReport, SolveResult, Solved, output_error};
 use crate::Stats;
 
 /// Rounds `w`, `[rows, cols]`; errors weigh as much as `importance`, `[cols]`, where it is given.
@@ -107,21 +106,22 @@ pub(super) fn pack_rows(
     }
 }
 
-/// The result of rounding, measured.
+/// The result of rounding, measured. Where it was `weighted` it is not what it is compared with.
 pub(super) fn solved(
     cpu: &Cpu,
     w: &[f32],
     rows: usize,
     stats: &Stats,
     form: Form,
+    weighted: bool,
     start: Instant,
 ) -> SolveResult<Solved> {
     let weights = dequantize(&form, rows, stats.cols())?;
     let rounding = start.elapsed().as_secs_f64();
     let start = Instant::now();
-    let energy = output_energy(cpu, stats, w).max(f64::MIN_POSITIVE);
-    let error = output_energy(cpu, stats, &difference(w, &weights)) / energy;
+    let error = output_error(cpu, w, &weights, stats);
     let seconds = vec![("round", rounding), ("measure", start.elapsed().as_secs_f64())];
-    let report = SolveReport { error, rtn_error: Some(error), seconds, ..SolveReport::default() };
+    let rtn_error = (!weighted).then_some(error);
+    let report = SolveReport { error, rtn_error, seconds, ..SolveReport::default() };
     Ok(Solved { weights, form, report })
 }

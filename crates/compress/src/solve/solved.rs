@@ -39,8 +39,11 @@ pub struct SolveReport {
     /// squared. Without a Gram matrix `H` is the diagonal of mean squares, and without any statistics
     /// the identity.
     pub error: f64,
-    /// The same for rounding to nearest with the same target, where it was asked for.
+    /// The same for rounding the matrix as it was to nearest, with the same target, where it was asked
+    /// for: an estimate of [`rounding_error`](super::rounding_error).
     pub rtn_error: Option<f64>,
+    /// Calibration tokens that came to the matrix.
+    pub tokens: u64,
     /// True where the target has no codes of single weights (IQ2, IQ3, floating point), and the
     /// weights were rounded to nearest, with importance, instead of the method asked for.
     pub fell_back: bool,

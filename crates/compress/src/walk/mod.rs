@@ -32,7 +32,7 @@ pub(crate) use activations::Activations;
 pub(crate) use unfinished::{Fingerprint, Outcome, Results, Unfinished, kept, remove_kept};
 
 use crate::progress::Meter;
-use crate::{Error, Needs, Result, Stats};
+use crate::{Error, Needs, Result, Stats, Times};
 
 /// A model on its walk.
 pub(crate) struct Walk<'a> {
@@ -45,6 +45,8 @@ pub(crate) struct Walk<'a> {
     /// Where inputs that are kept lie if they take more than `limit` bytes.
     spill: PathBuf,
     limit: u64,
+    /// What took how long.
+    pub(crate) times: Times,
 }
 
 /// How much memory a walk may take beside the layer.
@@ -92,6 +94,7 @@ impl<'a> Walk<'a> {
             full: with_full.then(|| streams("full-streams", limit)).transpose()?,
             spill: dir.to_owned(),
             limit: limits.inputs,
+            times: Times::default(),
         };
         walk.embed(sequences)?;
         Ok(walk)
@@ -172,11 +175,25 @@ impl<'a> Walk<'a> {
             if let (Some(full), true) = (&mut self.full, needs.cross) {
                 normalised(full, &mut full_x, &mut full_h)?;
             }
-            stats.add(self.cpu, &h, n, needs.cross.then_some(&full_h));
+            let full_h = needs.cross.then_some(&full_h[..]);
+            gather_into(&mut stats, &mut self.times, self.cpu, &h, n, full_h);
             meter.advance("output", 1)?;
         }
         Ok(stats)
     }
+}
+
+/// Adds inputs to statistics, on the clock.
+fn gather_into(
+    stats: &mut Stats,
+    times: &mut Times,
+    cpu: &Cpu,
+    x: &[f32],
+    n: usize,
+    x_full: Option<&[f32]>,
+) {
+    times.statistics_operations += stats.needs().operations(n, stats.cols());
+    times.time("statistics", || stats.add(cpu, x, n, x_full));
 }
 
 /// Values of the output head that are solved at once.
@@ -265,6 +282,11 @@ pub(crate) struct Linear {
 }
 
 impl Layer<'_, '_> {
+    /// The walk's clock.
+    pub(crate) fn times(&mut self) -> &mut Times {
+        &mut self.walk.times
+    }
+
     /// A tensor's GGUF name from its name within the layer.
     fn full_name(&self, name: &str) -> String {
         format!("blk.{}.{name}", self.index)
@@ -351,14 +373,15 @@ impl Layer<'_, '_> {
     ) -> Result<BTreeMap<Site, Stats>> {
         let mut all = BTreeMap::new();
         let name = format!("blk.{}", self.index);
-        let Walk { checkpoint, cpu, run, streams, .. } = &mut *self.walk;
+        let Walk { checkpoint, cpu, run, streams, times, .. } = &mut *self.walk;
         let config = checkpoint.config();
         let mut x = Vec::new();
         for index in 0..streams.len() {
             let mut gather = |site: Site, input: &[f32], n: usize| {
                 if wanted(&site) {
                     let stats = || Stats::new(input.len() / n, needs);
-                    all.entry(site).or_insert_with(stats).add(cpu, input, n, None);
+                    let stats = all.entry(site).or_insert_with(stats);
+                    gather_into(stats, times, cpu, input, n, None);
                 }
                 ControlFlow::Continue(())
             };
@@ -399,7 +422,7 @@ impl Layer<'_, '_> {
         let (mut inputs, mut full_inputs) = (Vec::new(), Vec::new());
         let (mut x, mut full_x) = (Vec::new(), Vec::new());
         for index in 0..self.walk.streams.len() {
-            let Walk { checkpoint, cpu, run, streams, full, .. } = &mut *self.walk;
+            let Walk { checkpoint, cpu, run, streams, full, times, .. } = &mut *self.walk;
             let config = checkpoint.config();
             if let (Some(streams), Some(block)) = (full, &self.full) {
                 // What the inputs would have been.
@@ -454,9 +477,10 @@ impl Layer<'_, '_> {
                 if wanted {
                     let stats = || Stats::new(input.len() / n, needs);
                     let stats = all.entry(site.expert).or_insert_with(stats);
-                    stats.add(cpu, input, n, cross.then_some(&full_inputs));
+                    let full_inputs = cross.then_some(&full_inputs[..]);
+                    gather_into(stats, times, cpu, input, n, full_inputs);
                     if let Some(lost) = &lost {
-                        stats.add_residual(cpu, input, lost, n);
+                        times.time("statistics", || stats.add_residual(cpu, input, lost, n));
                     }
                 }
                 ControlFlow::Break(())

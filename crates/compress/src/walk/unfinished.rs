@@ -86,6 +86,7 @@ struct Saved {
 struct SavedReport {
     error: f64,
     rtn_error: Option<f64>,
+    tokens: u64,
     fell_back: bool,
     damping_retries: usize,
     dead_columns: usize,
@@ -93,17 +94,19 @@ struct SavedReport {
 
 impl From<&SolveReport> for SavedReport {
     fn from(report: &SolveReport) -> Self {
-        let SolveReport { error, rtn_error, fell_back, damping_retries, dead_columns, .. } =
-            *report;
-        Self { error, rtn_error, fell_back, damping_retries, dead_columns }
+        let SolveReport {
+            error, rtn_error, tokens, fell_back, damping_retries, dead_columns, ..
+        } = *report;
+        Self { error, rtn_error, tokens, fell_back, damping_retries, dead_columns }
     }
 }
 
 impl From<&SavedReport> for SolveReport {
     fn from(saved: &SavedReport) -> Self {
-        let SavedReport { error, rtn_error, fell_back, damping_retries, dead_columns } = *saved;
+        let SavedReport { error, rtn_error, tokens, fell_back, damping_retries, dead_columns } =
+            *saved;
         let seconds = Vec::new();
-        Self { error, rtn_error, fell_back, damping_retries, dead_columns, seconds }
+        Self { error, rtn_error, tokens, fell_back, damping_retries, dead_columns, seconds }
     }
 }
 

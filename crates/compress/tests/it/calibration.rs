@@ -95,6 +95,42 @@ fn a_whole_text_comes_in_order_and_complete() {
     assert!(found.warnings[0].contains(&warning), "{:?}", found.warnings);
 }
 
+/// The calibration sequences of `config`, and those that are held out.
+fn with_held_out(config: &CalibrationConfig, count: usize) -> (Calibration, Calibration) {
+    let checkpoint = Checkpoint::open(&tiny_austen()).unwrap();
+    let cpu = Cpu::new(2).unwrap();
+    let mut fetch = |_: &_| unreachable!("nothing is fetched");
+    let mut last = (0, 0);
+    let mut go_on = |done: usize, total: usize| {
+        assert!(done >= last.0 && done <= total && (last.1 == 0 || total == last.1));
+        last = (done, total);
+        ControlFlow::Continue(())
+    };
+    config.load_with_held_out(&checkpoint, &cpu, count, &mut fetch, &mut go_on).unwrap()
+}
+
+#[test]
+fn what_is_held_out_was_not_used() {
+    let files =
+        |samples| CalibrationConfig { source: Source::Files(vec![tour()]), ..config(samples, 64) };
+    let sampled = config(4, 32);
+    for config in [files(16), files(200), sampled.clone()] {
+        let (used, held_out) = with_held_out(&config, 6);
+        assert_eq!(held_out.sequences.len(), 6, "{config:?}");
+        for sequence in &held_out.sequences {
+            assert_eq!(sequence.len(), config.tokens);
+            let half = &sequence[8..24];
+            let is_used = used.sequences.iter().any(|s| s.windows(16).any(|run| run == half));
+            assert!(!is_used, "{}", TOKENIZER.decode(sequence, true));
+        }
+        assert_eq!(used, with_held_out(&config, 0).0, "what is held out changes nothing");
+    }
+    assert_eq!(with_held_out(&sampled, 3).1.sequences, with_held_out(&sampled, 3).1.sequences);
+    // Of a text that was used up nothing is left.
+    let (used, held_out) = with_held_out(&files(100_000), 6);
+    assert!(used.sequences.len() > 250 && held_out.sequences.is_empty());
+}
+
 #[test]
 fn of_a_long_text_only_pieces_are_read() {
     let directory = tempfile::tempdir().unwrap();

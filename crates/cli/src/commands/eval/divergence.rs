@@ -19,21 +19,48 @@ use crate::ui::progress::{Progress, Unit};
 use crate::ui::table::Table;
 
 /// What `--json` prints, and `bevel compare` reads.
-#[derive(Serialize)]
-struct Output<'a> {
-    model: &'a str,
-    against: &'a str,
+#[derive(Debug, Serialize)]
+pub(crate) struct Output {
+    model: String,
+    pub(crate) against: String,
     file: ModelFile,
     /// `None` where the base is a file of predictions.
     base_file: Option<ModelFile>,
-    text: PathBuf,
+    pub(crate) text: PathBuf,
     convention: &'static str,
-    context: usize,
+    pub(crate) context: usize,
     threads: usize,
     isa: String,
     version: &'static str,
     #[serde(flatten)]
-    divergence: Divergence,
+    pub(crate) divergence: Divergence,
+}
+
+impl Output {
+    /// What was found of the model at `path`, which the user calls `model`.
+    pub(crate) fn new(
+        [model, against]: [&str; 2],
+        path: &Path,
+        base: Option<&Path>,
+        text: PathBuf,
+        context: usize,
+        cpu: &Cpu,
+        divergence: Divergence,
+    ) -> Result<Self> {
+        Ok(Self {
+            model: model.to_owned(),
+            against: against.to_owned(),
+            file: ModelFile::of(path)?,
+            base_file: base.map(ModelFile::of).transpose()?,
+            text,
+            convention: "llama.cpp",
+            context,
+            threads: cpu.pool().threads(),
+            isa: cpu.isa().to_string(),
+            version: bevel_compress::VERSION,
+            divergence,
+        })
+    }
 }
 
 /// Where the base's predictions come from.
@@ -65,19 +92,10 @@ pub(super) fn run(args: &Args, base: &str, global: &Global) -> Result<()> {
     drop(bar);
 
     if global.json {
-        return print_json(&Output {
-            model: &args.model,
-            against: args.against.as_deref().unwrap_or_default(),
-            file: ModelFile::of(&path)?,
-            base_file: base_file.as_deref().map(ModelFile::of).transpose()?,
-            text: args.source(),
-            convention: "llama.cpp",
-            context,
-            threads: cpu.pool().threads(),
-            isa: cpu.isa().to_string(),
-            version: bevel_compress::VERSION,
-            divergence,
-        });
+        let names = [args.model.as_str(), args.against.as_deref().unwrap_or_default()];
+        let (source, base) = (args.source(), base_file.as_deref());
+        let output = Output::new(names, &path, base, source, context, &cpu, divergence)?;
+        return print_json(&output);
     }
     print(&divergence, context)
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 /// What the measured model is, as a comparison over several of them needs to know it.
 #[derive(Debug, Serialize)]
-pub(super) struct ModelFile {
+pub(crate) struct ModelFile {
     path: PathBuf,
     /// Bytes of the files with tensors.
     bytes: u64,

@@ -5,6 +5,8 @@ mod divergence;
 mod file;
 mod perplexity;
 
+pub(crate) use divergence::Output as Compared;
+
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};

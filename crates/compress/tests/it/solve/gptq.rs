@@ -1,7 +1,9 @@
 //! GPTQ against the naive surgeon, and against rounding to nearest.
 
 use bevel_base::{DType, pack};
-use bevel_compress::solve::{Form, Gptq, Method, Order, Range, SolveError, Target, solve};
+use bevel_compress::solve::{
+    Form, Gptq, Method, Order, Range, SolveError, Target, rounding_error, solve,
+};
 use bevel_compress::{Needs, Stats};
 use bevel_kernels::{Cpu, Isa};
 
@@ -119,8 +121,13 @@ fn real_layers_lose_less_than_by_rounding() {
         let refined = layer.solve(&cpu, &target, &Method::Gptq(Gptq::default()));
         let loss = layer.loss(&refined.weights) / energy;
         assert!((refined.report.error / loss - 1.0).abs() < 1e-3, "{target:?}: {loss}");
-        let rtn = refined.report.rtn_error.unwrap();
-        assert!((rounded.report.error / rtn - 1.0).abs() < 1e-9, "{target:?}: {rtn}");
+        let before = |s| rounding_error(&cpu, &layer.w, layer.rows, &layer.stats, &target, s);
+        let rtn = before(Some(&refined)).unwrap();
+        // From a quarter of the rows.
+        let off = rounded.report.error / rtn - 1.0;
+        assert!(off.abs() < 0.2, "{target:?}: {off}");
+        let alone = before(None).unwrap();
+        assert!((rounded.report.error / alone - 1.0).abs() < 0.3, "{target:?}: {alone}");
         for better in [&walked, &natural] {
             assert!(better.report.error < 0.8 * rtn, "{target:?}: {:?}", better.report);
         }
@@ -268,7 +275,7 @@ fn drift_moves_the_weights_to_those_of_least_squares() {
         }
     }
     // Codes so fine that they stand for the weights themselves.
-    let options = Gptq { drift: 0.8, refine: 0, compare: false, ..Gptq::default() };
+    let options = Gptq { drift: 0.8, refine: 0, ..Gptq::default() };
     let target = integers(8, false, 32, Range::MinMax);
     let solved = layer.solve(&cpu, &target, &Method::Gptq(options));
     let moved: f64 = layer.w.iter().zip(&expected).map(|(w, e)| (f64::from(*w) - e).powi(2)).sum();
