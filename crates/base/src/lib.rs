@@ -8,7 +8,7 @@ pub mod grouped;
 mod mapping;
 pub mod pack;
 mod pool;
-mod signal;
+mod process;
 mod tensor;
 
 pub use aligned::AlignedVec;
@@ -17,5 +17,5 @@ pub use error::{Error, Result};
 pub use grouped::GroupedMatrix;
 pub use mapping::Mapping;
 pub use pool::Pool;
-pub use signal::{on_termination, refuse_writes_past_the_limit};
+pub use process::{keep_freed_memory, on_termination, refuse_writes_past_the_limit};
 pub use tensor::{Shape, TensorView};

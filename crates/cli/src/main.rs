@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     let cli = args::Cli::parse();
     ui::interrupt::install();
     bevel_base::refuse_writes_past_the_limit();
+    bevel_base::keep_freed_memory();
     let outcome = std::panic::catch_unwind(|| commands::run(&cli));
     ui::exit_code(&cli.global, outcome)
 }

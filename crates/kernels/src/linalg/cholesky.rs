@@ -22,7 +22,7 @@ pub struct NotPositive {
 }
 
 /// Columns that are eliminated together.
-const BLOCK: usize = 128;
+const BLOCK: usize = 96;
 
 /// Replaces the symmetric `h`, `[n, n]` with both triangles, by the upper triangular `U` with
 /// `H⁻¹ = Uᵀ U`; what lies below the diagonal becomes zero.

@@ -1,6 +1,7 @@
 //! Matrix products, blocked for caches: both factors are packed into panels as wide as a tile of
 //! the result, [`DEPTH`] of their common dimension at a time.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use bevel_base::AlignedVec;
@@ -35,6 +36,9 @@ const DEPTH: usize = 256;
 /// second cache.
 const TASK: (usize, usize) = (192, 512);
 
+/// Tasks for each thread, where there is enough to do, so that none is idle for long at the end.
+const SPREAD: usize = 4;
+
 /// Panels that one task packs.
 const PACKED: usize = 8;
 
@@ -64,8 +68,13 @@ pub fn gemm(
     let shape = tile::shape(cpu.isa());
     let depth = k.min(DEPTH);
     let (tall, wide) = (m.div_ceil(shape.rows), n.div_ceil(shape.cols));
-    let mut left = AlignedVec::<f32>::zeroed(tall * shape.rows * depth);
-    let mut right = AlignedVec::<f32>::zeroed(wide * shape.cols * depth);
+    let (left_len, right_len) = (tall * shape.rows * depth, wide * shape.cols * depth);
+    let mut panels = PANELS.replace(AlignedVec::zeroed(0));
+    if panels.len() < left_len + right_len {
+        panels = AlignedVec::zeroed(left_len + right_len);
+    }
+    // First those that are read as vectors, so that they are aligned.
+    let (right, left) = panels.split_at_mut(right_len);
     let out = Output { values: c.as_mut_ptr(), stride, m, n, update, region };
     for first in (0..k).step_by(DEPTH) {
         let range = first..k.min(first + DEPTH);
@@ -76,6 +85,13 @@ pub fn gemm(
         pack(cpu, b, range, shape.cols, right);
         multiply(cpu, shape, depth, left, right, &out);
     }
+    PANELS.set(panels);
+}
+
+thread_local! {
+    /// Room for packed panels, as large as the largest product of this thread needed: there are many
+    /// small products, and fresh memory has to be zeroed.
+    static PANELS: Cell<AlignedVec<f32>> = Cell::new(AlignedVec::zeroed(0));
 }
 
 /// Packs rows of `matrix` into panels of `width` columns.
@@ -105,13 +121,17 @@ unsafe impl Sync for Output {}
 fn multiply(cpu: &Cpu, shape: Shape, depth: usize, left: &[f32], right: &[f32], out: &Output) {
     let (a_len, b_len) = (shape.rows * depth, shape.cols * depth);
     let (tall, wide) = (left.len() / a_len, right.len() / b_len);
-    let (task_tall, task_wide) = (TASK.0 / shape.rows, TASK.1 / shape.cols);
-    let tasks = (tall.div_ceil(task_tall), wide.div_ceil(task_wide));
+    let (task_tall, mut task_wide) = (TASK.0 / shape.rows, TASK.1 / shape.cols);
+    let tall_tasks = tall.div_ceil(task_tall);
+    while task_wide > 1 && tall_tasks * wide.div_ceil(task_wide) < SPREAD * cpu.pool().threads() {
+        task_wide /= 2;
+    }
+    let tasks = (tall_tasks, wide.div_ceil(task_wide));
     cpu.pool().run(tasks.0 * tasks.1, |task| {
         // The last rows have the most to do where only the lower triangle is wanted: first things
         // first.
         let (row, col) = (tasks.0 - 1 - task / tasks.1, task % tasks.1);
-        let mut sums = [0.0; MOST];
+        let sign = if out.update == Update::Add { 1.0 } else { -1.0 };
         for j in col * task_wide..wide.min((col + 1) * task_wide) {
             for i in row * task_tall..tall.min((row + 1) * task_tall) {
                 let (top, side) = (i * shape.rows, j * shape.cols);
@@ -119,22 +139,28 @@ fn multiply(cpu: &Cpu, shape: Shape, depth: usize, left: &[f32], right: &[f32], 
                     continue;
                 }
                 let (a, b) = (&left[i * a_len..][..a_len], &right[j * b_len..][..b_len]);
-                tile::product(cpu.isa(), a, b, &mut sums);
-                for (i, sums) in sums.chunks_exact(shape.cols).enumerate() {
-                    if i == shape.rows || top + i >= out.m {
-                        break;
-                    }
-                    let width = shape.cols.min(out.n - side);
+                let (height, width) = (shape.rows.min(out.m - top), shape.cols.min(out.n - side));
+                if (height, width) == (shape.rows, shape.cols) {
                     // SAFETY: the tile lies inside `c`, which `gemm` borrows mutably and checked
-                    // for length; tiles of different `(i, j)` do not overlap.
+                    // for length; tiles of different `(i, j)` do not overlap; a `Cpu` carries an
+                    // instruction set only where the processor has it.
+                    unsafe {
+                        let place = out.values.add(top * out.stride + side);
+                        tile::accumulate(cpu.isa(), a, b, sign, place, out.stride);
+                    }
+                    continue;
+                }
+                // A tile that reaches over the edge.
+                let mut sums = [0.0; MOST];
+                // SAFETY: there is room for any tile; for the processor as above.
+                unsafe { tile::accumulate(cpu.isa(), a, b, sign, sums.as_mut_ptr(), shape.cols) };
+                for (i, sums) in sums.chunks_exact(shape.cols).take(height).enumerate() {
+                    // SAFETY: inside `c`, as above.
                     let line = unsafe {
                         let start = out.values.add((top + i) * out.stride + side);
                         std::slice::from_raw_parts_mut(start, width)
                     };
-                    match out.update {
-                        Update::Add => line.iter_mut().zip(sums).for_each(|(c, s)| *c += s),
-                        Update::Subtract => line.iter_mut().zip(sums).for_each(|(c, s)| *c -= s),
-                    }
+                    line.iter_mut().zip(sums).for_each(|(c, s)| *c += s);
                 }
             }
         }

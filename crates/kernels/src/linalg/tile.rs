@@ -28,26 +28,39 @@ pub(super) fn shape(isa: Isa) -> Shape {
     }
 }
 
-/// `tile[i, j] = Σ_k a[k, i] · b[k, j]`: the product of a panel of `A`, `[k, rows]`, with a panel of
-/// `B`, `[k, cols]`; the tile is row by row.
+/// `tile[i, j] += sign · Σ_k a[k, i] · b[k, j]`: the product of a panel of `A`, `[k, rows]`, with a panel
+/// of `B`, `[k, cols]`; the tile's rows begin `stride` values apart at `tile`. `sign` is 1 or −1.
+///
+/// # Safety
+/// All rows of the tile can be written at `tile`, nobody else looks at them, and the processor has `isa`.
 ///
 /// # Panics
-/// Where the panels are not of the same `k`, or this processor lacks `isa`.
-pub(super) fn product(isa: Isa, a: &[f32], b: &[f32], tile: &mut [f32; MOST]) {
+/// Where the panels are not of the same `k`.
+pub(super) unsafe fn accumulate(
+    isa: Isa,
+    a: &[f32],
+    b: &[f32],
+    sign: f32,
+    tile: *mut f32,
+    stride: usize,
+) {
     let Shape { rows, cols } = shape(isa);
     assert_eq!(a.len() / rows, b.len() / cols, "panels of different depth");
-    match isa {
-        // SAFETY: a `Cpu` carries an instruction set only where the processor has it.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512(a, b, tile) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2(a, b, tile) },
-        _ => scalar(a, b, tile),
+    // SAFETY: the caller's word.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512(a, b, sign, tile, stride),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2(a, b, sign, tile, stride),
+            _ => scalar(a, b, sign, tile, stride),
+        }
     }
 }
 
-fn scalar(a: &[f32], b: &[f32], tile: &mut [f32; MOST]) {
+/// # Safety
+/// That of [`accumulate`].
+unsafe fn scalar(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize) {
     let mut sums = [[0f32; 8]; 4];
     for (a, b) in a.as_chunks::<4>().0.iter().zip(b.as_chunks::<8>().0) {
         for i in 0..4 {
@@ -56,12 +69,18 @@ fn scalar(a: &[f32], b: &[f32], tile: &mut [f32; MOST]) {
             }
         }
     }
-    tile[..32].copy_from_slice(sums.as_flattened());
+    for (i, sums) in sums.iter().enumerate() {
+        // SAFETY: the tile's row, by the caller's word.
+        let row = unsafe { std::slice::from_raw_parts_mut(tile.add(i * stride), sums.len()) };
+        row.iter_mut().zip(sums).for_each(|(c, sum)| *c += sign * sum);
+    }
 }
 
+/// # Safety
+/// That of [`accumulate`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn avx2(a: &[f32], b: &[f32], tile: &mut [f32; MOST]) {
+unsafe fn avx2(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize) {
     let mut sums = [[_mm256_setzero_ps(); 2]; 6];
     for (a, b) in a.as_chunks::<6>().0.iter().zip(b.as_chunks::<16>().0) {
         // SAFETY: sixteen values lie there.
@@ -72,15 +91,24 @@ fn avx2(a: &[f32], b: &[f32], tile: &mut [f32; MOST]) {
             sums[i][1] = _mm256_fmadd_ps(a, b[1], sums[i][1]);
         }
     }
-    for (out, sum) in tile.as_chunks_mut::<8>().0.iter_mut().zip(sums.as_flattened()) {
-        // SAFETY: there is room for eight values.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), *sum) };
+    let sign = _mm256_set1_ps(sign);
+    for (i, sums) in sums.into_iter().enumerate() {
+        for (j, sum) in sums.into_iter().enumerate() {
+            // SAFETY: eight values of the tile, by the caller's word.
+            unsafe {
+                let place = tile.add(i * stride + j * 8);
+                let updated = _mm256_fmadd_ps(sign, sum, _mm256_loadu_ps(place));
+                _mm256_storeu_ps(place, updated);
+            }
+        }
     }
 }
 
+/// # Safety
+/// That of [`accumulate`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-fn avx512(a: &[f32], b: &[f32], tile: &mut [f32; MOST]) {
+unsafe fn avx512(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize) {
     let mut sums = [[_mm512_setzero_ps(); 2]; 12];
     for (a, b) in a.as_chunks::<12>().0.iter().zip(b.as_chunks::<32>().0) {
         // SAFETY: 32 values lie there.
@@ -91,8 +119,15 @@ fn avx512(a: &[f32], b: &[f32], tile: &mut [f32; MOST]) {
             sums[i][1] = _mm512_fmadd_ps(a, b[1], sums[i][1]);
         }
     }
-    for (out, sum) in tile.as_chunks_mut::<16>().0.iter_mut().zip(sums.as_flattened()) {
-        // SAFETY: there is room for sixteen values.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *sum) };
+    let sign = _mm512_set1_ps(sign);
+    for (i, sums) in sums.into_iter().enumerate() {
+        for (j, sum) in sums.into_iter().enumerate() {
+            // SAFETY: sixteen values of the tile, by the caller's word.
+            unsafe {
+                let place = tile.add(i * stride + j * 16);
+                let updated = _mm512_fmadd_ps(sign, sum, _mm512_loadu_ps(place));
+                _mm512_storeu_ps(place, updated);
+            }
+        }
     }
 }

@@ -72,17 +72,44 @@ impl<'a> View<'a> {
         self.data[i * self.row_stride + j * self.col_stride]
     }
 
+    /// [`View::pack`] of rows that lie side by side, with a width that the compiler knows: a call to copy
+    /// a few values takes longer than copying them.
+    fn pack_whole<const WIDTH: usize>(&self, rows: Range<usize>, first: usize, out: &mut [f32]) {
+        for (k, line) in rows.zip(out.as_chunks_mut::<WIDTH>().0) {
+            let from = &self.data[k * self.row_stride + first..][..WIDTH];
+            line.copy_from_slice(from);
+        }
+    }
+
     /// `out[k, i] = (k, first + i)` for the rows `k` of the range and `i` in `0..width`; zero where
     /// the matrix ends before.
     pub(super) fn pack(&self, rows: Range<usize>, first: usize, width: usize, out: &mut [f32]) {
         let there = width.min(self.cols.saturating_sub(first));
-        let lines = out.chunks_exact_mut(width);
         if self.col_stride == 1 {
-            for (k, line) in rows.zip(lines) {
-                line[..there].copy_from_slice(&self.data[k * self.row_stride + first..][..there]);
+            match (there == width, width) {
+                (true, 12) => self.pack_whole::<12>(rows, first, out),
+                (true, 32) => self.pack_whole::<32>(rows, first, out),
+                _ => {
+                    for (k, line) in rows.zip(out.chunks_exact_mut(width)) {
+                        let from = &self.data[k * self.row_stride + first..];
+                        line[..there].copy_from_slice(&from[..there]);
+                        line[there..].fill(0.0);
+                    }
+                }
+            }
+        } else if self.row_stride == 1 {
+            // Along what lies side by side, with bounds checked once for a column.
+            for i in 0..there {
+                let column = &self.data[rows.start + (first + i) * self.col_stride..][..rows.len()];
+                for (value, line) in column.iter().zip(out.chunks_exact_mut(width)) {
+                    line[i] = *value;
+                }
+            }
+            for line in out.chunks_exact_mut(width).take(rows.len()) {
                 line[there..].fill(0.0);
             }
         } else {
+            let lines = out.chunks_exact_mut(width);
             for (k, line) in rows.zip(lines) {
                 for (i, value) in line[..there].iter_mut().enumerate() {
                     *value = self.data[k * self.row_stride + (first + i) * self.col_stride];
