@@ -252,7 +252,7 @@ impl<'a> Solver<'a> {
     /// The solver that a recipe's types are chosen by: what is tried many times makes do without the
     /// last improvements.
     pub(crate) fn measuring(recipe: &Recipe, cpu: &'a Cpu) -> Self {
-        let settings = GptqSettings { drift: 0.0, refine: 0, ..recipe.gptq };
+        let settings = GptqSettings { drift: 0.0, refine: Some(0), ..recipe.gptq };
         let method = match recipe.method {
             Method::Gptaq => Method::Gptq,
             Method::Awq => Method::Importance,

@@ -22,8 +22,8 @@ use crate::solve::{self, Form, Rtn, Solved, solve};
 use crate::transcode::{Tally, Transcoder, tally};
 use crate::walk::{Linear, Outcome, Results, Unfinished, read_rows, remove_kept};
 use crate::{
-    Error, Needs, Options, Provenance, Recipe, Report, Result, Shown, Stats, Storage, TensorReport,
-    Times,
+    Error, Needs, Options, Preview, PreviewedTensor, Provenance, Recipe, Report, Result, Shown,
+    Stats, Storage, TensorReport, Times, Totals,
 };
 
 /// A tensor whose matrices become modules of codes.
@@ -50,19 +50,9 @@ pub(crate) fn quantize(
     cpu: &Cpu,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Report> {
-    let mut warnings = Vec::new();
-    let coded = modules(checkpoint, recipe, grouping, &mut warnings)?;
-    let mut pieces = plain::pieces(checkpoint, recipe, &mut warnings);
-    pieces.retain(|piece| coded.iter().all(|c| c.name != piece.name));
-    let source = plain::Source::of(checkpoint, &mut warnings)?;
+    let Layout { coded, pieces, source, specs, warnings } =
+        Layout::of(checkpoint, recipe, grouping)?;
     options.accept(&warnings)?;
-
-    let mut specs: Vec<TensorSpec> = pieces.iter().flat_map(|p| p.specs.clone()).collect();
-    for module in &coded {
-        for name in &module.hf.names {
-            specs.extend(grouping.format.specs(module_of(name), &module.spec)?);
-        }
-    }
     has_space(out, specs.iter().map(plain::byte_len).fold(0, u64::saturating_add))?;
 
     let mut times = Times::default();
@@ -134,6 +124,82 @@ pub(crate) fn quantize(
     Ok(report)
 }
 
+/// What a directory is going to consist of.
+pub(crate) struct Layout<'a> {
+    coded: Vec<Coded>,
+    /// All other tensors.
+    pieces: Vec<plain::Piece<'a>>,
+    source: plain::Source<'a>,
+    /// The tensors as they are stored, in this order.
+    specs: Vec<TensorSpec>,
+    warnings: Vec<String>,
+}
+
+impl<'a> Layout<'a> {
+    pub(crate) fn of(
+        checkpoint: &'a Checkpoint,
+        recipe: &Recipe,
+        grouping: &Grouping,
+    ) -> Result<Self> {
+        let mut warnings = Vec::new();
+        let coded = modules(checkpoint, recipe, grouping, &mut warnings)?;
+        let mut pieces = plain::pieces(checkpoint, recipe, &mut warnings);
+        pieces.retain(|piece| coded.iter().all(|c| c.name != piece.name));
+        let source = plain::Source::of(checkpoint, &mut warnings)?;
+        let mut specs: Vec<TensorSpec> = pieces.iter().flat_map(|p| p.specs.clone()).collect();
+        for module in &coded {
+            specs.extend(module.specs(grouping)?);
+        }
+        Ok(Self { coded, pieces, source, specs, warnings })
+    }
+
+    /// The same for a reader.
+    pub(crate) fn preview(self, checkpoint: &Checkpoint, grouping: &Grouping) -> Result<Preview> {
+        let mut tensors = Vec::new();
+        for piece in &self.pieces {
+            let count = piece.specs.len() as u64;
+            tensors.extend(piece.specs.iter().map(|spec| PreviewedTensor {
+                name: spec.name.clone(),
+                shape: spec.shape.clone(),
+                from: piece.entry.dtype,
+                to: Storage::Type(spec.dtype),
+                wanted: None,
+                bytes_before: piece.entry.stored_len() / count,
+                bytes_after: plain::byte_len(spec),
+            }));
+        }
+        for module in &self.coded {
+            let entry = checkpoint.entry(&module.name)?;
+            let stored = module.specs(grouping)?;
+            tensors.push(PreviewedTensor {
+                name: module.name.clone(),
+                shape: entry.shape.clone(),
+                from: entry.dtype,
+                to: Storage::Codes(grouping.code),
+                wanted: None,
+                bytes_before: entry.stored_len(),
+                bytes_after: stored.iter().map(plain::byte_len).sum(),
+            });
+        }
+        let mut totals = Totals::default();
+        for t in &tensors {
+            totals.add(t.shape.len() as u64, t.bytes_before, t.bytes_after);
+        }
+        Ok(Preview { tensors, totals, warnings: self.warnings })
+    }
+}
+
+impl Coded {
+    /// The tensors it is stored as.
+    fn specs(&self, grouping: &Grouping) -> Result<Vec<TensorSpec>> {
+        let mut specs = Vec::new();
+        for name in &self.hf.names {
+            specs.extend(grouping.format.specs(module_of(name), &self.spec)?);
+        }
+        Ok(specs)
+    }
+}
+
 /// The tensors that become codes. Those that the format cannot hold stay plain, with a warning.
 fn modules(
     checkpoint: &Checkpoint,
@@ -143,6 +209,7 @@ fn modules(
 ) -> Result<Vec<Coded>> {
     let mut coded = Vec::new();
     let mut refused: Vec<String> = Vec::new();
+    let mut caveat = None;
     for (name, entry) in checkpoint.tensors() {
         let Place::Layer(_, rest) = Place::of(name) else { continue };
         if BlockStage::of(rest).is_none() || recipe.keeps(name) {
@@ -152,7 +219,10 @@ fn modules(
         let dims = entry.shape.dims();
         let spec = grouping.spec(dims[dims.len() - 2], dims[dims.len() - 1]);
         match grouping.format.accepts(module_of(&hf.names[0]), &spec) {
-            Ok(()) => coded.push(Coded { name: name.clone(), hf, spec }),
+            Ok(()) => {
+                caveat = caveat.or(grouping.format.caveat(&spec));
+                coded.push(Coded { name: name.clone(), hf, spec });
+            }
             Err(error) => refused.push(error.to_string()),
         }
     }
@@ -162,6 +232,7 @@ fn modules(
         }
         warnings.push(format!("{} tensors stay in half precision: {first}", refused.len()));
     }
+    warnings.extend(caveat.map(str::to_owned));
     Ok(coded)
 }
 

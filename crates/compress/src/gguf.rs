@@ -190,9 +190,9 @@ pub(crate) fn rotated(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Option
 }
 
 /// The type of the floating-point values that a checkpoint mostly consists of.
-fn main_dtype(checkpoint: &Checkpoint) -> DType {
-    let largest = checkpoint.tensors().values().max_by_key(|entry| entry.shape.len());
-    largest.map_or(DType::BF16, |entry| entry.dtype)
+pub(crate) fn main_dtype(checkpoint: &Checkpoint) -> DType {
+    let largest = checkpoint.tensors().iter().max_by_key(|(_, entry)| entry.shape.len());
+    largest.map_or(DType::BF16, |(name, _)| checkpoint.stored_dtype(name))
 }
 
 /// Refuses what [`quantize`] would refuse before it starts, so that a caller need not gather
@@ -223,7 +223,7 @@ pub fn check_output(
             ));
         }
         refuse_file_name(out)?;
-        recipe.grouping(code, main_dtype(checkpoint)).check(&recipe.gptq)?;
+        recipe.grouping(code, main_dtype(checkpoint)).check()?;
         is_replaceable(out)?;
     } else if !is_gguf(out) {
         let reason = "packed types are written to GGUF files, whose names end in `.gguf`";

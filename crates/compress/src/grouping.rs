@@ -8,8 +8,8 @@ use bevel_base::{DType, GroupedMatrix};
 use bevel_formats::quantized::{Codes, GroupedFormat, ModuleSpec};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::solve::{self, GroupSpec, Order, Range, ScaleType};
-use crate::{Error, GptqSettings, Result};
+use crate::solve::{self, GroupSpec, Range, ScaleType};
+use crate::{Error, Result};
 
 /// What the codes of a quantized directory are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +139,8 @@ pub(crate) struct Grouping {
     pub(crate) code: CodeType,
     group_size: Option<usize>,
     symmetric: bool,
+    /// Groups are of columns that follow each other in GPTQ's order.
+    act_order: bool,
     /// The model's own type, in which some formats store scales.
     scale_dtype: DType,
 }
@@ -150,6 +152,7 @@ impl Grouping {
         format: Option<FormatName>,
         group_size: Option<usize>,
         symmetric: Option<bool>,
+        act_order: bool,
         model_dtype: DType,
     ) -> Self {
         let format = format.map_or(code.usual_format(), |f| f.0);
@@ -166,18 +169,21 @@ impl Grouping {
             DType::BF16 | DType::F16 => model_dtype,
             _ => DType::F16,
         };
-        Self { format, code, group_size, symmetric, scale_dtype }
+        Self { format, code, group_size, symmetric, act_order, scale_dtype }
     }
 
     /// Refuses what would only turn out to have no place when everything is solved.
-    pub(crate) fn check(&self, gptq: &GptqSettings) -> Result<()> {
-        if gptq.order == Order::ActOrder {
-            return Err(Error::Recipe(
-                "the order `act-order` is not written to directories; choose `static-groups`, which needs no order at run time".to_owned(),
-            ));
+    pub(crate) fn check(&self) -> Result<()> {
+        let is_integer = matches!(self.code, CodeType::Integer(_));
+        if self.act_order && !(is_integer && matches!(self.format, GroupedFormat::Gptq { .. })) {
+            return Err(Error::Recipe(format!(
+                "the order `act-order` goes with integers in the formats `gptq` and `gptq_v2`, not with {} in `{}`; choose `static-groups`, which needs no order at run time",
+                self.code,
+                FormatName(self.format)
+            )));
         }
         let is_first_version = self.format == GroupedFormat::Gptq { v2: false };
-        if is_first_version && !self.symmetric && matches!(self.code, CodeType::Integer(_)) {
+        if is_first_version && !self.symmetric && is_integer {
             return Err(Error::Recipe(
                 "`gptq` has no zero points of 0, which groups of their own zero point need; choose the format `gptq_v2`, or zero points that are the same everywhere".to_owned(),
             ));
@@ -190,7 +196,7 @@ impl Grouping {
         let codes = match self.code {
             CodeType::Integer(bits) if self.format == GroupedFormat::Mlx => Codes::Affine { bits },
             CodeType::Integer(bits) => {
-                Codes::Integer { bits, symmetric: self.symmetric, act_order: false }
+                Codes::Integer { bits, symmetric: self.symmetric, act_order: self.act_order }
             }
             CodeType::Nf4 => Codes::Nf4,
             CodeType::Fp4 => Codes::Fp4,

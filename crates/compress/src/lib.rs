@@ -1,7 +1,7 @@
 //! Conversion and quantization of models: tensor by tensor from an opened
 //! [`Checkpoint`](bevel_model::Checkpoint) to a file or directory that appears when it is complete.
 //!
-//! A [`Recipe`] says what every tensor becomes and how. [`Plan`] applies it to a model, which costs
+//! A [`Recipe`] says what every tensor becomes and how. [`Preview`] applies it to a model, which costs
 //! nothing; [`quantize`] and [`convert`] carry it out and [`Report`] what happened. Every output
 //! carries its recipe, its source's hash and bevel's version, and is a function of these alone, and
 //! of the [`Calibration`] where the recipe asks for one: not of the number of threads. Without
@@ -26,6 +26,7 @@ mod mix;
 mod output;
 mod pattern;
 mod plan;
+mod preview;
 mod progress;
 mod provenance;
 mod recipe;
@@ -52,7 +53,7 @@ pub use inspect::{
 pub use method::{GptqSettings, Method};
 pub use mix::{MIXES, Mix};
 pub use output::Options;
-pub use plan::{Plan, PlannedTensor};
+pub use preview::{Preview, PreviewedTensor};
 pub use progress::{OnProgress, Progress, Stage};
 pub use provenance::{Provenance, VERSION};
 pub use recipe::{Base, Override, Recipe};

@@ -103,8 +103,10 @@ pub struct GptqSettings {
     pub order: Order,
     /// How much of the inputs' drift GPTAQ corrects.
     pub drift: f32,
-    /// Sweeps of coordinate descent over the codes and scales that the columns' walk ended with.
-    pub refine: usize,
+    /// Sweeps of coordinate descent over the codes and scales that the columns' walk ended with;
+    /// where nothing is said, as many as pay with the type's number of levels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refine: Option<usize>,
 }
 
 impl Default for GptqSettings {

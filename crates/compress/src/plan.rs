@@ -1,55 +1,48 @@
 use bevel_base::{DType, Shape};
 use bevel_model::{Checkpoint, Place};
 use indexmap::IndexMap;
-use serde::Serialize;
 
 use crate::importance::Importance;
 use crate::mix::{Facts, fallback};
 use crate::pattern::matches;
-use crate::report::{Totals, dims, optional_type_name, type_name};
+use crate::report::Totals;
 use crate::transcode::Job;
 use crate::{Base, Error, Method, Recipe, Result};
 
-/// A recipe applied to a model: the type of every tensor of the GGUF file it would become. Nothing
-/// is read but headers.
-#[derive(Clone, Debug, Serialize)]
-pub struct Plan {
+/// A recipe applied to a model: the type of every tensor of the GGUF file it becomes.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
     /// The tensors, in the order in which they are written.
-    pub tensors: Vec<PlannedTensor>,
+    pub(crate) tensors: Vec<PlannedTensor>,
     /// Sums over the tensors.
-    pub totals: Totals,
+    pub(crate) totals: Totals,
     /// What goes otherwise than asked for, as sentences.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
     /// `general.file_type`; `None` where the source's holds.
     pub(crate) file_type: Option<u32>,
     /// What the recipe's importance matrix holds.
-    #[serde(skip)]
     pub(crate) importance: Option<Importance>,
 }
 
 /// What is to become of a tensor.
-#[derive(Clone, Debug, Serialize)]
-pub struct PlannedTensor {
+#[derive(Clone, Debug)]
+pub(crate) struct PlannedTensor {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its dimensions, outermost first.
-    #[serde(serialize_with = "dims")]
-    pub shape: Shape,
+    pub(crate) shape: Shape,
     /// The type it is read in.
-    #[serde(serialize_with = "type_name")]
-    pub from: DType,
+    pub(crate) from: DType,
     /// True where it is stored as codes and scales in tensors of their own.
-    pub coded: bool,
+    pub(crate) coded: bool,
     /// The type it is going to have.
-    #[serde(serialize_with = "type_name")]
-    pub to: DType,
+    pub(crate) to: DType,
     /// The type it should have, where that does not fit its rows.
-    #[serde(serialize_with = "optional_type_name", skip_serializing_if = "Option::is_none")]
-    pub wanted: Option<DType>,
+    pub(crate) wanted: Option<DType>,
     /// Stored bytes before.
-    pub bytes_before: u64,
+    pub(crate) bytes_before: u64,
     /// Stored bytes after.
-    pub bytes_after: u64,
+    pub(crate) bytes_after: u64,
 }
 
 impl Plan {
@@ -58,7 +51,7 @@ impl Plan {
     /// # Errors
     /// [`Error::Tensor`] where a type's bytes overflow; [`Error::Imatrix`] and those of reading for an
     /// importance matrix that does not belong to the model.
-    pub fn new(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Self> {
+    pub(crate) fn new(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Self> {
         let facts = Facts::of(checkpoint.config(), recipe.method == Method::Importance);
         let mut plan = Plan {
             tensors: Vec::new(),
@@ -160,7 +153,7 @@ impl Plan {
         let blind = self.tensors.iter().filter(|t| codebooks.contains(&t.to) && t.from != t.to);
         if let Some(first) = blind.clone().next().filter(|_| !recipe.method.weighs_errors()) {
             self.warnings.push(format!(
-                "{} tensors become types with a codebook (`{}` {}), which are worth using only with calibration data; add --imatrix FILE or --method importance",
+                "{} tensors become types with a codebook (`{}` {}), which lose far more without calibration data; add --imatrix FILE or --method importance",
                 blind.count(),
                 first.name,
                 first.to

@@ -8,6 +8,7 @@ use crate::allocate::Budget;
 use crate::calibration::{CalibrationConfig, Source};
 use crate::grouping::{CodeType, FormatName, Grouping};
 use crate::pattern::matches;
+use crate::solve::Order;
 use crate::{Error, GptqSettings, ImatrixFile, MIXES, Method, Mix, Result};
 
 /// What type every tensor of a model is to have. A TOML file, or flags that are short for one:
@@ -157,6 +158,17 @@ impl Recipe {
         Err(Error::Recipe(format!("the importance matrix `{file}` {reason}")))
     }
 
+    /// Refuses an order of columns that the codes would have to carry along, where they cannot.
+    fn check_order(&self) -> Result<()> {
+        let regroups = self.gptq.order == Order::ActOrder;
+        match self.base {
+            Base::Keep | Base::Mix(_) if regroups => Err(Error::Recipe(
+                "the order `act-order` needs a directory of integer codes, for example type = \"W4\" and format = \"gptq\"; GGUF files have no place for it".to_owned(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// True where calibration data is asked for.
     pub fn wants_calibration(&self) -> bool {
         self.is_calibrated() || self.budget.is_some()
@@ -174,7 +186,9 @@ impl Recipe {
 
     /// How linear layers become codes in groups, in a model of `model_dtype`.
     pub(crate) fn grouping(&self, code: CodeType, model_dtype: DType) -> Grouping {
-        Grouping::new(code, self.format, self.group_size, self.symmetric, model_dtype)
+        let act_order = self.gptq.order == Order::ActOrder
+            && matches!(self.method, Method::Gptq | Method::Gptaq);
+        Grouping::new(code, self.format, self.group_size, self.symmetric, act_order, model_dtype)
     }
 
     /// The override for a tensor.
@@ -201,6 +215,7 @@ impl FromStr for Recipe {
         let recipe: Self =
             toml::from_str(text).map_err(|error| Error::Recipe(error.to_string()))?;
         recipe.check_imatrix()?;
+        recipe.check_order()?;
         Ok(recipe)
     }
 }

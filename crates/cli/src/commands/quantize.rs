@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bevel_base::DType;
 use bevel_compress::{
     Allocation, Base, Budget, FormatName, ImatrixFile, Limit, Method, OnProgress, Options,
-    Override, Plan, Recipe, Report, Stage,
+    Override, Preview, Recipe, Report, Stage,
 };
 use bevel_eval::{Machine, peak_memory};
 use bevel_formats::AtomicFile;
@@ -195,7 +195,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
             recipe.budget.is_none(),
             "the types that a budget leads to are found by measuring, which takes a run; leave --dry-run out"
         );
-        return show_plan(&Plan::new(&checkpoint, &recipe)?, args.writing.strict, global);
+        return show_plan(&Preview::new(&checkpoint, &recipe)?, args.writing.strict, global);
     };
     let cpu = model::cpu(global)?;
     let files = args.reporting.files(output, args.writing.report.as_deref());
@@ -489,7 +489,7 @@ fn warn(warnings: &[String], global: &Global) {
     }
 }
 
-fn show_plan(plan: &Plan, strict: bool, global: &Global) -> Result<()> {
+fn show_plan(plan: &Preview, strict: bool, global: &Global) -> Result<()> {
     if strict && !plan.warnings.is_empty() {
         return Err(bevel_compress::Error::Strict(plan.warnings.clone()).into());
     }

@@ -124,7 +124,7 @@ pub(crate) fn pieces<'a>(
         let dims = entry.shape.dims();
         let is_stacked = name.contains("_exps");
         let shape = Shape::from(dims[usize::from(is_stacked)..].to_vec());
-        let dtype = hf_type(recipe, name, entry.dtype);
+        let dtype = hf_type(recipe, name, checkpoint.stored_dtype(name));
         let specs =
             hf.names.into_iter().map(|name| TensorSpec::new(name, dtype, shape.clone())).collect();
         pieces.push(Piece { name, entry, specs, transform: hf.transform });

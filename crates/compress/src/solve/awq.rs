@@ -149,7 +149,7 @@ impl<'a> Search<'a> {
             }
             (None, Target::Grouped(_)) => unreachable!("groups have a grid"),
         };
-        let mut error = dequantize(&form, rows, cols)?;
+        let mut error = dequantize(cpu, &form, rows, cols)?;
         cpu.pool().run_chunks(&mut error, cols, |row, errors| {
             let w = &self.w[row * cols..][..cols];
             for ((q, s), w) in errors.iter_mut().zip(&scales).zip(w) {

@@ -46,7 +46,7 @@ pub fn rounding_error(
         (None, Target::Packed(dtype)) => rtn::pack_rows(cpu, &before, cols, *dtype, None)?,
         (None, Target::Grouped(_)) => unreachable!("groups have a grid"),
     };
-    let rounded = dequantize(&form, rows.len(), cols)?;
+    let rounded = dequantize(cpu, &form, rows.len(), cols)?;
     if let Some(solved) = solved {
         let energy = |other: &[f32]| output_energy(cpu, stats, &difference(&before, other));
         let (lost, rounding) = (energy(&part(&solved.weights)), energy(&rounded));

@@ -15,7 +15,7 @@
 //! 5. Scales, where they are fixed before the walk; elsewhere when a span's first column is reached.
 //! 6. The walk of [`obs`](super::obs): `q_j = quant(w_j)`, `e = (w_j − q_j) / U_jj`,
 //!    `W[:, j+1..] −= e · U[j, j+1..]`.
-//! 7. Where asked for, [`refine`](super::refine): coordinate descent from what the walk ended with.
+//! 7. [`refine`](super::refine): coordinate descent from what the walk ended with.
 //!
 //! Block formats are nothing special: a span is a super-block of 256 columns, its scales are found by
 //! the layout's own importance-weighted search on weights that earlier columns have updated, and step
@@ -56,6 +56,11 @@ pub(super) fn gptq(
     options: &Gptq,
 ) -> SolveResult<Solved> {
     let cols = stats.cols();
+    if options.order == Order::ActOrder && !grid.can_regroup(LONGEST_SPAN) {
+        return Err(SolveError::Target(format!(
+            "act-order makes groups of integers, of up to {LONGEST_SPAN} columns or of whole rows; choose static groups for other targets"
+        )));
+    }
     let mut clock = Clock::new();
     let gram = hessian::gram(stats, "GPTQ")?;
     // (1)
@@ -100,7 +105,7 @@ pub(super) fn gptq(
     let stripes = surgeon.walk(&mut turned, rows, width, quantizer, stripes);
     clock.lap("walk");
     // (7)
-    let (stripes, order, lost) = match options.refine {
+    let (stripes, order, lost) = match options.refine.unwrap_or_else(|| grid.levels.sweeps()) {
         0 => (stripes, order.clone(), None),
         sweeps => {
             let own = (0..cols).collect();
@@ -134,7 +139,7 @@ pub(super) fn gptq(
     });
     let written = Quantizer { order: &order, ..*quantizer };
     let form = written.form(cpu, stripes, rows, group_of)?;
-    let weights = dequantize(&form, rows, cols)?;
+    let weights = dequantize(cpu, &form, rows, cols)?;
     clock.lap("pack");
     let energy = output_energy(cpu, stats, w).max(f64::MIN_POSITIVE);
     let lost = lost.unwrap_or_else(|| output_energy(cpu, stats, &difference(w, &weights)));

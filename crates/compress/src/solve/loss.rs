@@ -5,8 +5,11 @@ use bevel_kernels::linalg::{Region, Update, View, gemm};
 
 use crate::Stats;
 
-/// Rows that are multiplied at a time.
-const ROWS: usize = 256;
+/// Rows of differences that are multiplied at a time.
+const ROWS: usize = 1024;
+
+/// Rows and columns of the Gram matrix's blocks.
+const BLOCK: usize = 256;
 
 /// `tr(D H Dᵀ)` of `d`, `[rows, cols]`, with `H` the Gram matrix of the inputs; where that is not
 /// known the diagonal of their squares, and where nothing is known the identity.
@@ -32,9 +35,9 @@ fn gram_energy(cpu: &Cpu, gram: &[f32], d: &[f32], cols: usize) -> f64 {
     let gram = View::new(gram, cols, cols);
     let left = View::new(d, rows, cols);
     let mut product = vec![0.0; rows * cols];
-    let mut triangle = vec![0.0; ROWS * ROWS];
-    for first in (0..cols).step_by(ROWS) {
-        let last = cols.min(first + ROWS);
+    let mut triangle = vec![0.0; BLOCK * BLOCK];
+    for first in (0..cols).step_by(BLOCK) {
+        let last = cols.min(first + BLOCK);
         let width = last - first;
         let d = left.part(0..rows, first..last);
         let below = gram.part(first..last, 0..first);
@@ -52,8 +55,13 @@ fn gram_energy(cpu: &Cpu, gram: &[f32], d: &[f32], cols: usize) -> f64 {
         let triangle = View::new(triangle, width, width);
         gemm(cpu, Update::Add, d, triangle, &mut product[first..], cols, Region::Whole);
     }
-    let sum = |(d, p): (&f32, &f32)| f64::from(*d) * f64::from(*p);
-    2.0 * d.iter().zip(&product).map(sum).sum::<f64>()
+    let mut energies = vec![0f64; rows];
+    cpu.pool().run_chunks(&mut energies, 1, |row, energy| {
+        let at = row * cols..(row + 1) * cols;
+        let sum = |(d, p): (&f32, &f32)| f64::from(*d) * f64::from(*p);
+        energy[0] = d[at.clone()].iter().zip(&product[at]).map(sum).sum();
+    });
+    2.0 * energies.iter().sum::<f64>()
 }
 
 /// `a − b`

@@ -85,9 +85,10 @@ pub struct Gptq {
     /// (arXiv 2504.02692) does, with endless tokens; with few it is less. Zero is GPTQ. Needs
     /// [`Needs::cross`](crate::Needs::cross).
     pub drift: f32,
-    /// Sweeps of coordinate descent over the codes and scales that the walk ended with. The first
-    /// gains most; zero is GPTQ as published.
-    pub refine: usize,
+    /// Sweeps of coordinate descent over the codes and scales that the walk ended with; zero is GPTQ
+    /// as published. `None` is as many as pay: the fewer levels there are to choose from, the more of
+    /// the walk's choices are regretted.
+    pub refine: Option<usize>,
 }
 
 /// The order in which columns are quantized.
@@ -105,7 +106,7 @@ pub enum Order {
 
 impl Default for Gptq {
     fn default() -> Self {
-        Self { damping: 0.01, order: Order::StaticGroups, drift: 0.0, refine: 1 }
+        Self { damping: 0.01, order: Order::StaticGroups, drift: 0.0, refine: None }
     }
 }
 

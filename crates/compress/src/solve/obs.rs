@@ -17,7 +17,7 @@ use std::ops::Range;
 use bevel_kernels::linalg::{Region, Update, View, gemm};
 use bevel_kernels::{Cpu, Wide, run_wide};
 
-use super::stripes::{add_scaled, stripes};
+use super::stripes::{add_scaled, side_by_side, stripes};
 
 /// What a method does with columns.
 pub(super) trait Columns: Sync {
@@ -88,30 +88,14 @@ impl Surgeon<'_> {
                 run_wide(self.cpu.isa(), step);
             });
             let error = &mut error[..(last - first) * rows];
-            self.gather(&parts, rows, error, |part| &part.e);
-            self.gather(&parts, rows, block, |part| &part.q);
+            side_by_side(self.cpu, &parts, error, rows, |part| (&part.rows, &part.e));
+            side_by_side(self.cpu, &parts, block, rows, |part| (&part.rows, &part.q));
             // (3)
             let u = View::new(self.u, cols, cols).part(first..last, last..cols).transposed();
             let error = View::new(error, last - first, rows);
             gemm(self.cpu, Update::Subtract, u, error, rest, rows, Region::Whole);
         }
         parts.into_iter().map(|part| part.own).collect()
-    }
-
-    /// Puts the stripes of a block together: `[width, rows]`.
-    fn gather<S: Sync + Send>(
-        &self,
-        parts: &[Part<S>],
-        rows: usize,
-        out: &mut [f32],
-        of: impl Fn(&Part<S>) -> &Vec<f32> + Sync,
-    ) {
-        self.cpu.pool().run_chunks(out, rows, |k, line| {
-            for part in parts {
-                let width = part.rows.len();
-                line[part.rows.clone()].copy_from_slice(&of(part)[k * width..][..width]);
-            }
-        });
     }
 }
 

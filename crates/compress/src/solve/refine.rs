@@ -21,7 +21,7 @@ use bevel_kernels::{Cpu, Wide, run_wide};
 
 use super::grid::Grid;
 use super::quantizer::Rounded;
-use super::stripes::{add_products, stripes};
+use super::stripes::{add_products, side_by_side, stripes};
 
 /// What is minimized: `tr(D H Dᵀ)`.
 pub(super) struct Refinement<'a> {
@@ -67,11 +67,24 @@ impl Refinement<'_> {
     ) -> f64 {
         let (rows, cols) = (self.rows, w.len() / self.rows.max(1));
         // (1)
-        let d: Vec<f32> = q.iter().zip(w).map(|(q, w)| q - w).collect();
+        let mut d = vec![0.0; w.len()];
+        let before = &*q;
+        self.cpu.pool().run_chunks(&mut d, CHUNK, |i, d| {
+            let from = i * CHUNK;
+            for ((d, q), w) in d.iter_mut().zip(&before[from..]).zip(&w[from..]) {
+                *d = q - w;
+            }
+        });
         let mut g = vec![0.0; w.len()];
-        let h = View::new(self.h, cols, cols);
+        // Symmetric, and the faster to pack of the two that are the same.
+        let h = View::new(self.h, cols, cols).transposed();
         gemm(self.cpu, Update::Add, h, View::new(&d, cols, rows), &mut g, rows, Region::Whole);
-        let mut minimized = dot(&d, &g);
+        let mut parts = vec![0.0; d.len().div_ceil(CHUNK)];
+        self.cpu.pool().run_chunks(&mut parts, 1, |i, part| {
+            let range = i * CHUNK..d.len().min((i + 1) * CHUNK);
+            part[0] = dot(&d[range.clone()], &g[range]);
+        });
+        let mut minimized: f64 = parts.iter().sum();
         for sweep in 0..sweeps {
             let is_last = sweep + 1 == sweeps;
             // Every other time whole spans, where scales cannot be changed by themselves.
@@ -106,7 +119,7 @@ impl Refinement<'_> {
         is_last: bool,
     ) -> f64 {
         let (rows, cols) = (self.rows, q.len() / self.rows);
-        let h = View::new(self.h, cols, cols);
+        let h = View::new(self.h, cols, cols).transposed();
         let width = self.width();
         let mut parts: Vec<Part<'_>> = stripes(rows)
             .zip(stripes_of)
@@ -135,18 +148,8 @@ impl Refinement<'_> {
                 run_wide(self.cpu.isa(), step);
             });
             let changes = &mut changes[..at.len()];
-            for (k, line) in changes.chunks_exact_mut(rows).enumerate() {
-                for part in &parts {
-                    let n = part.rows.len();
-                    line[part.rows.clone()].copy_from_slice(&part.change[k * n..][..n]);
-                }
-            }
-            for (k, line) in q[at].chunks_exact_mut(rows).enumerate() {
-                for part in &parts {
-                    let n = part.rows.len();
-                    line[part.rows.clone()].copy_from_slice(&part.q[k * n..][..n]);
-                }
-            }
+            side_by_side(self.cpu, &parts, changes, rows, |part| (&part.rows, &part.change));
+            side_by_side(self.cpu, &parts, &mut q[at], rows, |part| (&part.rows, &part.q));
             // (5)
             let concerned = self.concerned(&block, cols, is_last);
             if changes.iter().any(|&change| change != 0.0) {
@@ -172,6 +175,9 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     }
     sums.iter().sum()
 }
+
+/// Values that one task sums up.
+const CHUNK: usize = 1 << 14;
 
 /// Columns of a block, at most.
 const LONGEST: usize = 128;

@@ -116,7 +116,7 @@ pub(super) fn solved(
     weighted: bool,
     start: Instant,
 ) -> SolveResult<Solved> {
-    let weights = dequantize(&form, rows, stats.cols())?;
+    let weights = dequantize(cpu, &form, rows, stats.cols())?;
     let rounding = start.elapsed().as_secs_f64();
     let start = Instant::now();
     let error = output_error(cpu, w, &weights, stats);

@@ -69,6 +69,22 @@ pub(super) fn add_products(x: &mut [f32], y: &[f32], factors: &[f32]) {
     d.copy_from_slice(v);
 }
 
+/// Lines of all rows, `[lines, rows]`, from those of the stripes, `[lines, rows of the stripe]`: `of` has
+/// a stripe's rows and its lines.
+pub(super) fn side_by_side<S: Sync>(
+    cpu: &Cpu,
+    stripes: &[S],
+    out: &mut [f32],
+    rows: usize,
+    of: impl Fn(&S) -> (&Range<usize>, &[f32]) + Sync,
+) {
+    cpu.pool().run_chunks(out, rows, |k, line| {
+        for (rows, lines) in stripes.iter().map(&of) {
+            line[rows.clone()].copy_from_slice(&lines[k * rows.len()..][..rows.len()]);
+        }
+    });
+}
+
 /// `w`, `[rows, cols]`, as `[cols, rows]` with its columns in the given order.
 pub(super) fn transposed(cpu: &Cpu, w: &[f32], rows: usize, order: &[usize]) -> Vec<f32> {
     let cols = order.len();

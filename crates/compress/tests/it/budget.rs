@@ -117,7 +117,7 @@ fn a_budget_is_kept_and_spent_and_no_single_type_is_better() {
             format!("type = \"keep\"\nmethod = \"gptq\"\n[budget]\nbits_per_weight = {bits}");
         let (allocation, concrete) = spend(&tiny_austen(), &recipe(&toml), &data).unwrap();
         let checkpoint = Checkpoint::open(&tiny_austen()).unwrap();
-        let plan = bevel_compress::Plan::new(&checkpoint, &concrete).unwrap();
+        let plan = bevel_compress::Preview::new(&checkpoint, &concrete).unwrap();
         let spent = plan.totals.bits_per_weight_after;
         assert!(spent <= bits && spent > 0.995 * bits, "{spent} of {bits} bits");
         let types: std::collections::BTreeSet<_> =

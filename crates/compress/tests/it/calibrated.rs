@@ -128,6 +128,30 @@ fn gptq_moves_the_outputs_less_than_rounding() {
 }
 
 #[test]
+fn act_order_is_written_and_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = calibration(8, 128);
+    let out = directory.path().join("small");
+    let toml = "type = \"W4\"\ngroup_size = 32\nmethod = \"gptq\"\n[gptq]\norder = \"act-order\"";
+    let report = quantize(&recipe(toml), &data, &out, 2, usize::MAX).unwrap();
+    let (error, rounding) = report.output_error().unwrap();
+    assert!(error < 0.9 * rounding.unwrap(), "{error} against {rounding:?}");
+    let (before, after) =
+        (Checkpoint::open(&tiny_austen()).unwrap(), Checkpoint::open(&out).unwrap());
+    for tensor in report.tensors.iter().filter(|t| !t.solved.is_empty()) {
+        let matrix = after.read_grouped(&tensor.name, 0).unwrap().unwrap();
+        let group_of = matrix.group_of.as_ref().unwrap();
+        let side_by_side = |(j, group): (usize, &u32)| *group as usize == j / 32;
+        assert!(!group_of.iter().enumerate().all(side_by_side), "{}", tensor.name);
+        // What is read back moved as little as the solver said.
+        let [a, b] = [&before, &after].map(|c| c.read_f32(&tensor.name).unwrap());
+        let moved: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let moved = (moved / a.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>()).sqrt();
+        assert!((tensor.relative_error - moved).abs() < 2e-3, "{}: {moved}", tensor.name);
+    }
+}
+
+#[test]
 fn folded_scales_leave_the_function_as_it_was() {
     let directory = tempfile::tempdir().unwrap();
     let data = calibration(8, 64);

@@ -1,6 +1,7 @@
 //! Directories whose linear layers are codes in groups: what is written is read, and means the model.
 
-use bevel_compress::{CodeType, Error, FormatName};
+use bevel_base::DType;
+use bevel_compress::{CodeType, Error, FormatName, Preview, Recipe};
 use bevel_model::Checkpoint;
 
 use crate::support::{convert_with, recipe, tiny_austen};
@@ -51,6 +52,48 @@ fn every_format_holds_what_it_can() {
 }
 
 #[test]
+fn a_preview_is_what_comes_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(&tiny_austen()).unwrap();
+    for (i, toml) in [
+        "type = \"W4\"\nkeep = [\"blk.1.*\"]",
+        "type = \"W3\"\ngroup_size = 64\nrotate = 3",
+        "type = \"NF4\"",
+        "type = \"W4\"\nformat = \"mlx\"",
+        "type = \"Q3_K_M\"\nrotate = 3",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let recipe = recipe(toml);
+        let name = if toml.contains("Q3_K_M") { format!("{i}.gguf") } else { i.to_string() };
+        let preview = Preview::new(&checkpoint, &recipe).unwrap();
+        let out = directory.path().join(name);
+        let report = convert_with(&tiny_austen(), &recipe, &out, &Default::default()).unwrap();
+        assert_eq!(preview.totals.bytes_after, report.totals.bytes_after, "{toml}");
+        assert_eq!(preview.totals.bytes_before, report.totals.bytes_before, "{toml}");
+        assert_eq!(preview.tensors.len(), report.tensors.len(), "{toml}");
+        for (a, b) in preview.tensors.iter().zip(&report.tensors) {
+            assert_eq!((&a.name, a.from, a.to), (&b.name, b.from, b.to), "{toml}");
+            assert_eq!((&a.shape, a.bytes_after), (&b.shape, b.bytes_after), "{toml}");
+        }
+    }
+}
+
+#[test]
+fn a_rotated_directory_keeps_the_models_own_type() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("r");
+    let rotated = recipe("type = \"W4\"\nrotate = 1");
+    convert_with(&tiny_austen(), &rotated, &out, &Default::default()).unwrap();
+    let (before, after) =
+        (Checkpoint::open(&tiny_austen()).unwrap(), Checkpoint::open(&out).unwrap());
+    let dtype = |c: &Checkpoint| c.entry("token_embd.weight").unwrap().dtype;
+    assert_eq!(dtype(&after), dtype(&before));
+    assert_ne!(dtype(&after), DType::F32);
+}
+
+#[test]
 fn what_does_not_fit_is_said() {
     let directory = tempfile::tempdir().unwrap();
     let refuse = |toml: &str, name: &str, words: &str| {
@@ -63,7 +106,11 @@ fn what_does_not_fit_is_said() {
     refuse("type = \"W4\"", "a.gguf", "Hugging Face directories");
     refuse("type = \"W3\"\nformat = \"awq\"", "a", "4");
     refuse("type = \"W4\"\nsymmetric = false", "d", "gptq_v2");
-    refuse("type = \"W4\"\n[gptq]\norder = \"act-order\"", "e", "static-groups");
+    let ordered = "method = \"gptq\"\n[gptq]\norder = \"act-order\"";
+    refuse(&format!("type = \"W4\"\nformat = \"awq\"\n{ordered}"), "e", "static-groups");
+    refuse(&format!("type = \"NF4\"\n{ordered}"), "e", "integers");
+    let packed = format!("type = \"Q4_0\"\n{ordered}").parse::<Recipe>().unwrap_err();
+    assert!(packed.to_string().contains("a directory of integer codes"), "{packed}");
     refuse("type = \"NF4\"\nformat = \"gptq\"", "b", "gptq");
     refuse("type = \"W4\"\nformat = \"bitsandbytes\"", "c", "NF4");
 }

@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use bevel_base::{DType, pack};
-use bevel_compress::{Calibration, Error, Options, Plan, Progress, Recipe, Report, gather_imatrix};
+use bevel_compress::{
+    Calibration, Error, Options, Preview, Progress, Recipe, Report, gather_imatrix,
+};
 use bevel_formats::gguf::GgufFile;
 use bevel_formats::imatrix::{Imatrix, ImatrixEntry};
 use bevel_kernels::Cpu;
@@ -187,7 +189,7 @@ fn check_refused(change: impl FnOnce(&mut Imatrix), expected: &[&str]) {
         assert!(error.contains(part), "no `{part}` in: {error}");
     }
     let checkpoint = Checkpoint::open(&path("a.gguf")).unwrap();
-    assert_eq!(Plan::new(&checkpoint, &recipe).unwrap_err().to_string(), error);
+    assert_eq!(Preview::new(&checkpoint, &recipe).unwrap_err().to_string(), error);
     assert_eq!(listing(directory.path()), ["a.gguf", "m.gguf"]);
 }
 

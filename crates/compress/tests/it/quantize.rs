@@ -2,7 +2,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use bevel_base::DType;
-use bevel_compress::{Error, Options, Plan, Progress, Recipe, Stage};
+use bevel_compress::{Error, Options, Preview, Progress, Recipe, Stage};
 use bevel_formats::gguf::GgufFile;
 use bevel_kernels::Cpu;
 use bevel_model::{Checkpoint, ModelConfig};
@@ -78,7 +78,7 @@ fn the_report_adds_up() {
 #[track_caller]
 fn check_plan(toml: &str, expected: &[(&str, DType)]) {
     let checkpoint = Checkpoint::open(&tiny_austen()).unwrap();
-    let plan = Plan::new(&checkpoint, &recipe(toml)).unwrap();
+    let plan = Preview::new(&checkpoint, &recipe(toml)).unwrap();
     for (name, dtype) in expected {
         let planned = plan.tensors.iter().find(|t| t.name == *name).unwrap();
         assert_eq!(planned.to, *dtype, "{name} with {toml}");

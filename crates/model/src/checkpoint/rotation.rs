@@ -70,6 +70,13 @@ impl Checkpoint {
         Ok(self)
     }
 
+    /// The type of a tensor in the file, also where what is [read](Checkpoint::read) of it is f32
+    /// because it is rotated.
+    pub fn stored_dtype(&self, name: &str) -> DType {
+        let own = || &self.tensors[name];
+        self.rotated.as_ref().and_then(|r| r.stored.get(name)).unwrap_or_else(own).dtype
+    }
+
     /// A tensor's bytes, rotated where that concerns it.
     pub(super) fn read_rotated(&self, rotated: &Rotated, name: &str) -> Result<Cow<'_, [u8]>> {
         let stored = |name: &str| rotated.stored.get(name).ok_or_else(|| self.missing(name));

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use bevel_compress::{Options, Plan, Recipe, Stage, quantize};
+use bevel_compress::{Options, Preview, Recipe, Stage, quantize};
 use bevel_eval::{Machine, peak_memory};
 use bevel_formats::AtomicFile;
 use bevel_formats::hub::HubConfig;
@@ -220,5 +220,5 @@ fn print(report: &Report, page: &Path) -> Result<()> {
 
 /// The plan of a recipe, for choosing without work.
 fn planned_bytes(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<u64> {
-    Ok(Plan::new(checkpoint, recipe)?.totals.bytes_after)
+    Ok(Preview::new(checkpoint, recipe)?.totals.bytes_after)
 }

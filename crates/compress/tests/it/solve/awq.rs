@@ -28,7 +28,7 @@ fn search(cpu: &Cpu, layers: &[&Layer], target: &Target, ties: Option<&[usize]>)
 }
 
 #[test]
-fn scales_lose_no_more_than_those_of_the_papers_grid() {
+fn scales_lose_hardly_more_than_the_best_of_the_papers_grid() {
     let (first, mut second) = (Layer::random(240, 128, 1), Layer::random(400, 128, 2));
     second.stats = first.stats.clone();
     let cpu = Cpu::new(2).unwrap();

@@ -230,13 +230,13 @@ fn drift_of_the_inputs_is_corrected() {
     layer.stats = Stats::new(128, Needs { gram: true, cross: true });
     layer.stats.add(&cpu, &x, 500, Some(&full));
     let target = integers(4, true, 32, Range::Search);
-    for refine in [0, 2] {
+    for refine in [Some(0), Some(2)] {
         let loss = |drift: f32| {
             let options = Gptq { drift, refine, ..Gptq::default() };
             asymmetric_loss(&layer, &layer.solve(&cpu, &target, &Method::Gptq(options)).weights)
         };
         let (plain, quarter, whole) = (loss(0.0), loss(0.25), loss(1.0));
-        assert!(whole < quarter && quarter < plain, "{refine}: {plain} {quarter} {whole}");
+        assert!(whole < quarter && quarter < plain, "{refine:?}: {plain} {quarter} {whole}");
     }
 }
 
@@ -275,7 +275,7 @@ fn drift_moves_the_weights_to_those_of_least_squares() {
         }
     }
     // Codes so fine that they stand for the weights themselves.
-    let options = Gptq { drift: 0.8, refine: 0, ..Gptq::default() };
+    let options = Gptq { drift: 0.8, refine: Some(0), ..Gptq::default() };
     let target = integers(8, false, 32, Range::MinMax);
     let solved = layer.solve(&cpu, &target, &Method::Gptq(options));
     let moved: f64 = layer.w.iter().zip(&expected).map(|(w, e)| (f64::from(*w) - e).powi(2)).sum();

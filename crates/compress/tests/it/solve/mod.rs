@@ -96,7 +96,7 @@ pub(super) fn integers(bits: u32, symmetric: bool, group_size: usize, range: Ran
 
 /// GPTQ without what comes after the walk.
 pub(super) fn walk(order: Order) -> Method {
-    Method::Gptq(Gptq { order, refine: 0, ..Gptq::default() })
+    Method::Gptq(Gptq { order, refine: Some(0), ..Gptq::default() })
 }
 
 /// One of each kind of target.
