@@ -22,8 +22,10 @@ mod rtn;
 mod scales;
 mod solved;
 mod sparsegpt;
+mod sparsity;
 mod stripes;
 mod target;
+mod wanda;
 
 use std::time::Instant;
 
@@ -34,8 +36,10 @@ pub use awq::{AwqScales, awq_scales};
 pub use compare::{output_error, rounding_error};
 pub use error::{SolveError, SolveResult};
 pub use solved::{Form, SolveReport, Solved};
-pub use sparsegpt::{Pruned, Sparsity, sparsegpt};
+pub use sparsegpt::sparsegpt;
+pub use sparsity::{Pruned, Sparsity};
 pub use target::{Codes, GroupSpec, Range, ScaleType, Target};
+pub use wanda::wanda;
 
 use crate::Stats;
 

@@ -13,34 +13,10 @@ use bevel_kernels::Cpu;
 use super::hessian;
 use super::loss::{difference, output_energy};
 use super::obs::{Columns, Surgeon};
+use super::sparsity::{Pruned, Sparsity, least};
 use super::stripes::{restored, stripes, transposed};
-use super::{SolveError, SolveReport, SolveResult};
+use super::{SolveReport, SolveResult};
 use crate::Stats;
-
-/// Which weights go.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Sparsity {
-    /// This part of each block's weights.
-    Fraction(f64),
-    /// Of every `m` neighbouring weights of a row, `n`.
-    Pattern {
-        /// Weights pruned.
-        n: usize,
-        /// Weights in a run.
-        m: usize,
-    },
-}
-
-/// A pruned matrix.
-#[derive(Clone, Debug)]
-pub struct Pruned {
-    /// `[rows, cols]`, zero where pruned.
-    pub weights: Vec<f32>,
-    /// True where a weight was pruned, `[rows, cols]`.
-    pub pruned: Vec<bool>,
-    /// What happened.
-    pub report: SolveReport,
-}
 
 /// Columns that are walked between two updates of all that follow, about.
 const BLOCK: usize = 128;
@@ -60,15 +36,7 @@ pub fn sparsegpt(
     damping: f32,
 ) -> SolveResult<Pruned> {
     assert_eq!(w.len(), rows * cols, "weights of a [{rows}, {cols}] matrix");
-    let run = match sparsity {
-        Sparsity::Fraction(part) if (0.0..1.0).contains(&part) => 1,
-        Sparsity::Pattern { n, m } if n < m && cols.is_multiple_of(m) => m,
-        _ => {
-            return Err(SolveError::Target(format!(
-                "{sparsity:?} of rows of {cols} columns: a part is at least 0 and below 1, and a pattern's run divides the row"
-            )));
-        }
-    };
+    let run = sparsity.run(cols)?;
     let gram = hessian::gram(stats, "SparseGPT")?;
     let dead = hessian::dead(gram, cols);
     let alive: Vec<f32> =
@@ -168,25 +136,4 @@ impl Columns for Pruner {
             q[row] = if pruned[row] { 0.0 } else { w[row] };
         }
     }
-}
-
-/// True at the `count` least scores; of equal ones the first.
-fn least(scores: &[f32], count: usize) -> Vec<bool> {
-    if count == 0 {
-        return vec![false; scores.len()];
-    }
-    let mut sorted = scores.to_vec();
-    let (_, threshold, _) = sorted.select_nth_unstable_by(count - 1, f32::total_cmp);
-    let threshold = *threshold;
-    let mut equal = count - scores.iter().filter(|s| s.total_cmp(&threshold).is_lt()).count();
-    let take = |score: &f32| match score.total_cmp(&threshold) {
-        std::cmp::Ordering::Less => true,
-        std::cmp::Ordering::Greater => false,
-        std::cmp::Ordering::Equal => {
-            let first = equal > 0;
-            equal = equal.saturating_sub(1);
-            first
-        }
-    };
-    scores.iter().map(take).collect()
 }

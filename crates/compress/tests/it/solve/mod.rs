@@ -5,6 +5,7 @@ mod formats;
 mod gptq;
 mod naive;
 mod sparsegpt;
+mod wanda;
 
 use bevel_base::DType;
 use bevel_compress::solve::{
