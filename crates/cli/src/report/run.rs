@@ -76,6 +76,9 @@ impl fmt::Display for Measured {
     }
 }
 
+/// Lines of a recipe that are shown unfolded.
+const LONGEST_RECIPE: usize = 24;
+
 /// The page.
 pub(crate) fn html(run: &RunReport) -> String {
     let title = format!("{} as {}", source(run), kind(run));
@@ -164,8 +167,16 @@ fn summary(run: &RunReport) -> String {
             "how far what the quantized layers compute is off, on the calibration data; mean over all matrices. Beside it what it would be with each weight rounded to the nearest number",
         );
     }
-    if let Some(measured) = &run.measured {
-        quality(measured, &mut row);
+    let predicted = run.report.allocation.as_ref().map(|allocation| allocation.predicted_kl);
+    match (&run.measured, predicted) {
+        (Some(measured), _) => quality(measured, predicted, &mut row),
+        (None, Some(predicted)) => row(
+            "KL divergence, predicted",
+            "0",
+            &thousandths(predicted),
+            "in thousandths of a nat: the sum of what each tensor’s type costs alone, by which types were chosen",
+        ),
+        (None, None) => {}
     }
     out += "</tbody>\n</table>\n";
     if let Some(Measured { compared, speed, seconds, .. }) = &run.measured {
@@ -184,19 +195,29 @@ fn summary(run: &RunReport) -> String {
     out + "</section>\n"
 }
 
-fn quality(measured: &Measured, row: &mut dyn FnMut(&str, &str, &str, &str)) {
+fn thousandths(nats: f64) -> String {
+    digits(nats * 1e3, 3)
+}
+
+/// `predicted` is the divergence that types were chosen by.
+fn quality(
+    measured: &Measured,
+    predicted: Option<f64>,
+    row: &mut dyn FnMut(&str, &str, &str, &str),
+) {
     let d = &measured.compared.divergence;
-    let thousandths = |nats: f64| digits(nats * 1e3, 3);
-    row(
-        "KL divergence",
-        "0",
-        &format!("{} <small>± {}</small>", thousandths(d.kl.value), digits(d.kl.error * 1e3, 2)),
-        &format!(
-            "how different the two models’ predictions of the next token are, in thousandths of a nat; below 1 can hardly be noticed, above 100 is another model. Half of the tokens are below {}, one in a hundred above {}",
-            thousandths(d.kl_quantiles.median),
-            thousandths(d.kl_quantiles.q99)
-        ),
+    let mut kl =
+        format!("{} <small>± {}</small>", thousandths(d.kl.value), digits(d.kl.error * 1e3, 2));
+    let mut meaning = format!(
+        "how different the two models’ predictions of the next token are, in thousandths of a nat; below 1 can hardly be noticed, above 100 is another model. Half of the tokens are below {}, one in a hundred above {}",
+        thousandths(d.kl_quantiles.median),
+        thousandths(d.kl_quantiles.q99)
     );
+    if let Some(predicted) = predicted {
+        kl += &format!("<br><small>predicted {}</small>", thousandths(predicted));
+        meaning += ". Predicted: the sum of what each tensor’s type costs alone, by which types were chosen";
+    }
+    row("KL divergence", "0", &kl, &meaning);
     row(
         "same likeliest token",
         "100 %",
@@ -362,7 +383,13 @@ fn made(run: &RunReport) -> String {
     row("source", &shown(&report.input));
     row("its sha256", &format!("<code>{}</code>", report.provenance.source_sha256));
     let recipe = escape(report.provenance.recipe.trim());
-    row("recipe", &format!("<code class=\"block\">{recipe}</code>"));
+    let recipe = format!("<code class=\"block\">{recipe}</code>");
+    // A budget's has an entry for each tensor.
+    let recipe = match recipe.lines().count() {
+        ..=LONGEST_RECIPE => recipe,
+        lines => format!("<details><summary>{lines} lines</summary>{recipe}</details>"),
+    };
+    row("recipe", &recipe);
     if let Some(data) = &report.calibration {
         row("calibration", &escape(&data.description));
         row("its sha256", &format!("<code>{}</code>", data.sha256));

@@ -49,6 +49,24 @@ fn check_page(path: impl AsRef<Path>, parts: &[&str]) {
 }
 
 #[test]
+fn a_budgets_report_has_the_prediction_beside_the_measurement() {
+    let dir = scratch();
+    let (measured, blind) = (path(&dir, "a.gguf"), path(&dir, "b.gguf"));
+    let budget = ["--target-bpw", "4.5", "--types", "Q3_K,Q5_K"];
+    let text = calibrated(&budget, &measured);
+    assert!(text.contains("predicted loss in all"), "{text}");
+    let report = read(path(&dir, "a.report.json"));
+    let predicted = report["allocation"]["predicted_kl"].as_f64().unwrap();
+    let found = report["measured"]["kl"]["value"].as_f64().unwrap();
+    assert!((0.3..3.0).contains(&(predicted / found)), "{predicted} for {found}");
+    let lines =
+        [">predicted ", "the sum of what each tensor’s type costs alone", " lines</summary>"];
+    check_page(path(&dir, "a.report.html"), &lines);
+    calibrated(&[&budget[..], &["--no-eval"]].concat(), &blind);
+    check_page(path(&dir, "b.report.html"), &["KL divergence, predicted"]);
+}
+
+#[test]
 fn a_calibrated_run_tells_what_was_lost() {
     let dir = scratch();
     let text = calibrated(&["Q4_K_M", "--method", "gptq"], &path(&dir, "a<b>.gguf"));
