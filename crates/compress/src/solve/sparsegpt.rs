@@ -25,7 +25,7 @@ const BLOCK: usize = 128;
 /// the mean of the Hessian's diagonal.
 ///
 /// # Errors
-/// [`SolveError`]: no Gram matrix, or one that is not finite, a pattern that does not divide the rows.
+/// [`SolveError`](super::SolveError): no Gram matrix, or one that is not finite, a pattern that does not divide the rows.
 pub fn sparsegpt(
     cpu: &Cpu,
     w: &[f32],
