@@ -42,6 +42,8 @@ pub struct RopeTable {
     frequencies: Vec<f32>,
     style: RopeStyle,
     attention_factor: f32,
+    /// What the table is filled for.
+    positions: Vec<u32>,
     /// `[n, rotary_dim / 2]`.
     cos: Vec<f32>,
     /// `[n, rotary_dim / 2]`.
@@ -70,6 +72,7 @@ impl RopeTable {
             frequencies,
             style: spec.style,
             attention_factor: spec.attention_factor,
+            positions: Vec::new(),
             cos: Vec::new(),
             sin: Vec::new(),
         }
@@ -85,9 +88,15 @@ impl RopeTable {
         if self.frequencies.is_empty() { 0 } else { self.cos.len() / self.frequencies.len() }
     }
 
-    /// Fills the table for tokens at `positions`, in the order of the batch. Allocates only when the
-    /// batch is larger than any before.
+    /// Fills the table for tokens at `positions`, in the order of the batch; where it is filled for them
+    /// already, as in calibration, whose sequences all begin at 0, it stays. Allocates only when the batch
+    /// is larger than any before.
     pub fn prepare(&mut self, cpu: &Cpu, positions: &[u32]) {
+        if self.positions == positions {
+            return;
+        }
+        self.positions.clear();
+        self.positions.extend_from_slice(positions);
         let half = self.frequencies.len();
         self.cos.resize(positions.len() * half, 0.0);
         self.sin.resize(positions.len() * half, 0.0);

@@ -341,6 +341,7 @@ fn a_table_is_prepared_anew_for_every_batch() {
         x
     };
     let long = turned(&[9, 8, 7]);
+    assert_eq!(turned(&[9, 8, 7]), long);
     assert_eq!(turned(&[7]), long[8..]);
     assert_eq!(turned(&[0]), [1.0; 4]);
 }
