@@ -42,7 +42,7 @@ pub struct PreviewedTensor {
 }
 
 impl Preview {
-    /// Applies a recipe to a model.
+    /// Applies a recipe to a model. A budget is not spent: what its types cost is found by a run.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) where a type's bytes overflow,

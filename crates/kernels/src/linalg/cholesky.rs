@@ -21,7 +21,7 @@ pub struct NotPositive {
     pub pivot: usize,
 }
 
-/// Columns that are eliminated together.
+/// Columns that are eliminated together: by one thread, so not many.
 const BLOCK: usize = 96;
 
 /// Replaces the symmetric `h`, `[n, n]` with both triangles, by the upper triangular `U` with

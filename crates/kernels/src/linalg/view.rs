@@ -72,7 +72,7 @@ impl<'a> View<'a> {
         self.data[i * self.row_stride + j * self.col_stride]
     }
 
-    /// [`View::pack`] of rows that lie side by side, with a width that the compiler knows: a call to copy
+    /// [`View::pack`] where a whole panel is there, of a tile whose width the compiler knows: a call to copy
     /// a few values takes longer than copying them.
     fn pack_whole<const WIDTH: usize>(&self, rows: Range<usize>, first: usize, out: &mut [f32]) {
         for (k, line) in rows.zip(out.as_chunks_mut::<WIDTH>().0) {
@@ -87,7 +87,9 @@ impl<'a> View<'a> {
         let there = width.min(self.cols.saturating_sub(first));
         if self.col_stride == 1 {
             match (there == width, width) {
+                (true, 6) => self.pack_whole::<6>(rows, first, out),
                 (true, 12) => self.pack_whole::<12>(rows, first, out),
+                (true, 16) => self.pack_whole::<16>(rows, first, out),
                 (true, 32) => self.pack_whole::<32>(rows, first, out),
                 _ => {
                     for (k, line) in rows.zip(out.chunks_exact_mut(width)) {
