@@ -102,7 +102,7 @@ pub(super) fn gptq(
         span => span * BLOCK.div_ceil(span),
     };
     let surgeon = Surgeon { cpu, u: &u };
-    let stripes = surgeon.walk(&mut turned, rows, width, quantizer, stripes);
+    let (stripes, walked) = surgeon.walk(&mut turned, rows, width, quantizer, stripes);
     clock.lap("walk");
     // (7)
     let (stripes, order, lost) = match options.refine.unwrap_or_else(|| grid.levels.sweeps()) {
@@ -122,7 +122,7 @@ pub(super) fn gptq(
             hessian::damped(cpu, gram, &target, damping, &mut h);
             let refinement = Refinement { cpu, grid, h: &h, rows };
             let w = transposed(cpu, &alive, rows, &target);
-            let damped = refinement.run(&w, &mut q, &mut stripes, sweeps);
+            let damped = walked + refinement.run(&w, &mut q, &mut stripes, sweeps);
             // With drift, `w` is no longer what the outputs are compared with.
             let lost = (options.drift == 0.0)
                 .then(|| damped - damping_part(gram, refinement.h, &target, &w, &q));

@@ -48,11 +48,14 @@ struct Part<S> {
     w: Vec<f32>,
     q: Vec<f32>,
     e: Vec<f32>,
+    /// Σ e² so far.
+    lost: f64,
     own: S,
 }
 
 impl Surgeon<'_> {
-    /// Walks over `w`, `[cols, rows]`, in blocks of `width` columns, and leaves the result there.
+    /// Walks over `w`, `[cols, rows]`, in blocks of `width` columns, and leaves the result there. Results
+    /// in the stripes' own and in what the outputs lost, `tr(ΔW H ΔWᵀ) = Σ e²`.
     pub(super) fn walk<C: Columns>(
         &self,
         w: &mut [f32],
@@ -60,13 +63,13 @@ impl Surgeon<'_> {
         width: usize,
         columns: &mut C,
         own: Vec<C::Stripe>,
-    ) -> Vec<C::Stripe> {
+    ) -> (Vec<C::Stripe>, f64) {
         let cols = w.len() / rows.max(1);
         let mut parts: Vec<Part<C::Stripe>> = stripes(rows)
             .zip(own)
             .map(|(rows, own)| {
                 let buffer = || vec![0.0; width * rows.len()];
-                Part { w: buffer(), q: buffer(), e: buffer(), own, rows }
+                Part { w: buffer(), q: buffer(), e: buffer(), lost: 0.0, own, rows }
             })
             .collect();
         let mut error = vec![0.0; width * rows];
@@ -95,7 +98,8 @@ impl Surgeon<'_> {
             let error = View::new(error, last - first, rows);
             gemm(self.cpu, Update::Subtract, u, error, rest, rows, Region::Whole);
         }
-        parts.into_iter().map(|part| part.own).collect()
+        let lost = parts.iter().map(|part| part.lost).sum();
+        (parts.into_iter().map(|part| part.own).collect(), lost)
     }
 }
 
@@ -115,6 +119,7 @@ impl<C: Columns> Wide for Step<'_, C> {
     fn run(self) {
         let Step { surgeon, columns, part, range, cols } = self;
         let (rows, width) = (part.rows.len(), range.len());
+        let mut squares = vec![0f32; rows];
         for k in 0..width {
             let column = range.start + k;
             let q = &mut part.q[k * rows..][..rows];
@@ -125,10 +130,12 @@ impl<C: Columns> Wide for Step<'_, C> {
             let inverse = 1.0 / surgeon.u[column * cols + column];
             for r in 0..rows {
                 e[r] = (w[r] - q[r]) * inverse;
+                squares[r] += e[r] * e[r];
             }
             for (later, &u) in later.chunks_exact_mut(rows).zip(&surgeon.u[following]) {
                 add_scaled(later, e, -u);
             }
         }
+        part.lost += squares.iter().copied().map(f64::from).sum::<f64>();
     }
 }

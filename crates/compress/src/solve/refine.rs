@@ -5,11 +5,11 @@
 //! `q_j − G_j / H_jj`, and the best change of a group's scale `−(v Gᵀ) / (v H vᵀ)` along the group's
 //! levels `v`. The error falls with every step.
 //!
-//! 1. `G = H Dᵀ`, `[cols, rows]`.
-//! 2. Take a block of columns: whole groups.
+//! 1. Take a block of columns: whole groups.
+//! 2. Their gradient as things are now: `H[block, :] Dᵀ`, `[width, rows]`.
 //! 3. The scale of each of its groups, rounded as it is stored, where that is better.
 //! 4. Each column in turn: the nearest level to the best value; `G` follows in the block.
-//! 5. `G += H[:, block] · Δ` for all columns, in the last sweep for those to come. The next block.
+//! 5. `D` of the block. The next one.
 //!
 //! Packed layouts store the scales of a span together, and step 3 cannot change one: every other sweep
 //! goes over spans instead, as [`resolve`](super::resolve) has it.
@@ -36,10 +36,9 @@ pub(super) struct Refinement<'a> {
 struct Part<'a> {
     rows: Range<usize>,
     rounded: &'a mut Rounded,
-    /// `[width, rows]`: the gradient, the weights, and how they changed.
+    /// `[width, rows]`: the gradient and the weights.
     g: Vec<f32>,
     q: Vec<f32>,
-    change: Vec<f32>,
     /// How columns changed in step 4, only those where any row did.
     moved: Vec<f32>,
     /// What all changes so far gained: the sum of the changes of what is minimized.
@@ -56,8 +55,8 @@ impl Refinement<'_> {
     }
 
     /// Improves the codes and scales of all stripes, `sweeps` times over all columns. `q` and `w`
-    /// are `[cols, rows]`; `q` is what the codes stand for. Results in `tr(D H Dᵀ)` as it is then, which
-    /// follows from what each step gained.
+    /// are `[cols, rows]`; `q` is what the codes stand for. Results in what `tr(D H Dᵀ)` changed by: the
+    /// sum of what each step did.
     pub(super) fn run(
         &self,
         w: &[f32],
@@ -66,117 +65,84 @@ impl Refinement<'_> {
         sweeps: usize,
     ) -> f64 {
         let (rows, cols) = (self.rows, w.len() / self.rows.max(1));
-        // (1)
         let mut d = vec![0.0; w.len()];
-        let before = &*q;
-        self.cpu.pool().run_chunks(&mut d, CHUNK, |i, d| {
-            let from = i * CHUNK;
-            for ((d, q), w) in d.iter_mut().zip(&before[from..]).zip(&w[from..]) {
-                *d = q - w;
-            }
-        });
-        let mut g = vec![0.0; w.len()];
-        // Symmetric, and the faster to pack of the two that are the same.
-        let h = View::new(self.h, cols, cols).transposed();
-        gemm(self.cpu, Update::Add, h, View::new(&d, cols, rows), &mut g, rows, Region::Whole);
-        let mut parts = vec![0.0; d.len().div_ceil(CHUNK)];
-        self.cpu.pool().run_chunks(&mut parts, 1, |i, part| {
-            let range = i * CHUNK..d.len().min((i + 1) * CHUNK);
-            part[0] = dot(&d[range.clone()], &g[range]);
-        });
-        let mut minimized: f64 = parts.iter().sum();
+        self.subtract(q, w, &mut d);
+        let mut gain = 0.0;
         for sweep in 0..sweeps {
-            let is_last = sweep + 1 == sweeps;
             // Every other time whole spans, where scales cannot be changed by themselves.
             if sweep % 2 == 1 && self.grid.adjustable().is_none() {
                 for first in (0..cols).step_by(self.grid.span) {
                     let span = first..cols.min(first + self.grid.span);
-                    minimized += self.resolve(span, &mut g, q, stripes_of, is_last);
+                    let at = span.start * rows..span.end * rows;
+                    let g = self.gradient(&span, &d);
+                    gain += self.resolve(span, &g, &mut q[at.clone()], stripes_of);
+                    self.subtract(&q[at.clone()], &w[at.clone()], &mut d[at]);
                 }
             } else {
-                minimized += self.descend(&mut g, q, stripes_of, is_last);
+                gain += self.descend(w, &mut d, q, stripes_of);
             }
         }
-        minimized
+        gain
     }
 
-    /// The columns whose gradient will be asked for once a block of columns has changed.
-    pub(super) fn concerned(
-        &self,
-        block: &Range<usize>,
-        cols: usize,
-        is_last: bool,
-    ) -> Range<usize> {
-        if is_last { block.end..cols } else { 0..cols }
+    /// `D` of some columns.
+    fn subtract(&self, q: &[f32], w: &[f32], d: &mut [f32]) {
+        self.cpu.pool().run_chunks(d, CHUNK, |i, d| {
+            let from = i * CHUNK;
+            for ((d, q), w) in d.iter_mut().zip(&q[from..]).zip(&w[from..]) {
+                *d = q - w;
+            }
+        });
+    }
+
+    /// (2) The gradient of some columns, `[width, rows]`.
+    fn gradient(&self, block: &Range<usize>, d: &[f32]) -> Vec<f32> {
+        let (rows, cols) = (self.rows, d.len() / self.rows);
+        // Symmetric, and the faster to pack of the two that are the same.
+        let h = View::new(self.h, cols, cols).transposed().part(block.clone(), 0..cols);
+        let mut g = vec![0.0; block.len() * rows];
+        gemm(self.cpu, Update::Add, h, View::new(d, cols, rows), &mut g, rows, Region::Whole);
+        g
     }
 
     /// One sweep over all columns, and what it gained.
-    fn descend(
-        &self,
-        g: &mut [f32],
-        q: &mut [f32],
-        stripes_of: &mut [Rounded],
-        is_last: bool,
-    ) -> f64 {
+    fn descend(&self, w: &[f32], d: &mut [f32], q: &mut [f32], stripes_of: &mut [Rounded]) -> f64 {
         let (rows, cols) = (self.rows, q.len() / self.rows);
-        let h = View::new(self.h, cols, cols).transposed();
         let width = self.width();
         let mut parts: Vec<Part<'_>> = stripes(rows)
             .zip(stripes_of)
             .map(|(rows, rounded)| {
                 let buffer = || vec![0.0; width * rows.len()];
-                let moved = buffer();
-                Part { rounded, g: buffer(), q: buffer(), change: buffer(), moved, gain: 0.0, rows }
+                Part { rounded, g: buffer(), q: buffer(), moved: buffer(), gain: 0.0, rows }
             })
             .collect();
-        let mut changes = vec![0.0; width * rows];
+        // (1)
         for first in (0..cols).step_by(width) {
-            // (2)
             let block = first..cols.min(first + width);
             let at = first * rows..block.end * rows;
-            let (seen, weights) = (&g[at.clone()], &q[at.clone()]);
+            // (2)
+            let g = self.gradient(&block, d);
+            let weights = &q[at.clone()];
             self.cpu.pool().run_chunks(&mut parts, 1, |_, part| {
                 let part = &mut part[0];
                 let n = part.rows.len();
-                for (k, line) in seen.chunks_exact(rows).enumerate() {
-                    part.g[k * n..][..n].copy_from_slice(&line[part.rows.clone()]);
-                }
-                for (k, line) in weights.chunks_exact(rows).enumerate() {
-                    part.q[k * n..][..n].copy_from_slice(&line[part.rows.clone()]);
+                let lines = g.chunks_exact(rows).zip(weights.chunks_exact(rows));
+                for (k, (g, q)) in lines.enumerate() {
+                    part.g[k * n..][..n].copy_from_slice(&g[part.rows.clone()]);
+                    part.q[k * n..][..n].copy_from_slice(&q[part.rows.clone()]);
                 }
                 let step = Step { grid: self.grid, h: self.h, cols, block: block.clone(), part };
                 run_wide(self.cpu.isa(), step);
             });
-            let changes = &mut changes[..at.len()];
-            side_by_side(self.cpu, &parts, changes, rows, |part| (&part.rows, &part.change));
-            side_by_side(self.cpu, &parts, &mut q[at], rows, |part| (&part.rows, &part.q));
+            side_by_side(self.cpu, &parts, &mut q[at.clone()], rows, |part| (&part.rows, &part.q));
             // (5)
-            let concerned = self.concerned(&block, cols, is_last);
-            if changes.iter().any(|&change| change != 0.0) {
-                let g = &mut g[concerned.start * rows..];
-                let h = h.part(concerned, block.clone());
-                let changes = View::new(changes, block.len(), rows);
-                gemm(self.cpu, Update::Add, h, changes, g, rows, Region::Whole);
-            }
+            self.subtract(&q[at.clone()], &w[at.clone()], &mut d[at]);
         }
         parts.iter().map(|part| part.gain).sum()
     }
 }
 
-/// `Σ a b`
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    /// Sums side by side, so that additions do not wait for one another.
-    const LANES: usize = 8;
-    let mut sums = [0f64; LANES];
-    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += f64::from(*a) * f64::from(*b);
-        }
-    }
-    sums.iter().sum()
-}
-
-/// Values that one task sums up.
+/// Values that one task subtracts.
 const CHUNK: usize = 1 << 14;
 
 /// Columns of a block, at most.
@@ -198,7 +164,6 @@ impl Wide for Step<'_, '_> {
     fn run(mut self) {
         let n = self.part.rows.len();
         let width = self.block.len();
-        self.part.change.fill(0.0);
         // (3)
         if let Some(spec) = self.grid.adjustable() {
             let group = self.grid.group;
@@ -228,12 +193,10 @@ impl Wide for Step<'_, '_> {
             let codes = &mut part.rounded.codes[column * n..][..n];
             let scales = &part.rounded.scales;
             scales.round(&self.grid.levels, column / self.grid.group, &target, codes, &mut value);
-            let changes = part.change[k * n..][..n].iter_mut();
             let moved = part.moved[movers.len() * n..][..n].iter_mut();
             let mut any = false;
-            for (((change, q), value), moved) in changes.zip(q).zip(&value).zip(moved) {
+            for ((q, value), moved) in q.iter_mut().zip(&value).zip(moved) {
                 *moved = value - *q;
-                *change += *moved;
                 *q = *value;
                 any |= *moved != 0.0;
             }
@@ -298,7 +261,6 @@ impl Step<'_, '_> {
                 let q = step * levels[i * n + r] + offset;
                 let change = q - part.q[k * n + r];
                 part.q[k * n + r] = q;
-                part.change[k * n + r] += change;
                 levels[i * n + r] = change;
             }
         }

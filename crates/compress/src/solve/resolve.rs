@@ -5,7 +5,6 @@
 //!    where `t_S = q_S − G_S H_SS⁻¹`.
 //! 2. GPTQ for `t_S` alone: scales by the layout's search, then the walk along the factor of `H_SS⁻¹`.
 //! 3. Each row keeps the new span where its error is smaller.
-//! 4. `G += H[:, S] · Δ`, in the last sweep for the columns to come.
 
 use std::ops::Range;
 
@@ -17,19 +16,17 @@ use super::refine::Refinement;
 use super::stripes::STRIPE;
 
 impl Refinement<'_> {
-    /// Solves the span at the positions `span` again; `g` and `q` are `[cols, rows]`. In the last sweep
-    /// `g` is kept up for the columns to come only. Results in what was gained.
+    /// Solves the span at the positions `span` again; its gradient `g` and its weights `q` are
+    /// `[len, rows]`. Results in what was gained.
     pub(super) fn resolve(
         &self,
         span: Range<usize>,
-        g: &mut [f32],
+        g: &[f32],
         q: &mut [f32],
         stripes: &mut [Rounded],
-        is_last: bool,
     ) -> f64 {
         let (rows, len) = (self.rows, span.len());
-        let cols = q.len() / rows;
-        let whole = View::new(self.h, cols, cols);
+        let cols = self.h.len().isqrt();
         let mut h = Vec::with_capacity(len * len);
         for row in self.h[span.start * cols..span.end * cols].chunks_exact(cols) {
             h.extend_from_slice(&row[span.clone()]);
@@ -43,10 +40,9 @@ impl Refinement<'_> {
             let b = View::new(b, len, b.len() / len);
             gemm(self.cpu, update, a, b, out, b.cols(), Region::Whole);
         };
-        let at = span.start * rows..span.end * rows;
         let mut moved = vec![0.0; len * rows];
-        let mut target = q[at.clone()].to_vec();
-        product(Update::Add, View::new(&u, len, len), &g[at.clone()], &mut moved);
+        let mut target = q.to_vec();
+        product(Update::Add, View::new(&u, len, len), g, &mut moved);
         product(Update::Subtract, View::new(&u, len, len).transposed(), &moved, &mut target);
         // (2)
         let order: Vec<usize> = (0..len).collect();
@@ -61,7 +57,7 @@ impl Refinement<'_> {
         let own = quantizer.stripes(rows);
         let surgeon = Surgeon { cpu: self.cpu, u: &u };
         let mut solved = target.clone();
-        let own = surgeon.walk(&mut solved, rows, len, &mut quantizer, own);
+        let (own, _) = surgeon.walk(&mut solved, rows, len, &mut quantizer, own);
         // (3)
         let error = |q: &[f32]| -> Vec<f64> {
             let d: Vec<f32> = q.iter().zip(&target).map(|(q, t)| q - t).collect();
@@ -75,19 +71,18 @@ impl Refinement<'_> {
             }
             errors
         };
-        let errors = error(&solved).into_iter().zip(error(&q[at.clone()]));
+        let errors = error(&solved).into_iter().zip(error(q));
         let gains: Vec<f64> = errors.map(|(new, old)| (new - old).min(0.0)).collect();
         let better: Vec<bool> = gains.iter().map(|gain| *gain < 0.0).collect();
         if own.iter().any(|stripe| stripe.error.is_some()) || !better.contains(&true) {
             return 0.0;
         }
-        for (k, (q, solved)) in
-            q[at].chunks_exact_mut(rows).zip(solved.chunks_exact_mut(rows)).enumerate()
+        for (k, (q, solved)) in q.chunks_exact_mut(rows).zip(solved.chunks_exact(rows)).enumerate()
         {
             for row in 0..rows {
-                let (old, new) = (q[row], solved[row]);
-                solved[row] = if better[row] { new - old } else { 0.0 };
-                q[row] = if better[row] { new } else { old };
+                if better[row] {
+                    q[row] = solved[row];
+                }
             }
             for ((stripe, own), better) in stripes.iter_mut().zip(&own).zip(better.chunks(STRIPE)) {
                 let n = better.len();
@@ -107,10 +102,6 @@ impl Refinement<'_> {
                 );
             }
         }
-        // (4)
-        let concerned = self.concerned(&span, cols, is_last);
-        let g = &mut g[concerned.start * rows..];
-        product(Update::Add, whole.part(concerned, span), &solved, g);
         gains.iter().sum()
     }
 }

@@ -51,7 +51,7 @@ pub fn sparsegpt(
     let mut turned = transposed(cpu, &alive, rows, &order);
     let surgeon = Surgeon { cpu, u: &factor.u };
     let width = run * BLOCK.div_ceil(run);
-    let masks = surgeon.walk(&mut turned, rows, width, &mut pruner, own);
+    let (masks, _) = surgeon.walk(&mut turned, rows, width, &mut pruner, own);
     let mut weights = vec![0.0; rows * cols];
     restored(&turned, rows, &order, &mut weights);
     let mut pruned = Vec::with_capacity(rows * cols);
