@@ -98,7 +98,7 @@ impl<'a> Run<'a> {
         let dir = unfinished.dir().to_owned();
         let (checkpoint, cpu) = (self.checkpoint, self.cpu);
         let mut walk =
-            Walk::begin(checkpoint, cpu, sequences, self.needs.cross, &self.limits, &dir)?;
+            Walk::begin(checkpoint, cpu, sequences, self.needs.cross, &self.limits, &dir)?.fast();
         // A layer is four stages and the way out, and a look at it before where scales are folded.
         let passes = BlockStage::ALL.len() as u64 + 1 + u64::from(self.fold);
         let steps = sequences.len() as u64 * passes;

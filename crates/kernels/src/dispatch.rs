@@ -32,7 +32,7 @@ macro_rules! for_each_isa {
                 $crate::Isa::Avx2 => unsafe { avx2($($argument),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Avx512 => unsafe { avx512($($argument),*) },
+                $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 => unsafe { avx512($($argument),*) },
                 _ => body($($argument),*),
             }
         }

@@ -21,7 +21,7 @@ pub trait Wide {
 pub fn run_wide<W: Wide>(isa: Isa, work: W) -> W::Output {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => {
+        Isa::Avx512 | Isa::Avx512Bf16 => {
             assert!(is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512dq"));
             assert!(is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("fma"));
             // SAFETY: the processor has the features, checked just above; those with them have

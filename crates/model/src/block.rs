@@ -3,20 +3,32 @@
 
 use std::ops::{ControlFlow, Range};
 
-use bevel_base::DType;
-use bevel_kernels::{Cpu, PackedMatrix};
+use bevel_kernels::Cpu;
 
 use crate::forward::{LayerPlace, spans};
 use crate::linear::Linear;
-use crate::weights::{Ffn, LayerWeights, Loader, Mlp};
+use crate::weights::{Ffn, LayerWeights, Loader, Mlp, pack_f32};
 use crate::{Checkpoint, Error, KvCache, ModelConfig, Part, Result, Sequence, Stage, State, Tap};
 
 /// A decoder block with weights of floating point: packed ones are unpacked, so that what is
-/// measured is the model and not the rounding of its activations.
+/// measured is the model and not the rounding of its activations to int8.
 #[derive(Debug)]
 pub struct Block {
     weights: LayerWeights,
+    /// Linear layers multiply in bf16.
+    bf16: bool,
     place: LayerPlace,
+}
+
+/// How exactly a [`Block`]'s linear layers multiply. Everything else is in single precision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// In single precision.
+    Single,
+    /// With weights and inputs rounded to bf16, where
+    /// [`Isa::has_bf16_products`](bevel_kernels::Isa::has_bf16_products); elsewhere as `Single`, which is
+    /// the faster there.
+    Fast,
 }
 
 /// The buffers that blocks of a model run in: one sequence at a time, from its beginning.
@@ -46,10 +58,17 @@ impl Block {
     ///
     /// # Errors
     /// Those of reading and packing a tensor.
-    pub fn load(checkpoint: &Checkpoint, cpu: &Cpu, layer: usize) -> Result<Self> {
+    pub fn load(
+        checkpoint: &Checkpoint,
+        cpu: &Cpu,
+        layer: usize,
+        precision: Precision,
+    ) -> Result<Self> {
+        let bf16 = precision == Precision::Fast && cpu.isa().has_bf16_products();
+        let loader = if bf16 { Loader::bf16 } else { Loader::exact };
         let windowed = checkpoint.config().windowed[layer];
-        let weights = Loader::exact(checkpoint, cpu, &mut |_| {}).layer(layer)?;
-        Ok(Self { weights, place: LayerPlace { cached: 0, windowed } })
+        let weights = loader(checkpoint, cpu, &mut |_| {}).layer(layer)?;
+        Ok(Self { weights, bf16, place: LayerPlace { cached: 0, windowed } })
     }
 
     /// x += attention(x) for the residual stream `x`, `[n, dim]`, of one sequence. Where `tap` breaks
@@ -167,14 +186,11 @@ impl Block {
         values: &[f32],
     ) -> Result<()> {
         let stem = name.strip_suffix(".weight").ok_or_else(|| missing(name))?;
+        let bf16 = self.bf16;
         for (linear, rows) in self.linears(stem, expert).ok_or_else(|| missing(name))? {
             let (count, cols) = (linear.weight.rows(), linear.weight.cols());
             let values = &values[rows.start * cols..rows.end * cols];
-            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            linear.weight =
-                PackedMatrix::pack(cpu, DType::F32, count, cols, &bytes).map_err(|source| {
-                    Error::Kernel { path: "a block".to_owned(), tensor: name.to_owned(), source }
-                })?;
+            linear.weight = pack_f32(cpu, count, cols, values, bf16);
         }
         Ok(())
     }

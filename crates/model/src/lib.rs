@@ -20,7 +20,7 @@ mod tap;
 pub mod tokenizer;
 mod weights;
 
-pub use block::{Block, BlockState};
+pub use block::{Block, BlockState, Precision};
 pub use cache::{KvCache, Sequence};
 pub use checkpoint::{Checkpoint, Entry, HfTensor, Place, Transform, regroup_rows, source_row};
 pub use config::{Experts, ModelConfig, RopeConfig, RopeScaling};

@@ -84,7 +84,7 @@ impl Weights {
         let tied = loader.config.tied;
         let embedding = match checkpoint.entry(EMBEDDING)?.is_coded() {
             true if tied => Embedding::Tied,
-            true => Embedding::Coded(Box::new(loader.matrix(EMBEDDING, None, 0)?)),
+            true => Embedding::Coded(Box::new(loader.matrix(EMBEDDING, None, 0, false)?)),
             false => Embedding::Stored {
                 dtype: checkpoint.entry(EMBEDDING)?.dtype,
                 owned: match checkpoint.read(EMBEDDING)? {
@@ -177,26 +177,46 @@ pub(crate) struct Loader<'a> {
     bytes: u64,
     /// Packed types become floating point.
     exact: bool,
+    /// Linear layers multiply in bf16.
+    bf16: bool,
     /// Tensors whose codes became floating point because no layout fits their groups.
     widened: Vec<String>,
 }
 
 impl<'a> Loader<'a> {
-    /// A loader that unpacks packed types, so that activations are not rounded.
+    /// A loader that unpacks packed types, so that activations are not rounded to int8.
     pub(crate) fn exact(
         checkpoint: &'a Checkpoint,
         cpu: &'a Cpu,
         progress: &'a mut dyn FnMut(u64),
     ) -> Self {
         let config = checkpoint.config();
-        Self { checkpoint, config, cpu, progress, bytes: 0, exact: true, widened: Vec::new() }
+        Self {
+            checkpoint,
+            config,
+            cpu,
+            progress,
+            bytes: 0,
+            exact: true,
+            bf16: false,
+            widened: Vec::new(),
+        }
+    }
+
+    /// As [`Loader::exact`], with linear layers that multiply in bf16.
+    pub(crate) fn bf16(
+        checkpoint: &'a Checkpoint,
+        cpu: &'a Cpu,
+        progress: &'a mut dyn FnMut(u64),
+    ) -> Self {
+        Self { bf16: true, ..Self::exact(checkpoint, cpu, progress) }
     }
 
     /// The output norm, and the head, which may be the embedding.
     pub(crate) fn head(&mut self) -> Result<(Vec<f32>, Linear)> {
         let norm = self.checkpoint.read_f32("output_norm.weight")?;
         let name = if self.config.tied { EMBEDDING } else { "output.weight" };
-        Ok((norm, self.matrix(name, None, 0)?))
+        Ok((norm, self.matrix(name, None, 0, false)?))
     }
 
     pub(crate) fn layer(&mut self, layer: usize) -> Result<LayerWeights> {
@@ -246,11 +266,12 @@ impl<'a> Loader<'a> {
                 down: self.linear(&name("ffn_down"), None)?,
             })),
             Some(experts) => Ffn::Experts {
-                router: Box::new(self.matrix(&name("ffn_gate_inp.weight"), None, 0)?),
+                router: Box::new(self.matrix(&name("ffn_gate_inp.weight"), None, 0, false)?),
                 experts: (0..experts.count)
                     .map(|e| {
-                        let mut linear =
-                            |stem: &str| self.matrix(&name(&format!("{stem}.weight")), None, e);
+                        let mut linear = |stem: &str| {
+                            self.matrix(&name(&format!("{stem}.weight")), None, e, self.bf16)
+                        };
                         Ok(Mlp {
                             gate: linear("ffn_gate_exps")?,
                             up: linear("ffn_up_exps")?,
@@ -286,7 +307,7 @@ impl<'a> Loader<'a> {
                 Some(rows.clone().map_or(bias.clone(), |rows| bias[rows].to_vec()))
             }
         };
-        Ok(Linear { bias, ..self.matrix(&format!("{stem}.weight"), rows, 0)? })
+        Ok(Linear { bias, ..self.matrix(&format!("{stem}.weight"), rows, 0, self.bf16)? })
     }
 
     /// One sentence for all tensors that take more memory than their codes.
@@ -299,7 +320,13 @@ impl<'a> Loader<'a> {
     }
 
     /// Packs a matrix, some of its rows, or one matrix of a stack of experts.
-    fn matrix(&mut self, name: &str, rows: Option<Range<usize>>, expert: usize) -> Result<Linear> {
+    fn matrix(
+        &mut self,
+        name: &str,
+        rows: Option<Range<usize>>,
+        expert: usize,
+        bf16: bool,
+    ) -> Result<Linear> {
         let entry = self.checkpoint.entry(name)?;
         let dims = entry.shape.dims();
         let (&cols, outer) = dims.split_last().expect("checked shapes have dimensions");
@@ -312,14 +339,14 @@ impl<'a> Loader<'a> {
                 for (row, values) in rows.clone().zip(values.chunks_exact_mut(cols)) {
                     matrix.dequantize_row(row, values);
                 }
-                Linear::new(self.pack(name, rows.len(), cols, DType::F32, &bytes_of(&values))?)
+                Linear::new(pack_f32(self.cpu, rows.len(), cols, &values, bf16))
             }
             Some(matrix) => Linear::grouped(self.cpu, &matrix, rows.clone()),
             None => {
                 let bytes = self.checkpoint.read(name)?;
                 let row_bytes = bytes.len() / total;
                 let part = &bytes[first * row_bytes..][..rows.len() * row_bytes];
-                Linear::new(self.pack(name, rows.len(), cols, entry.dtype, part)?)
+                Linear::new(self.pack(name, rows.len(), cols, entry.dtype, part, bf16)?)
             }
         };
         if linear.weight.is_widened() {
@@ -342,26 +369,38 @@ impl<'a> Loader<'a> {
         cols: usize,
         dtype: DType,
         data: &[u8],
+        bf16: bool,
     ) -> Result<PackedMatrix> {
-        let path = || self.checkpoint.path().to_owned();
-        let (mut dtype, mut data) = (dtype, Cow::Borrowed(data));
-        if self.exact && dtype.is_packed() {
+        let (path, tensor) = (|| self.checkpoint.path().to_owned(), tensor.to_owned());
+        if bf16 || (self.exact && dtype.is_packed()) {
             let mut values = vec![0f32; rows * cols];
-            pack::dequantize(dtype, &data, &mut values).map_err(|source| Error::Tensor {
-                path: path(),
-                tensor: tensor.into(),
-                source,
-            })?;
-            (dtype, data) = (DType::F32, bytes_of(&values).into());
+            if let Err(source) = pack::dequantize(dtype, data, &mut values) {
+                return Err(Error::Tensor { path: path(), tensor, source });
+            }
+            return Ok(pack_f32(self.cpu, rows, cols, &values, bf16));
         }
-        PackedMatrix::pack(self.cpu, dtype, rows, cols, &data).map_err(|source| Error::Kernel {
+        PackedMatrix::pack(self.cpu, dtype, rows, cols, data).map_err(|source| Error::Kernel {
             path: path(),
-            tensor: tensor.into(),
+            tensor,
             source,
         })
     }
 }
 
-fn bytes_of(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+/// Packs weights of floating point, for products in bf16 or in f32.
+///
+/// # Panics
+/// Where `values` are not `[rows, cols]`.
+pub(crate) fn pack_f32(
+    cpu: &Cpu,
+    rows: usize,
+    cols: usize,
+    values: &[f32],
+    bf16: bool,
+) -> PackedMatrix {
+    if bf16 {
+        return PackedMatrix::pack_bf16(cpu, rows, cols, values);
+    }
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    PackedMatrix::pack(cpu, DType::F32, rows, cols, &bytes).expect("values are a whole matrix")
 }

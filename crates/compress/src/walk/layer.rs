@@ -50,7 +50,7 @@ pub(crate) struct Linear {
 impl<'w, 'a> Layer<'w, 'a> {
     /// Loads layer `index` of a walk that has come to it.
     pub(super) fn load(walk: &'w mut Walk<'a>, index: usize) -> Result<Self> {
-        let load = || Block::load(walk.checkpoint, walk.cpu, index);
+        let load = || Block::load(walk.checkpoint, walk.cpu, index, walk.precision);
         let block = load()?;
         let full = walk.full.is_some().then(load).transpose()?;
         let changed = BTreeMap::new();

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use bevel_base::pack;
 use bevel_kernels::{Cpu, rms_norm, scale};
-use bevel_model::{BlockState, Checkpoint};
+use bevel_model::{BlockState, Checkpoint, Precision};
 
 pub(crate) use activations::Activations;
 pub(crate) use layer::{Layer, Linear};
@@ -46,6 +46,7 @@ pub(crate) struct Walk<'a> {
     /// Where inputs that are kept lie if they take more than `limit` bytes.
     spill: PathBuf,
     limit: u64,
+    precision: Precision,
     /// What took how long.
     pub(crate) times: Times,
 }
@@ -95,10 +96,17 @@ impl<'a> Walk<'a> {
             full: with_full.then(|| streams("full-streams", limit)).transpose()?,
             spill: dir.to_owned(),
             limit: limits.inputs,
+            precision: Precision::Single,
             times: Times::default(),
         };
         walk.embed(sequences)?;
         Ok(walk)
+    }
+
+    /// Lets layers multiply in bf16 where that is faster: what is lost is far less than what solvers lose
+    /// even in eight bits. What a type costs by itself would drown in it.
+    pub(crate) fn fast(self) -> Self {
+        Self { precision: Precision::Fast, ..self }
     }
 
     /// Goes on from streams that [`Walk::save`] kept.

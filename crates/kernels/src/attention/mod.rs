@@ -294,7 +294,7 @@ fn attend<E: Load>(
         Isa::Avx2 => unsafe { vector::attend_avx2(chunk, work, partial) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 => unsafe { vector::attend_avx512(chunk, work, partial) },
+        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { vector::attend_avx512(chunk, work, partial) },
         _ => scalar::attend(chunk, work, partial),
     }
 }
@@ -304,7 +304,7 @@ const fn micro_rows(isa: Isa) -> usize {
     match isa {
         Isa::Scalar => 1,
         Isa::Avx2 => 4,
-        Isa::Avx512 => 8,
+        Isa::Avx512 | Isa::Avx512Bf16 => 8,
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Shape {
 /// The tile that fills the registers.
 pub(super) fn shape(isa: Isa) -> Shape {
     match isa {
-        Isa::Avx512 => Shape { rows: 12, cols: 32 },
+        Isa::Avx512 | Isa::Avx512Bf16 => Shape { rows: 12, cols: 32 },
         Isa::Avx2 => Shape { rows: 6, cols: 16 },
         Isa::Scalar => Shape { rows: 4, cols: 8 },
     }
@@ -50,7 +50,7 @@ pub(super) unsafe fn accumulate(
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => avx512(a, b, sign, tile, stride),
+            Isa::Avx512 | Isa::Avx512Bf16 => avx512(a, b, sign, tile, stride),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2(a, b, sign, tile, stride),
             _ => scalar(a, b, sign, tile, stride),

@@ -4,6 +4,7 @@
 //! for the same columns lies together:
 //! ```text
 //! f32    [column][T]                                     4 * T bytes a column
+//! bf16   [pair of columns][T][2]                         4 * T bytes a pair, the last padded with zero
 //! int8   [group of 32 columns] of                       48 * T bytes a group
 //!            [quad 0..8][T][4 columns]   i8 codes
 //!            [T]                         f32 scale = largest magnitude / 127
@@ -14,8 +15,9 @@
 //! end, whatever the sizes of the blocks are.
 
 use bevel_base::AlignedVec;
+use half::bf16;
 
-use super::layout::{GROUP, QUADS};
+use super::layout::{GROUP, Inputs, QUADS};
 use crate::{Cpu, Isa};
 
 /// The most tokens of a block.
@@ -29,6 +31,7 @@ pub(super) const GROUP_BYTES: usize = GROUP + 4 * 4;
 pub struct Scratch {
     pub(super) int8: Buffer,
     pub(super) f32: Buffer,
+    pub(super) bf16: Buffer,
     pub(super) outputs: Vec<super::Output>,
 }
 
@@ -41,8 +44,9 @@ impl Scratch {
 
 impl std::fmt::Debug for Scratch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let bytes = self.int8.0.as_ref().map_or(0, |b| b.len())
-            + self.f32.0.as_ref().map_or(0, |b| b.len());
+        let buffers = [&self.int8, &self.f32, &self.bf16];
+        let bytes: usize =
+            buffers.iter().map(|buffer| buffer.0.as_ref().map_or(0, |b| b.len())).sum();
         f.debug_struct("Scratch").field("bytes", &bytes).finish()
     }
 }
@@ -96,16 +100,53 @@ pub(super) fn interleave(
     len
 }
 
-/// Fills `buffer` with `x` (`[n, cols]`, `cols` a multiple of 32) quantized to int8, and returns the
-/// bytes used.
-pub(super) fn quantize(cpu: &Cpu, x: &[f32], n: usize, cols: usize, buffer: &mut Buffer) -> usize {
-    let token_bytes = cols / GROUP * GROUP_BYTES;
+/// Fills `buffer` with `x` (`[n, cols]`) rounded to bf16, and returns the bytes used.
+pub(super) fn round_to_bf16(
+    cpu: &Cpu,
+    x: &[f32],
+    n: usize,
+    cols: usize,
+    buffer: &mut Buffer,
+) -> usize {
+    let token_bytes = Inputs::Bf16.bytes(cols);
     let out = buffer.grow(n * token_bytes);
     let isa = cpu.isa();
     each_block(cpu, x, n, cols, token_bytes, out, |x, tokens, out| match isa {
         // SAFETY: `Cpu` holds an instruction set only where the processor has it.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { super::avx512::quantize_block(x, tokens, out) },
+        Isa::Avx512Bf16 => unsafe { super::avx512::pair_block(x, tokens, out) },
+        _ => {
+            for (token, row) in x.chunks_exact(cols).enumerate() {
+                put_pairs(row, token, tokens, out.as_chunks_mut().0);
+            }
+        }
+    });
+    n * token_bytes
+}
+
+/// Rounds a row to bf16 and writes it as token `token` of a block of pairs.
+pub(super) fn put_pairs(row: &[f32], token: usize, tokens: usize, words: &mut [[u8; 4]]) {
+    for (pair, words) in row.chunks(2).zip(words.chunks_exact_mut(tokens)) {
+        let bits = |i: usize| pair.get(i).map_or(0, |&v| bf16::from_f32(v).to_bits());
+        words[token] = pair_word(bits(0), bits(1));
+    }
+}
+
+/// A pair as it lies in memory.
+pub(super) fn pair_word(first: u16, second: u16) -> [u8; 4] {
+    (u32::from(first) | u32::from(second) << 16).to_ne_bytes()
+}
+
+/// Fills `buffer` with `x` (`[n, cols]`, `cols` a multiple of 32) quantized to int8, and returns the
+/// bytes used.
+pub(super) fn quantize(cpu: &Cpu, x: &[f32], n: usize, cols: usize, buffer: &mut Buffer) -> usize {
+    let token_bytes = Inputs::Int8.bytes(cols);
+    let out = buffer.grow(n * token_bytes);
+    let isa = cpu.isa();
+    each_block(cpu, x, n, cols, token_bytes, out, |x, tokens, out| match isa {
+        // SAFETY: `Cpu` holds an instruction set only where the processor has it.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { super::avx512::quantize_block(x, tokens, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { super::avx2::quantize_block(x, tokens, out) },

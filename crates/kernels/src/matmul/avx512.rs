@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::activations::{GROUP_BYTES, Rounded, factor_and_scale, put_rounded};
+use super::activations::{GROUP_BYTES, Rounded, factor_and_scale, put_pairs, put_rounded};
 use super::kernels::Sums;
 use super::layout::{Dense, Float, Format, GROUP, QUADS, ROWS, RUN, Scales};
 use super::packed::Tile;
@@ -224,6 +224,75 @@ fn dense_block<const D: u8, const T: usize>(tile: &Tile<'_>, block: &[u8], sums:
     for t in 0..T {
         store(&mut sums[t], _mm512_add_ps(totals[t][0], totals[t][1]));
     }
+}
+
+/// Products of a tile of bf16 pairs with a block of tokens. Even and odd pairs are summed apart, as
+/// columns are in a dense tile.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+pub(super) fn pairs(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    match tokens {
+        8 => pairs_block::<8>(tile, block, sums),
+        4 => pairs_block::<4>(tile, block, sums),
+        2 => pairs_block::<2>(tile, block, sums),
+        _ => pairs_block::<1>(tile, block, sums),
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+fn pairs_block<const T: usize>(tile: &Tile<'_>, block: &[u8], sums: &mut Sums) {
+    let mut totals = [[_mm512_setzero_ps(); 2]; T];
+    let mut step = |weights: &[u8], x: &[u8], parity: usize| {
+        let weights = as_bf16(load(part(weights, 0)));
+        for t in 0..T {
+            totals[t][parity] = _mm512_dpbf16_ps(totals[t][parity], weights, as_bf16(word(x, t)));
+        }
+    };
+    let mut weights = tile.codes.chunks_exact(2 * 64);
+    let mut blocks = block.chunks_exact(const { 2 * T * 4 });
+    for (weights, x) in weights.by_ref().zip(blocks.by_ref()) {
+        step(&weights[..64], &x[..T * 4], 0);
+        step(&weights[64..], &x[T * 4..], 1);
+    }
+    if !weights.remainder().is_empty() {
+        step(weights.remainder(), blocks.remainder(), 0);
+    }
+    for t in 0..T {
+        store(&mut sums[t], _mm512_add_ps(totals[t][0], totals[t][1]));
+    }
+}
+
+/// Rounds the `tokens` rows of `x` to bf16, into one block.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+pub(super) fn pair_block(x: &[f32], tokens: usize, out: &mut [u8]) {
+    let cols = x.len() / tokens;
+    let whole = cols / 32 * 32;
+    let (words, _) = out.as_chunks_mut::<4>();
+    let (vectors, rest) = words.split_at_mut(whole / 2 * tokens);
+    for (token, row) in x.chunks_exact(cols).enumerate() {
+        let (row, _) = row.as_chunks::<32>();
+        for (values, words) in row.iter().zip(vectors.chunks_exact_mut(16 * tokens)) {
+            let (first, second) = (load_f32(part(values, 0)), load_f32(part(values, 16)));
+            let rounded = _mm512_cvtne2ps_pbh(second, first);
+            // SAFETY: both are 64 bytes without padding.
+            let pairs: [[u8; 4]; 16] = unsafe { std::mem::transmute(rounded) };
+            for (words, pair) in words.chunks_exact_mut(tokens).zip(pairs) {
+                words[token] = pair;
+            }
+        }
+    }
+    if cols > whole {
+        for (token, row) in x.chunks_exact(cols).enumerate() {
+            put_pairs(&row[whole..], token, tokens, rest);
+        }
+    }
+}
+
+/// The bits as 32 bf16 numbers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn as_bf16(bits: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes without padding, and any bits are numbers.
+    unsafe { std::mem::transmute(bits) }
 }
 
 /// Products of a tile of 4-bit level numbers with a block of tokens.

@@ -30,6 +30,7 @@ impl PackedMatrix {
             let source = Row { matrix, row: first + row, lane };
             match layout {
                 Layout::Dense(_) => source.put_dense(codes),
+                Layout::Pairs => unreachable!("codes stay codes or become f32"),
                 Layout::Float(float) => source.put_float(float, codes, scales),
                 Layout::Integer(integer) => {
                     integer.visit(PutInteger { plan: &plan, source, codes, scales });

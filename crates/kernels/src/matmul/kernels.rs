@@ -27,6 +27,11 @@ impl Kernel {
     pub(super) fn select(layout: Layout, cpu: &Cpu) -> Self {
         Self(match layout {
             Layout::Dense(dense) => dense_function(dense, cpu.isa()),
+            Layout::Pairs => match cpu.isa() {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Bf16 => avx512::pairs,
+                _ => scalar::pairs,
+            },
             Layout::Integer(integer) => integer.visit(Select(cpu.isa())),
             Layout::Float(float) => float_function(float, cpu.isa()),
         })
@@ -47,7 +52,7 @@ impl Visitor for Select {
     fn visit<F: Format>(self) -> Function {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => avx512::integer::<F>,
+            Isa::Avx512 | Isa::Avx512Bf16 => avx512::integer::<F>,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::integer::<F>,
             _ => scalar::integer::<F>,
@@ -58,11 +63,11 @@ impl Visitor for Select {
 fn dense_function(dense: Dense, isa: Isa) -> Function {
     match (isa, dense) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Dense::F32) => avx512::dense_f32,
+        (Isa::Avx512 | Isa::Avx512Bf16, Dense::F32) => avx512::dense_f32,
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Dense::F16) => avx512::dense_f16,
+        (Isa::Avx512 | Isa::Avx512Bf16, Dense::F16) => avx512::dense_f16,
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Dense::Bf16) => avx512::dense_bf16,
+        (Isa::Avx512 | Isa::Avx512Bf16, Dense::Bf16) => avx512::dense_bf16,
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, Dense::F32) => avx2::dense_f32,
         #[cfg(target_arch = "x86_64")]
@@ -78,9 +83,9 @@ fn dense_function(dense: Dense, isa: Isa) -> Function {
 fn float_function(float: Float, isa: Isa) -> Function {
     match (isa, float) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Float::Levels) => avx512::levels,
+        (Isa::Avx512 | Isa::Avx512Bf16, Float::Levels) => avx512::levels,
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Float::Float8) => avx512::float8,
+        (Isa::Avx512 | Isa::Avx512Bf16, Float::Float8) => avx512::float8,
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2, Float::Levels) => avx2::levels,
         #[cfg(target_arch = "x86_64")]

@@ -8,6 +8,11 @@
 //! [column][16 rows]      a column of a tile: 64 bytes of f32, 32 bytes of f16 or bf16
 //! ```
 //!
+//! # Pair tiles: bf16 whose products take bf16 inputs
+//! ```text
+//! [pair of columns][16 rows][2]      64 bytes a pair; an odd last column has a zero beside it
+//! ```
+//!
 //! # Integer tiles
 //! Columns come in groups of 32. A group is eight **quads**, quad k being columns 4k .. 4k+4. An
 //! int8 dot-product instruction multiplies the four bytes of each 32-bit lane, so a quad of one byte
@@ -40,6 +45,8 @@
 use bevel_base::DType;
 use bevel_base::pack::iq4::IQ4_LEVELS;
 use bevel_base::pack::mxfp4::MXFP4_LEVELS;
+
+use super::activations::GROUP_BYTES;
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 16;
@@ -287,10 +294,30 @@ impl Dense {
     }
 }
 
+/// How kernels take activations; diagrams in `activations.rs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Inputs {
+    F32,
+    Bf16,
+    Int8,
+}
+
+impl Inputs {
+    /// Bytes of a token of `cols` values.
+    pub(super) fn bytes(self, cols: usize) -> usize {
+        match self {
+            Inputs::F32 => cols * 4,
+            Inputs::Bf16 => cols.div_ceil(2) * 4,
+            Inputs::Int8 => cols / GROUP * GROUP_BYTES,
+        }
+    }
+}
+
 /// The execution layout of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
     Dense(Dense),
+    Pairs,
     Integer(Integer),
     Float(Float),
 }
@@ -324,11 +351,21 @@ impl Layout {
         })
     }
 
+    /// What products take.
+    pub(super) fn inputs(self) -> Inputs {
+        match self {
+            Layout::Dense(_) | Layout::Float(_) => Inputs::F32,
+            Layout::Pairs => Inputs::Bf16,
+            Layout::Integer(_) => Inputs::Int8,
+        }
+    }
+
     /// Bytes of a tile's codes (or values) and of its scales. `columns` share a scale, where the
     /// layout leaves their number open.
     pub(super) fn tile_bytes(self, cols: usize, columns: usize) -> (usize, usize) {
         match self {
             Layout::Dense(dense) => (cols * ROWS * dense.bytes(), 0),
+            Layout::Pairs => (cols.div_ceil(2) * ROWS * 4, 0),
             Layout::Integer(integer) => {
                 let (coding, groups) = (integer.coding(), cols / GROUP);
                 (groups * coding.group_bytes(), coding.scales.bytes(groups, span_log(columns)))

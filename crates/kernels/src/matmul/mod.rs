@@ -2,7 +2,7 @@
 //!
 //! A file's blocks are repacked at load into a few tile layouts ([`PackedMatrix`], diagrams in
 //! `layout.rs`); a new file format is a repacker, not a kernel. Products with dense weights use f32
-//! activations. Products with integer weights use activations rounded to int8 in groups of 32
+//! activations, or bf16 ones ([`PackedMatrix::pack_bf16`]). Products with integer weights use activations rounded to int8 in groups of 32
 //! columns, once for all matrices that share an input.
 //!
 //! Each output value is computed by one task in an order of operations that depends neither on the
@@ -24,9 +24,9 @@ pub use activations::Scratch;
 pub use grouped::sort_columns;
 pub use packed::PackedMatrix;
 
-use activations::{GROUP_BYTES, block_tokens};
+use activations::block_tokens;
 use kernels::Sums;
-use layout::{GROUP, ROWS};
+use layout::{Inputs, ROWS};
 
 use crate::Cpu;
 
@@ -74,21 +74,24 @@ pub fn matmul(cpu: &Cpu, x: &[f32], n: usize, products: &mut [Product<'_>], scra
         return;
     }
 
-    let int8 = if products.iter().any(|product| product.weight.is_integer()) {
-        activations::quantize(cpu, x, n, cols, &mut scratch.int8)
-    } else {
-        0
-    };
+    let any = |inputs: Inputs| products.iter().any(|product| product.weight.inputs() == inputs);
+    let mut int8 = 0;
+    if any(Inputs::Int8) {
+        int8 = activations::quantize(cpu, x, n, cols, &mut scratch.int8);
+    }
+    let mut bf16 = 0;
+    if any(Inputs::Bf16) {
+        bf16 = activations::round_to_bf16(cpu, x, n, cols, &mut scratch.bf16);
+    }
     // A single token's values already lie as kernels read them.
-    let f32 = if n > 1 && products.iter().any(|product| !product.weight.is_integer()) {
-        activations::interleave(cpu, x, n, cols, &mut scratch.f32)
-    } else {
-        0
-    };
+    let mut f32 = 0;
+    if n > 1 && any(Inputs::F32) {
+        f32 = activations::interleave(cpu, x, n, cols, &mut scratch.f32);
+    }
     scratch.outputs.clear();
     scratch.outputs.extend(products.iter_mut().map(|product| Output(product.out.as_mut_ptr())));
 
-    let int8 = scratch.int8.get(int8);
+    let (int8, bf16) = (scratch.int8.get(int8), scratch.bf16.get(bf16));
     let f32 = if n > 1 { scratch.f32.get(f32) } else { bytemuck::cast_slice(x) };
     let (outputs, products) = (&scratch.outputs, &*products);
 
@@ -109,7 +112,11 @@ pub fn matmul(cpu: &Cpu, x: &[f32], n: usize, products: &mut [Product<'_>], scra
             let last = first + product.weight.tiles();
             if tile < end.min(last) {
                 let range = tile - first..end.min(last) - first;
-                let activations = if product.weight.is_integer() { int8 } else { f32 };
+                let activations = match product.weight.inputs() {
+                    Inputs::Int8 => int8,
+                    Inputs::Bf16 => bf16,
+                    Inputs::F32 => f32,
+                };
                 // SAFETY: the range lies inside the product, whose output holds `n` rows; no other
                 // task has these tiles.
                 unsafe { multiply(cpu, product.weight, range, activations, n, output) };
@@ -134,7 +141,7 @@ unsafe fn multiply(
 ) {
     let kernel = weight.kernel(cpu);
     let (cols, rows) = (weight.cols(), weight.rows());
-    let token_bytes = if weight.is_integer() { cols / GROUP * GROUP_BYTES } else { cols * 4 };
+    let token_bytes = weight.inputs().bytes(cols);
     let panel = (PANEL_BYTES / token_bytes / 8 * 8).max(8);
     let mut sums: Sums = [[0.0; ROWS]; activations::TOKENS];
     for start in (0..n).step_by(panel) {

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::activations::TOKENS;
+use super::activations::{GROUP_BYTES, TOKENS};
 use super::kernels::Sums;
 use super::layout::{Coding, Dense, Float, Format, GROUP, Layout, ROWS, RUN, Scales, Visitor};
 use super::packed::Tile;
@@ -13,7 +13,7 @@ use super::packed::Tile;
 pub(super) fn integer<F: Format>(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
     sums[..tokens].fill([0.0; ROWS]);
     let spans = if F::CODING.scales.halves() { 2 } else { 1 };
-    for (group, block) in block.chunks_exact(tokens * super::GROUP_BYTES).enumerate() {
+    for (group, block) in block.chunks_exact(tokens * GROUP_BYTES).enumerate() {
         let levels = group_levels(F::CODING, tile, group);
         let scales = scales(F::CODING, tile, group);
         let (codes, rest) = block.split_at(GROUP * tokens);
@@ -62,6 +62,28 @@ pub(super) fn dense_f16(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut
 /// Products of a bf16 tile with a block of tokens.
 pub(super) fn dense_bf16(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
     dense(tile, block, tokens, sums, |bytes| bf16::from_le_bytes(bytes).to_f32());
+}
+
+/// Products of a tile of bf16 pairs with a block of tokens.
+pub(super) fn pairs(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    sums[..tokens].fill([0.0; ROWS]);
+    let weights = tile.codes.as_chunks::<4>().0.as_chunks::<ROWS>().0;
+    for (weights, block) in weights.iter().zip(block.chunks_exact(tokens * 4)) {
+        for (sums, &x) in sums.iter_mut().zip(block.as_chunks().0) {
+            let x = pair(x);
+            for (sum, &weights) in sums.iter_mut().zip(weights) {
+                let weights = pair(weights);
+                *sum += weights[0] * x[0];
+                *sum += weights[1] * x[1];
+            }
+        }
+    }
+}
+
+/// The numbers of a pair.
+fn pair(bytes: [u8; 4]) -> [f32; 2] {
+    let bits = u32::from_ne_bytes(bytes);
+    [f32::from_bits(bits << 16), f32::from_bits(bits & 0xffff_0000)]
 }
 
 #[inline(always)]
@@ -259,5 +281,11 @@ pub(super) fn read_row(layout: Layout, tile: &Tile<'_>, lane: usize, out: &mut [
         Layout::Dense(Dense::F32) => read(tile, lane, out, f32::from_le_bytes),
         Layout::Dense(Dense::F16) => read(tile, lane, out, |v| f16::from_le_bytes(v).to_f32()),
         Layout::Dense(Dense::Bf16) => read(tile, lane, out, |v| bf16::from_le_bytes(v).to_f32()),
+        Layout::Pairs => {
+            let pairs = tile.codes.as_chunks::<4>().0.as_chunks::<ROWS>().0;
+            for (out, &weights) in out.chunks_mut(2).zip(pairs) {
+                out.copy_from_slice(&pair(weights[lane])[..out.len()]);
+            }
+        }
     }
 }

@@ -167,6 +167,67 @@ proptest! {
             check(dtype, rows, blocks, n, seed);
         }
     }
+
+    #[test]
+    fn products_of_bf16_agree_with_double_precision(
+        rows in 1usize..70,
+        cols in 1usize..150,
+        n in 1usize..=33,
+        seed in any::<u64>(),
+    ) {
+        let mut random = Random(seed);
+        let mut values = |len: usize| (0..len).map(|_| random.value()).collect::<Vec<f32>>();
+        let (w, x) = (values(rows * cols), values(n * cols));
+        check_bf16(rows, cols, &w, &x, n);
+    }
+}
+
+/// Compares all instruction sets with sums in double precision of numbers rounded to bf16.
+#[track_caller]
+fn check_bf16(rows: usize, cols: usize, w: &[f32], x: &[f32], n: usize) {
+    let round = |v: &f32| half::bf16::from_f32(*v).to_f32();
+    let rounded_w: Vec<f32> = w.iter().map(round).collect();
+    let rounded_x: Vec<f32> = x.iter().map(round).collect();
+    for isa in Isa::available() {
+        let cpu = Cpu::with_isa(2, isa);
+        let weight = PackedMatrix::pack_bf16(&cpu, rows, cols, w);
+        let out = multiply(&cpu, &weight, x, n);
+        for (out, x) in out.chunks_exact(rows).zip(rounded_x.chunks_exact(cols)) {
+            for (row, (found, w)) in out.iter().zip(rounded_w.chunks_exact(cols)).enumerate() {
+                let error = (f64::from(*found) - dot(w, x)).abs() / (norm(w) * norm(x) + 1e-30);
+                assert!(error <= 3e-6, "[{rows}, {cols}] {isa} row {row}: {error:e} of its size");
+            }
+        }
+        let mut row = vec![0.0; cols];
+        for (index, expected) in rounded_w.chunks_exact(cols).enumerate() {
+            weight.row(index, &mut row);
+            assert_eq!(row, expected, "{isa}");
+        }
+    }
+}
+
+#[test]
+fn products_of_bf16_depend_on_neither_threads_nor_the_rest_of_the_batch() {
+    let (rows, cols, n) = (200, 513, 27);
+    let mut random = Random(12);
+    let mut values = |len: usize| (0..len).map(|_| random.value()).collect::<Vec<f32>>();
+    let (w, mut x) = (values(rows * cols), values(n * cols));
+    // What is not finite stays with its token.
+    x[3 * cols + 512] = f32::NAN;
+    x[4 * cols + 7] = f32::INFINITY;
+    for isa in Isa::available() {
+        let (one, three) = (Cpu::with_isa(1, isa), Cpu::with_isa(3, isa));
+        let weight = PackedMatrix::pack_bf16(&one, rows, cols, &w);
+        let bits = |out: &[f32]| out.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+        let all = multiply(&one, &weight, &x, n);
+        assert_eq!(bits(&all), bits(&multiply(&three, &weight, &x, n)), "{isa}: threads");
+        for token in 0..n {
+            let alone = multiply(&three, &weight, &x[token * cols..][..cols], 1);
+            let out = &all[token * rows..][..rows];
+            assert_eq!(bits(&alone), bits(out), "{isa}: token {token} alone");
+            assert_eq!(out.iter().all(|v| v.is_finite()), token != 3 && token != 4, "{isa}");
+        }
+    }
 }
 
 #[test]

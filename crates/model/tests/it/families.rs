@@ -9,8 +9,8 @@ use bevel_formats::gguf::{GgufFile, GgufWriter, Metadata};
 use bevel_formats::{TensorSpec, safetensors};
 use bevel_kernels::{Cpu, Isa, KvType, rms_norm_in_place};
 use bevel_model::{
-    Batch, Block, BlockState, Checkpoint, Error, KvCache, Model, NormPlacement, Part, Sequence,
-    Site, Stage, State,
+    Batch, Block, BlockState, Checkpoint, Error, KvCache, Model, NormPlacement, Part, Precision,
+    Sequence, Site, Stage, State,
 };
 
 fn golden(case: &str) -> PathBuf {
@@ -109,8 +109,11 @@ fn check(case: &str) {
         let cpu = Cpu::with_isa(2, isa);
         for path in [&dir, &file] {
             let checkpoint = Checkpoint::open(path).unwrap();
-            let error = relative_error(&blockwise_logits(&checkpoint, &cpu, &tokens), &want);
+            let blockwise = |precision| blockwise_logits(&checkpoint, &cpu, &tokens, precision);
+            let error = relative_error(&blockwise(Precision::Single), &want);
             assert!(error < 1e-4, "{case} block by block on {isa}: relative error {error:.2e}");
+            let error = relative_error(&blockwise(Precision::Fast), &want);
+            assert!(error < 0.05, "{case} block by block in bf16: relative error {error:.2e}");
             assert_eq!(checkpoint.unused(), [""; 0], "{}", path.display());
             check_rotated(path, &cpu, &tokens, &want);
             let model = Model::load(checkpoint, &cpu, &mut |_| {}).unwrap();
@@ -128,14 +131,19 @@ fn check(case: &str) {
 }
 
 /// The model block by block, as a calibration walk sees it, every weight read and set again.
-pub(crate) fn blockwise_logits(checkpoint: &Checkpoint, cpu: &Cpu, tokens: &[u32]) -> Vec<f32> {
+pub(crate) fn blockwise_logits(
+    checkpoint: &Checkpoint,
+    cpu: &Cpu,
+    tokens: &[u32],
+    precision: Precision,
+) -> Vec<f32> {
     let config = checkpoint.config();
     let embedding = checkpoint.read_f32("token_embd.weight").unwrap();
     let row = |&t: &u32| embedding[t as usize * config.dim..][..config.dim].iter();
     let mut x: Vec<f32> = tokens.iter().flat_map(row).map(|v| v * config.embedding_scale).collect();
     let mut run = BlockState::new(config, tokens.len()).unwrap();
     for layer in 0..config.layers {
-        let mut block = Block::load(checkpoint, cpu, layer).unwrap();
+        let mut block = Block::load(checkpoint, cpu, layer, precision).unwrap();
         let prefix = format!("blk.{layer}.");
         for (full, entry) in checkpoint.tensors() {
             let Some(name) = full.strip_prefix(&prefix) else { continue };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bevel_base::DType;
 use bevel_kernels::{Cpu, Isa};
-use bevel_model::{Checkpoint, Model};
+use bevel_model::{Checkpoint, Model, Precision};
 
 use crate::families::{blockwise_logits, expected_in, logits, relative_error, write_gguf};
 
@@ -39,7 +39,7 @@ fn check(case: &str, scheme: &str, near: Near) {
         let name = checkpoint.scheme().unwrap().name();
         assert!(name.starts_with(scheme), "{case}: {name}");
         assert_eq!(checkpoint.unused(), [""; 0], "{case}");
-        let unpacked = blockwise_logits(&checkpoint, &cpu, &tokens);
+        let unpacked = blockwise_logits(&checkpoint, &cpu, &tokens, Precision::Single);
         let check = |what: &str, found: &[f32], want: &[f32], limit: f64| {
             let error = relative_error(found, want);
             assert!(error < limit, "{case} on {isa}, {what}: relative error {error:.2e}");
