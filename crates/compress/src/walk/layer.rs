@@ -1,11 +1,13 @@
 //! A layer on the walk: steps 2 to 4, stage by stage.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 
 use bevel_kernels::Cpu;
 use bevel_model::{Block, BlockState, ModelConfig, NormPlacement, Site, Stage};
 
+use super::tokens::{self, weigh};
 use super::{Activations, Limits, StageStats, Walk, gather_into, read_rows};
 use crate::progress::Meter;
 use crate::{Needs, Result, Stats, Times};
@@ -185,58 +187,37 @@ impl<'w, 'a> Layer<'w, 'a> {
         // Experts see other tokens in the uncompressed model.
         let cross = needs.cross && self.full.is_some() && experts.is_none();
         let needs = Needs { cross, ..needs };
-        // Outputs that join the stream as they are.
         let config = self.walk.checkpoint.config();
-        let joins = needs.cross
-            && matches!(stage, Stage::AttentionOutput | Stage::Down)
-            && config.family.norms == NormPlacement::Pre
-            && config.residual_scale == 1.0;
+        let to_stream = matches!(stage, Stage::AttentionOutput | Stage::Down)
+            && config.family.norms == NormPlacement::Pre;
+        // Outputs that join the stream as they are.
+        let joins = needs.cross && to_stream && config.residual_scale == 1.0;
+        let weighed = to_stream && experts.is_none();
         let attend = !self.attended && matches!(stage, Stage::GateUp | Stage::Down);
         let mut before = self.kept.take();
         let mut kept = self.keep(stage)?;
         let (mut inputs, mut full_inputs) = (Vec::new(), Vec::new());
         let (mut x, mut full_x) = (Vec::new(), Vec::new());
         for index in 0..self.walk.streams.len() {
-            let Walk { checkpoint, cpu, run, streams, full, times, .. } = &mut *self.walk;
-            let config = checkpoint.config();
-            if let (Some(streams), Some(block)) = (full, &self.full) {
-                // What the inputs would have been.
-                let mut copy = |site: Site, input: &[f32], _: usize| {
-                    if site.stage != stage {
-                        return ControlFlow::Continue(());
-                    }
-                    full_inputs.clear();
-                    full_inputs.extend_from_slice(input);
-                    ControlFlow::Break(())
-                };
-                if attend || needs.cross {
-                    streams.read(index, &mut full_x)?;
-                }
-                if attend {
-                    let kept = before.as_mut().and_then(|kept| kept.full.as_mut());
-                    attention(block, cpu, config, run, kept, index, &mut full_x)?;
-                    streams.write(index, &full_x)?;
-                }
-                if needs.cross {
-                    let _ = match stage {
-                        Stage::Qkv | Stage::AttentionOutput => {
-                            block.attention(cpu, config, &mut full_x, run, &mut copy)?
-                        }
-                        _ => block.feed_forward(cpu, config, &mut full_x, run, &mut copy)?,
-                    };
-                    if let Some(full) = kept.as_mut().and_then(|kept| kept.full.as_mut()) {
-                        full.write(index, &full_inputs)?;
-                    }
-                }
-            }
-            streams.read(index, &mut x)?;
             if attend {
-                let kept = before.as_mut().map(|kept| &mut kept.inputs);
-                attention(&self.block, cpu, config, run, kept, index, &mut x)?;
-                streams.write(index, &x)?;
+                self.attend(index, before.as_mut())?;
             }
-            let lost: Option<Vec<f32>> =
+            if needs.cross {
+                self.full_inputs(stage, index, &mut full_x, &mut full_inputs)?;
+                if let Some(full) = kept.as_mut().and_then(|kept| kept.full.as_mut()) {
+                    full.write(index, &full_inputs)?;
+                }
+            }
+            let Walk { checkpoint, cpu, run, streams, times, .. } = &mut *self.walk;
+            let config = checkpoint.config();
+            streams.read(index, &mut x)?;
+            let mut lost: Option<Vec<f32>> =
                 joins.then(|| full_x.iter().zip(&x).map(|(full, x)| full - x).collect());
+            let factors = weighed.then(|| tokens::factors(&x, config.dim));
+            if let Some(factors) = &factors {
+                weigh(lost.as_deref_mut().unwrap_or_default(), factors);
+                weigh(&mut full_inputs, factors);
+            }
             let mut gather = |site: Site, input: &[f32], n: usize| {
                 if site.stage != stage {
                     return ControlFlow::Continue(());
@@ -250,12 +231,16 @@ impl<'w, 'a> Layer<'w, 'a> {
                     inputs.extend_from_slice(input);
                 }
                 if wanted {
+                    let mut input = Cow::Borrowed(input);
+                    if let Some(factors) = &factors {
+                        weigh(input.to_mut(), factors);
+                    }
                     let stats = || Stats::new(input.len() / n, needs);
                     let stats = all.entry(site.expert).or_insert_with(stats);
                     let full_inputs = cross.then_some(&full_inputs[..]);
-                    gather_into(stats, times, cpu, input, n, full_inputs);
+                    gather_into(stats, times, cpu, &input, n, full_inputs);
                     if let Some(lost) = &lost {
-                        times.time("statistics", || stats.add_residual(cpu, input, lost, n));
+                        times.time("statistics", || stats.add_residual(cpu, &input, lost, n));
                     }
                 }
                 ControlFlow::Break(())
@@ -274,6 +259,55 @@ impl<'w, 'a> Layer<'w, 'a> {
         self.attended |= attend;
         self.kept = kept;
         Ok(all)
+    }
+
+    /// Takes the streams of a sequence through the layer's attention.
+    fn attend(&mut self, index: usize, kept: Option<&mut Kept>) -> Result<()> {
+        let Walk { checkpoint, cpu, run, streams, full, .. } = &mut *self.walk;
+        let config = checkpoint.config();
+        let (inputs, full_inputs) = match kept {
+            Some(kept) => (Some(&mut kept.inputs), kept.full.as_mut()),
+            None => (None, None),
+        };
+        let mut x = Vec::new();
+        streams.read(index, &mut x)?;
+        attention(&self.block, cpu, config, run, inputs, index, &mut x)?;
+        streams.write(index, &x)?;
+        if let (Some(streams), Some(block)) = (full, &self.full) {
+            streams.read(index, &mut x)?;
+            attention(block, cpu, config, run, full_inputs, index, &mut x)?;
+            streams.write(index, &x)?;
+        }
+        Ok(())
+    }
+
+    /// What a stage's inputs are in the uncompressed model, and the stream there: nothing where it
+    /// does not walk beside.
+    fn full_inputs(
+        &mut self,
+        stage: Stage,
+        index: usize,
+        x: &mut Vec<f32>,
+        inputs: &mut Vec<f32>,
+    ) -> Result<()> {
+        let Walk { checkpoint, cpu, run, full, .. } = &mut *self.walk;
+        let (Some(streams), Some(block)) = (full, &self.full) else { return Ok(()) };
+        let mut copy = |site: Site, input: &[f32], _: usize| {
+            if site.stage != stage {
+                return ControlFlow::Continue(());
+            }
+            inputs.clear();
+            inputs.extend_from_slice(input);
+            ControlFlow::Break(())
+        };
+        streams.read(index, x)?;
+        let _ = match stage {
+            Stage::Qkv | Stage::AttentionOutput => {
+                block.attention(cpu, checkpoint.config(), x, run, &mut copy)?
+            }
+            _ => block.feed_forward(cpu, checkpoint.config(), x, run, &mut copy)?,
+        };
+        Ok(())
     }
 
     /// Room for a stage's inputs, where it is the last of its half: what is computed up to there need

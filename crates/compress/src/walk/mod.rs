@@ -10,6 +10,9 @@
 //!    What the attention's and the MLP's last projections are given was seen in step 2 and is kept
 //!    until then, so that every matrix is multiplied with every sequence once.
 //!
+//! Where outputs join the residual stream, a token whose stream is far larger than others' counts for less
+//! (`tokens.rs`).
+//!
 //! GPTAQ (arXiv 2504.02692) also asks what the inputs would have been: then the uncompressed model
 //! walks beside, layer by layer, on streams of its own.
 //!
@@ -19,6 +22,7 @@
 mod activations;
 mod fold;
 mod layer;
+mod tokens;
 mod unfinished;
 
 use std::collections::BTreeMap;

@@ -3,13 +3,14 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use bevel_base::DType;
 use bevel_compress::{
     Calibration, CalibrationConfig, Error, Options, Progress, Recipe, Report, Result, Source, Stage,
 };
 use bevel_kernels::{Cpu, KvType};
 use bevel_model::{Checkpoint, Model, Session};
 
-use crate::support::{recipe, tiny_austen};
+use crate::support::{recipe, tiny_austen, write_gguf};
 
 /// Some sentences that the model's authors might have written.
 const TEXT: &str = "It is a truth universally acknowledged, that a single man in possession of a good \
@@ -187,6 +188,54 @@ fn folded_scales_leave_the_function_as_it_was() {
         };
         let scaled = (0..4).filter(is_scaled).count();
         assert!(scaled >= 3, "{name} is scaled in {scaled} of 4 layers");
+    }
+}
+
+/// A model whose first token has a stream hundreds of times as large as all others', from the first layer
+/// on: one neuron of its MLP answers to that token's embedding alone.
+fn with_a_massive_token(path: &Path, token: u32) {
+    let checkpoint = Checkpoint::open(&tiny_austen()).unwrap();
+    let dim = checkpoint.config().dim;
+    let direction = |i: usize| if i % 2 == 0 { 1.0 } else { -1.0 };
+    write_gguf(path, checkpoint.config(), DType::F32, |name, _| {
+        let mut values = checkpoint.read_f32(name).unwrap();
+        match name {
+            "token_embd.weight" => {
+                let row = &mut values[token as usize * dim..][..dim];
+                row.iter_mut().enumerate().for_each(|(i, v)| *v = direction(i));
+            }
+            "blk.0.ffn_gate.weight" | "blk.0.ffn_up.weight" => {
+                let row = &mut values[..dim];
+                row.iter_mut().enumerate().for_each(|(i, v)| *v = 0.05 * direction(i));
+            }
+            "blk.0.ffn_down.weight" => {
+                let cols = values.len() / dim;
+                for (i, row) in values.chunks_exact_mut(cols).enumerate() {
+                    row[0] = 50.0 * direction(i / 2);
+                }
+            }
+            _ => {}
+        }
+        values
+    });
+}
+
+#[test]
+fn what_a_massive_token_lost_does_not_move_the_weights_behind_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("massive.gguf");
+    let data = calibration(8, 64);
+    with_a_massive_token(&path, data.sequences[0][0]);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let recipe = recipe("type = \"Q3_K\"\npure = true\nmethod = \"gptaq\"");
+    let (out, cpu) = (directory.path().join("small.gguf"), Cpu::new(2).unwrap());
+    let options = Options { compare: true, ..Options::default() };
+    let go_on = &mut |_: Progress<'_>| ControlFlow::Continue(());
+    let report =
+        bevel_compress::quantize(&checkpoint, &recipe, Some(&data), &out, &options, &cpu, go_on);
+    for tensor in report.unwrap().tensors.iter().filter(|t| t.name.starts_with("blk.")) {
+        // Unless such tokens count for less: 1.46.
+        assert!(tensor.relative_error < 0.8, "{}: {}", tensor.name, tensor.relative_error);
     }
 }
 
