@@ -196,7 +196,7 @@ fn folded_scales_leave_the_function_as_it_was() {
 fn with_a_massive_token(path: &Path, token: u32) {
     let checkpoint = Checkpoint::open(&tiny_austen()).unwrap();
     let dim = checkpoint.config().dim;
-    let direction = |i: usize| if i % 2 == 0 { 1.0 } else { -1.0 };
+    let direction = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
     write_gguf(path, checkpoint.config(), DType::F32, |name, _| {
         let mut values = checkpoint.read_f32(name).unwrap();
         match name {
