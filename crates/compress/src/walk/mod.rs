@@ -250,5 +250,6 @@ pub(crate) fn read_rows(
     pack::dequantize(entry.dtype, &bytes[first * row_bytes..][..rows * row_bytes], &mut values)
         .map_err(|source| Error::Tensor { tensor: name.to_owned(), source })?;
     drop(bytes);
+    checkpoint.release(name);
     Ok(values)
 }
