@@ -107,8 +107,8 @@ impl<'a> Walk<'a> {
         Ok(walk)
     }
 
-    /// Lets layers multiply in bf16 where that is faster: what is lost is far less than what solvers lose
-    /// even in eight bits. What a type costs by itself would drown in it.
+    /// Lets layers multiply in bf16 where that is faster: what is lost is less than what solvers lose even in
+    /// eight bits. What a type costs by itself would drown in it.
     pub(crate) fn fast(self) -> Self {
         Self { precision: Precision::Fast, ..self }
     }
