@@ -17,6 +17,7 @@ use crate::convert::from_gguf as plain;
 use crate::convert::{empty_report, safetensors_metadata};
 use crate::grouping::Grouping;
 use crate::output::{AtomicDirectory, has_space};
+use crate::plan::{idle_patterns, is_quantizable};
 use crate::progress::{Meter, OnProgress, Stage};
 use crate::solve::{self, Form, Rtn, Solved, solve};
 use crate::transcode::{Tally, Transcoder, tally};
@@ -117,7 +118,8 @@ pub(crate) fn quantize(
     options.accept(&report.warnings)?;
 
     let entries = grouping.format.config(&listed(checkpoint, grouping, &coded))?;
-    source.write(checkpoint, &specs, entries, directory.workspace())?;
+    let plain: Vec<TensorSpec> = pieces.iter().flat_map(|p| p.specs.clone()).collect();
+    source.write(checkpoint, &plain, entries, directory.workspace())?;
     directory.finish()?;
     remove_kept(out)?;
     report.times.add("write", start.elapsed().as_secs_f64());
@@ -141,10 +143,28 @@ impl<'a> Layout<'a> {
         recipe: &Recipe,
         grouping: &Grouping,
     ) -> Result<Self> {
-        let mut warnings = Vec::new();
+        if let Some(dtype) = recipe.packed_type() {
+            return Err(Error::Recipe(format!(
+                "a directory of {} cannot hold {dtype} too; its other tensors are F32, F16 or BF16",
+                grouping.code
+            )));
+        }
+        let names = checkpoint.tensors().iter();
+        let names = names.filter(|(name, entry)| is_quantizable(name, &entry.shape));
+        let mut warnings = idle_patterns(recipe, names.map(|(name, _)| name.as_str()));
         let coded = modules(checkpoint, recipe, grouping, &mut warnings)?;
         let mut pieces = plain::pieces(checkpoint, recipe, &mut warnings);
         pieces.retain(|piece| coded.iter().all(|c| c.name != piece.name));
+        one_type(&mut pieces, recipe, checkpoint.config().tied);
+        let mut types = pieces.iter().flat_map(|p| &p.specs).map(|spec| spec.dtype);
+        let first = types.next();
+        if matches!(grouping.format, GroupedFormat::BitsAndBytes { .. })
+            && types.any(|dtype| Some(dtype) != first)
+        {
+            warnings.push(
+                "the recipe asks for plain tensors of several types; transformers with bitsandbytes does not run such a model".to_owned(),
+            );
+        }
         let source = plain::Source::of(checkpoint, &mut warnings)?;
         let mut specs: Vec<TensorSpec> = pieces.iter().flat_map(|p| p.specs.clone()).collect();
         for module in &coded {
@@ -200,6 +220,16 @@ impl Coded {
     }
 }
 
+/// Gives all plain tensors the type of most of them, but for those whose type the recipe names:
+/// readers compute in one type, and transformers with bitsandbytes refuses to multiply what it finds
+/// in several.
+fn one_type(pieces: &mut [plain::Piece<'_>], recipe: &Recipe, tied: bool) {
+    let main = plain::main_type(pieces.iter().flat_map(|p| &p.specs));
+    for piece in pieces.iter_mut().filter(|p| recipe.type_of(p.name, tied).is_none()) {
+        piece.specs.iter_mut().for_each(|spec| spec.dtype = main);
+    }
+}
+
 /// The tensors that become codes. Those that the format cannot hold stay plain, with a warning.
 fn modules(
     checkpoint: &Checkpoint,
@@ -212,7 +242,7 @@ fn modules(
     let mut caveat = None;
     for (name, entry) in checkpoint.tensors() {
         let Place::Layer(_, rest) = Place::of(name) else { continue };
-        if BlockStage::of(rest).is_none() || recipe.keeps(name) {
+        if BlockStage::of(rest).is_none() || recipe.decides(name, false) {
             continue;
         }
         let Some(hf) = checkpoint.config().hf_tensor(name, "model.") else { continue };

@@ -159,16 +159,9 @@ impl Plan {
                 first.to
             ));
         }
-        let eligible = |pattern: &str| {
-            self.tensors
-                .iter()
-                .any(|t| is_quantizable(&t.name, &t.shape) && matches(pattern, &t.name))
-        };
-        for pattern in recipe.patterns().filter(|pattern| !eligible(pattern)) {
-            self.warnings.push(format!(
-                "the pattern `{pattern}` matches no tensor that can be quantized; `bevel inspect --tensors` lists their names"
-            ));
-        }
+        let tensors = self.tensors.iter();
+        let eligible = tensors.filter(|t| is_quantizable(&t.name, &t.shape));
+        self.warnings.extend(idle_patterns(recipe, eligible.map(|t| t.name.as_str())));
         if checkpoint.hf_dir().is_some() && !checkpoint.unused().is_empty() {
             let (count, first) = (checkpoint.unused().len(), &checkpoint.unused()[0]);
             self.warnings.push(format!(
@@ -204,13 +197,7 @@ fn wanted_type(facts: &Facts, recipe: &Recipe, name: &str, shape: &Shape, dtype:
     if !is_quantizable(name, shape) || !dtype.is_weight() || recipe.keeps(name) {
         return storable(dtype);
     }
-    if let Some(dtype) = recipe.override_of(name) {
-        return dtype;
-    }
-    let is_embedding = name == "token_embd.weight";
-    let is_head = name == "output.weight" || facts.tied && is_embedding;
-    let embedding_type = recipe.embedding_type.filter(|_| is_embedding);
-    if let Some(dtype) = embedding_type.or(recipe.output_type.filter(|_| is_head)) {
+    if let Some(dtype) = recipe.type_of(name, facts.tied) {
         return dtype;
     }
     let layer = match Place::of(name) {
@@ -222,6 +209,20 @@ fn wanted_type(facts: &Facts, recipe: &Recipe, name: &str, shape: &Shape, dtype:
         Base::Mix(mix) if recipe.pure => mix.base,
         Base::Mix(mix) => mix.dtype_of(facts, name, layer, shape.row_len()),
     }
+}
+
+/// A warning for each pattern of a recipe that is none of the names of tensors it could decide on.
+pub(crate) fn idle_patterns<'a>(
+    recipe: &Recipe,
+    names: impl Iterator<Item = &'a str> + Clone,
+) -> Vec<String> {
+    let idle = |pattern: &&str| !names.clone().any(|name| matches(pattern, name));
+    let warn = |pattern: &str| {
+        format!(
+            "the pattern `{pattern}` matches no tensor that can be quantized; `bevel inspect --tensors` lists their names"
+        )
+    };
+    recipe.patterns().filter(idle).map(warn).collect()
 }
 
 /// True for matrices that every reader takes in any type: no norms, no biases, no routers.

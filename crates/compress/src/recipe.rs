@@ -176,12 +176,7 @@ impl Recipe {
 
     /// True where the type of a tensor follows from something else than the base.
     pub(crate) fn decides(&self, name: &str, tied: bool) -> bool {
-        let is_embedding = name == "token_embd.weight";
-        let is_head = name == "output.weight" || tied && is_embedding;
-        self.keeps(name)
-            || self.override_of(name).is_some()
-            || is_embedding && self.embedding_type.is_some()
-            || is_head && self.output_type.is_some()
+        self.keeps(name) || self.type_of(name, tied).is_some()
     }
 
     /// How linear layers become codes in groups, in a model of `model_dtype`.
@@ -191,9 +186,26 @@ impl Recipe {
         Grouping::new(code, self.format, self.group_size, self.symmetric, act_order, model_dtype)
     }
 
-    /// The override for a tensor.
-    pub(crate) fn override_of(&self, name: &str) -> Option<DType> {
-        self.overrides.iter().find(|o| matches(&o.pattern, name)).map(|o| o.dtype)
+    /// The type asked for a tensor by its name or its place; `tied` is whether the embedding is the
+    /// head too.
+    pub(crate) fn type_of(&self, name: &str, tied: bool) -> Option<DType> {
+        let named = self.overrides.iter().find(|o| matches(&o.pattern, name));
+        let is_embedding = name == "token_embd.weight";
+        let is_head = name == "output.weight" || tied && is_embedding;
+        let placed = || self.embedding_type.filter(|_| is_embedding);
+        let head = || self.output_type.filter(|_| is_head);
+        named.map(|o| o.dtype).or_else(placed).or_else(head)
+    }
+
+    /// A packed type that is asked for somewhere.
+    pub(crate) fn packed_type(&self) -> Option<DType> {
+        let base = match self.base {
+            Base::Keep | Base::Grouped(_) => None,
+            Base::Mix(mix) => Some(mix.base),
+        };
+        let named = self.overrides.iter().map(|o| o.dtype);
+        let mut asked = named.chain(base).chain(self.output_type).chain(self.embedding_type);
+        asked.find(|dtype| dtype.is_packed())
     }
 
     /// True where a tensor keeps its type.

@@ -124,7 +124,8 @@ pub(crate) fn pieces<'a>(
         let dims = entry.shape.dims();
         let is_stacked = name.contains("_exps");
         let shape = Shape::from(dims[usize::from(is_stacked)..].to_vec());
-        let dtype = hf_type(recipe, name, checkpoint.stored_dtype(name));
+        let tied = checkpoint.config().tied;
+        let dtype = hf_type(recipe, name, tied, checkpoint.stored_dtype(name));
         let specs =
             hf.names.into_iter().map(|name| TensorSpec::new(name, dtype, shape.clone())).collect();
         pieces.push(Piece { name, entry, specs, transform: hf.transform });
@@ -192,6 +193,18 @@ pub(crate) fn byte_len(spec: &TensorSpec) -> u64 {
     spec.shape.byte_len(spec.dtype).map_or(u64::MAX, |len| len as u64)
 }
 
+/// The type that takes the most bytes: a model's own.
+pub(crate) fn main_type<'a>(specs: impl IntoIterator<Item = &'a TensorSpec>) -> DType {
+    let types = [DType::F32, DType::F16, DType::BF16];
+    let mut bytes = [0_u64; 3];
+    for spec in specs {
+        if let Some(i) = types.iter().position(|&dtype| dtype == spec.dtype) {
+            bytes[i] = bytes[i].saturating_add(byte_len(spec));
+        }
+    }
+    (0..3).max_by_key(|&i| bytes[i]).map_or(DType::BF16, |i| types[i])
+}
+
 /// Entries of a configuration that say how weights are quantized.
 const QUANTIZATION: [&str; 3] = ["quantization_config", "quantization", "compression_config"];
 
@@ -220,7 +233,8 @@ impl<'a> Source<'a> {
         Ok(Source::Gguf(Some(Box::new(tokenizer))))
     }
 
-    /// Writes `config.json` with more `entries`, and the tokenizer's files.
+    /// Writes `config.json` with more `entries`, and the tokenizer's files. `specs` are the plain
+    /// tensors.
     pub(crate) fn write(
         &self,
         checkpoint: &Checkpoint,
@@ -228,10 +242,7 @@ impl<'a> Source<'a> {
         entries: Map<String, Value>,
         dir: &Path,
     ) -> Result<()> {
-        let bytes_of =
-            |dtype: DType| -> u64 { specs.iter().filter(|s| s.dtype == dtype).map(byte_len).sum() };
-        let dtypes = [DType::BF16, DType::F16, DType::F32];
-        let main = dtypes.into_iter().max_by_key(|&dtype| bytes_of(dtype)).unwrap_or(DType::BF16);
+        let main = main_type(specs);
         let mut config = match self {
             Source::Directory(from) => {
                 super::from_hf::copy_side_files(from, dir)?;

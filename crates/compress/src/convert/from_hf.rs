@@ -31,12 +31,13 @@ pub(super) fn convert(
 ) -> Result<Report> {
     let files = safetensors::Checkpoint::open(dir)?;
     let tensors = Tensor::all(checkpoint, &files)?;
+    let tied = checkpoint.config().tied;
     let specs: Vec<TensorSpec> = tensors
         .iter()
         .map(|t| {
             // Where no type is asked for, codes become what packed types become.
             let from = if t.coded.is_some() { DType::F16 } else { t.dtype };
-            TensorSpec::new(&t.name, hf_type(recipe, &t.name, from), t.shape.clone())
+            TensorSpec::new(&t.name, hf_type(recipe, &t.name, tied, from), t.shape.clone())
         })
         .collect();
     check_space(out, specs.iter().map(byte_len))?;

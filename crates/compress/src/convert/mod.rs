@@ -78,13 +78,7 @@ pub(crate) fn refuse_file_name(out: &Path) -> Result<()> {
 }
 
 fn refuse_packed(recipe: &Recipe, out: &Path) -> Result<()> {
-    let base = match recipe.base {
-        Base::Keep | Base::Grouped(_) => None,
-        Base::Mix(mix) => Some(mix.base),
-    };
-    let overrides = recipe.overrides.iter().map(|o| o.dtype);
-    let mut types = overrides.chain(base).chain(recipe.output_type).chain(recipe.embedding_type);
-    match types.find(|dtype| dtype.is_packed()) {
+    match recipe.packed_type() {
         Some(dtype) => Err(Error::Target {
             path: out.to_owned(),
             reason: format!(
@@ -95,13 +89,13 @@ fn refuse_packed(recipe: &Recipe, out: &Path) -> Result<()> {
     }
 }
 
-/// The type of a tensor in a Hugging Face directory.
-fn hf_type(recipe: &Recipe, name: &str, from: DType) -> DType {
+/// The type of a tensor in a Hugging Face directory; `tied` is whether the embedding is the head too.
+fn hf_type(recipe: &Recipe, name: &str, tied: bool, from: DType) -> DType {
     let kept = if from.is_packed() { DType::F16 } else { from };
     if !from.is_weight() || recipe.keeps(name) {
         return kept;
     }
-    match (recipe.override_of(name), recipe.base) {
+    match (recipe.type_of(name, tied), recipe.base) {
         (Some(dtype), _) => dtype,
         (None, Base::Keep | Base::Grouped(_)) => kept,
         (None, Base::Mix(mix)) => mix.base,

@@ -51,6 +51,48 @@ fn every_format_holds_what_it_can() {
     check("type = \"MXFP4-HF\"\nformat = \"mlx\"", 0.15);
 }
 
+/// The types of all plain tensors, and what the configuration calls the model's.
+fn plain_types(toml: &str) -> (Vec<(String, DType)>, String, Vec<String>) {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("coded");
+    let report = convert_with(&tiny_austen(), &recipe(toml), &out, &Default::default()).unwrap();
+    let files = bevel_formats::safetensors::Checkpoint::open(&out).unwrap();
+    let is_coded = |name: &str| {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        name.contains(".weight.")
+            || files.tensors().contains_key(&format!("{module}.weight.absmax"))
+    };
+    let plain = files.tensors().iter().filter(|(name, _)| !is_coded(name));
+    let types = plain.map(|(name, info)| (name.clone(), info.dtype)).collect();
+    let config = std::fs::read(out.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    let dtype = config.get("dtype").or(config.get("torch_dtype")).unwrap().as_str().unwrap();
+    (types, dtype.to_owned(), report.warnings)
+}
+
+#[test]
+fn plain_tensors_share_the_models_type() {
+    // bevel reads norms as F32, whatever they are stored as.
+    let (types, named, warnings) =
+        plain_types("type = \"NF4\"\nformat = \"bitsandbytes-flat\"\ngroup_size = 64");
+    assert!(types.iter().all(|(_, dtype)| *dtype == DType::BF16), "{types:?}");
+    assert_eq!(named, "bfloat16");
+    assert!(warnings.is_empty(), "{warnings:?}");
+}
+
+#[test]
+fn a_type_that_is_asked_for_is_given() {
+    let (types, _, warnings) = plain_types(
+        "type = \"NF4\"\noutput_type = \"F32\"\ntensor = [{ pattern = \"blk.1.ffn_down.weight\", type = \"F16\" }, { pattern = \"blk.9.*\", type = \"F16\" }]",
+    );
+    let type_of = |name: &str| types.iter().find(|(n, _)| n == name).map(|(_, dtype)| *dtype);
+    assert_eq!(type_of("model.embed_tokens.weight"), Some(DType::F32), "it is the head too");
+    assert_eq!(type_of("model.layers.1.mlp.down_proj.weight"), Some(DType::F16));
+    assert_eq!(type_of("model.layers.2.mlp.down_proj.weight"), None, "codes");
+    assert!(warnings.iter().any(|w| w.contains("several types")), "{warnings:?}");
+    assert!(warnings.iter().any(|w| w.contains("`blk.9.*` matches no tensor")), "{warnings:?}");
+}
+
 #[test]
 fn a_preview_is_what_comes_out() {
     let directory = tempfile::tempdir().unwrap();
@@ -112,6 +154,7 @@ fn what_does_not_fit_is_said() {
     let packed = format!("type = \"Q4_0\"\n{ordered}").parse::<Recipe>().unwrap_err();
     assert!(packed.to_string().contains("a directory of integer codes"), "{packed}");
     refuse("type = \"NF4\"\nformat = \"gptq\"", "b", "gptq");
+    refuse("type = \"W4\"\noutput_type = \"Q6_K\"", "b", "Q6_K");
     refuse("type = \"W4\"\nformat = \"bitsandbytes\"", "c", "NF4");
 }
 
