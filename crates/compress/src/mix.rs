@@ -250,7 +250,7 @@ pub(crate) struct Facts {
     pub(crate) tied: bool,
     /// Llama 2 and 3 and Qwen 2 at 70 to 72 billion parameters.
     is_70b: bool,
-    /// It is known how important the columns of each matrix are.
+    /// It is known how important the columns of each matrix are: the method is a calibrated one.
     importance: bool,
 }
 

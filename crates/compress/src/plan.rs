@@ -7,7 +7,7 @@ use crate::mix::{Facts, fallback};
 use crate::pattern::matches;
 use crate::report::Totals;
 use crate::transcode::Job;
-use crate::{Base, Error, Method, Recipe, Result};
+use crate::{Base, Error, Recipe, Result};
 
 /// A recipe applied to a model: the type of every tensor of the GGUF file it becomes.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ impl Plan {
     /// [`Error::Tensor`] where a type's bytes overflow; [`Error::Imatrix`] and those of reading for an
     /// importance matrix that does not belong to the model.
     pub(crate) fn new(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Self> {
-        let facts = Facts::of(checkpoint.config(), recipe.method == Method::Importance);
+        let facts = Facts::of(checkpoint.config(), recipe.method.is_calibrated());
         let mut plan = Plan {
             tensors: Vec::new(),
             totals: Totals::default(),

@@ -45,13 +45,14 @@ fn check(name: &str) {
     let checkpoint = Checkpoint::open(&path).unwrap();
     let mut checked = 0;
     let mixes = model["mixes"].as_object().unwrap();
-    let both = mixes.iter().flat_map(|mix| [(mix, "rtn"), (mix, "importance")]);
+    let both =
+        mixes.iter().flat_map(|mix| ["rtn", "importance", "gptq"].map(|method| (mix, method)));
     for ((mix, kinds), method) in both {
         let toml = format!("type = \"{mix}\"\nmethod = \"{method}\"");
         let plan = Preview::new(&checkpoint, &recipe(&toml)).unwrap();
         let weighed = &model["with_importance"][mix];
         for (kind, runs) in kinds.as_object().unwrap() {
-            let runs = weighed.get(kind).filter(|_| method == "importance").unwrap_or(runs);
+            let runs = weighed.get(kind).filter(|_| method != "rtn").unwrap_or(runs);
             let expected: Vec<&str> = runs
                 .as_str()
                 .unwrap()
