@@ -66,7 +66,7 @@ impl<'a> Run<'a> {
             needs: recipe.method.needs(),
             solver: Solver { cpu, method: recipe.method.solver(&recipe.gptq) },
             target_of,
-            fold: recipe.fold || recipe.method == Method::Awq,
+            fold: recipe.scales(),
             compare: options.compare,
             limits: Limits::default(),
         }))
@@ -87,7 +87,7 @@ impl<'a> Run<'a> {
         on_progress: &mut OnProgress<'_>,
     ) -> Result<Unfinished> {
         let (start, others) = (Instant::now(), times.total());
-        let fingerprint = Fingerprint::new(provenance, self.calibration);
+        let fingerprint = Fingerprint::new(provenance, self.calibration, self.cpu);
         let mut unfinished = Unfinished::open(out, &fingerprint, options.restart)?;
         let layers = self.checkpoint.config().layers;
         times.taken_up = unfinished.done();
@@ -283,8 +283,15 @@ impl<'a> Solver<'a> {
             let report = SolveReport { fell_back: true, ..solved.report };
             return Ok(Solved { report, ..solved });
         };
+        // Experts see other tokens in the full model: there is no drift to make up for.
+        let method = match self.method {
+            solve::Method::Gptq(gptq) if !stats.needs().cross => {
+                solve::Method::Gptq(solve::Gptq { drift: 0.0, ..gptq })
+            }
+            method => method,
+        };
         let mut solved =
-            solve(self.cpu, weight, *rows, *cols, stats, target, &self.method).map_err(wrap)?;
+            solve(self.cpu, weight, *rows, *cols, stats, target, &method).map_err(wrap)?;
         solved.report.tokens = stats.tokens();
         Ok(solved)
     }

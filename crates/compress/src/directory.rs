@@ -121,7 +121,9 @@ pub(crate) fn quantize(
     let plain: Vec<TensorSpec> = pieces.iter().flat_map(|p| p.specs.clone()).collect();
     source.write(checkpoint, &plain, entries, directory.workspace())?;
     directory.finish()?;
-    remove_kept(out)?;
+    if unfinished.is_some() {
+        remove_kept(out)?;
+    }
     report.times.add("write", start.elapsed().as_secs_f64());
     Ok(report)
 }

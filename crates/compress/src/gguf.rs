@@ -72,7 +72,8 @@ pub fn quantize(
     let mut provenance = times.time("hash", hash)?;
     let (mut recipe, mut options, mut allocation) = (recipe.clone(), *options, None);
     if recipe.budget.is_some() {
-        let fingerprint = Fingerprint::new(&provenance, calibration.ok_or(Error::NoCalibration)?);
+        let data = calibration.ok_or(Error::NoCalibration)?;
+        let fingerprint = Fingerprint::new(&provenance, data, cpu);
         let find = |dir: &Path| allocate(checkpoint, &recipe, calibration, dir, cpu, on_progress);
         let choose = || kept(out, "allocation.json", &fingerprint, options.restart, find);
         let (spent, chosen) = times.time("types", choose)?;
@@ -93,7 +94,8 @@ pub fn quantize(
 
     let target_of = |name: &str| {
         let planned = plan.tensors.iter().find(|t| t.name == name)?;
-        planned.to.is_packed().then_some(Target::Packed(planned.to))
+        let is_solved = planned.to.is_packed() && !planned.stays();
+        is_solved.then_some(Target::Packed(planned.to))
     };
     let run = Run::of(recipe, checkpoint, cpu, calibration, &target_of, options)?;
     let shown = calibration.filter(|_| run.is_some()).map(Shown::from);
@@ -148,7 +150,9 @@ pub fn quantize(
     options.accept(&report.warnings)?;
     report.files = writer.finish()?;
     remove_stale(out, &report.files, options)?;
-    remove_kept(out)?;
+    if unfinished.is_some() || report.allocation.is_some() {
+        remove_kept(out)?;
+    }
     report.times.add("write", start.elapsed().as_secs_f64());
     Ok(report)
 }
@@ -207,6 +211,7 @@ pub fn check_output(
     options: &Options,
 ) -> Result<()> {
     let refuse = |reason: String| Err(Error::Target { path: out.to_owned(), reason });
+    recipe.check()?;
     if recipe.budget.is_some() && !matches!(recipe.base, Base::Keep) {
         return Err(Error::Recipe(format!(
             "a budget chooses the types of a GGUF file itself; leave `{}` out",
@@ -226,7 +231,12 @@ pub fn check_output(
         recipe.grouping(code, main_dtype(checkpoint)).check()?;
         is_replaceable(out)?;
     } else if !is_gguf(out) {
-        let reason = "packed types are written to GGUF files, whose names end in `.gguf`";
+        let reason = match recipe.packed_type() {
+            None if recipe.budget.is_none() => {
+                "a GGUF file is written, whose name ends in `.gguf`; `bevel convert` writes F32, F16 and BF16 as a Hugging Face directory"
+            }
+            _ => "packed types are written to GGUF files, whose names end in `.gguf`",
+        };
         return refuse(reason.to_owned());
     }
     may_write(out, &source_files(checkpoint)?, options)

@@ -109,6 +109,19 @@ pub struct GptqSettings {
     pub refine: Option<usize>,
 }
 
+impl GptqSettings {
+    /// Refuses parts that are none.
+    pub(crate) fn check(&self) -> Result<()> {
+        for (name, value) in [("damping", self.damping), ("drift", self.drift)] {
+            if !(0.0..=1.0).contains(&value) {
+                let reason = format!("[gptq] {name} = {value}: it is a part, from 0 to 1");
+                return Err(Error::Recipe(reason));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Default for GptqSettings {
     fn default() -> Self {
         let Gptq { damping, order, refine, .. } = Gptq::default();

@@ -1,5 +1,5 @@
 use bevel_base::{DType, Shape};
-use bevel_model::{Checkpoint, Place};
+use bevel_model::{Checkpoint, Place, Stage};
 use indexmap::IndexMap;
 
 use crate::importance::Importance;
@@ -39,6 +39,8 @@ pub(crate) struct PlannedTensor {
     pub(crate) to: DType,
     /// The type it should have, where that does not fit its rows.
     pub(crate) wanted: Option<DType>,
+    /// True where its columns are scaled first, so that its values are others.
+    pub(crate) scaled: bool,
     /// Stored bytes before.
     pub(crate) bytes_before: u64,
     /// Stored bytes after.
@@ -75,6 +77,7 @@ impl Plan {
                 to,
                 wanted: fallback.map(|_| wanted),
                 coded: entry.is_coded(),
+                scaled: recipe.scales() && is_linear(name),
                 bytes_before: entry.stored_len(),
                 bytes_after: bytes(to)?,
             });
@@ -186,9 +189,15 @@ impl PlannedTensor {
         self.shape.byte_len(self.from).map_or(u64::MAX, |len| len as u64)
     }
 
-    /// True where packed values are packed again in another way.
+    /// True where packed values are packed again: in another way, or scaled.
     pub(crate) fn requantizes(&self) -> bool {
-        (self.from.is_packed() || self.coded) && self.to.is_packed() && self.from != self.to
+        let was_packed = self.from.is_packed() || self.coded;
+        was_packed && self.to.is_packed() && (self.from != self.to || self.scaled)
+    }
+
+    /// True where nothing is to be done, as the values are to stay what they are.
+    pub(crate) fn stays(&self) -> bool {
+        self.from == self.to && !self.scaled
     }
 }
 
@@ -223,6 +232,11 @@ pub(crate) fn idle_patterns<'a>(
         )
     };
     recipe.patterns().filter(idle).map(warn).collect()
+}
+
+/// True for the matrices of a layer whose inputs a walk meets.
+fn is_linear(name: &str) -> bool {
+    matches!(Place::of(name), Place::Layer(_, stem) if Stage::of(stem).is_some())
 }
 
 /// True for matrices that every reader takes in any type: no norms, no biases, no routers.

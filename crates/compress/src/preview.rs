@@ -49,6 +49,7 @@ impl Preview {
     /// [`Error::Recipe`](crate::Error::Recipe) for a format that holds none of the model's layers, and
     /// those of reading for an importance matrix that does not belong to the model.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Self> {
+        recipe.check()?;
         let rotated = rotated(checkpoint, recipe)?;
         let checkpoint = rotated.as_ref().unwrap_or(checkpoint);
         if let Base::Grouped(code) = recipe.base {

@@ -134,6 +134,36 @@ impl Recipe {
         self.method.is_calibrated() && self.imatrix.is_none() || self.fold
     }
 
+    /// Refuses what contradicts itself, or is no sensible setting.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.check_imatrix()?;
+        self.check_order()?;
+        self.check_idle()?;
+        self.gptq.check()
+    }
+
+    /// Refuses what would be asked for in vain.
+    fn check_idle(&self) -> Result<()> {
+        let is_grouped = matches!(self.base, Base::Grouped(_));
+        let idle = [
+            ("format", self.format.is_some() && !is_grouped),
+            ("group_size", self.group_size.is_some() && !is_grouped),
+            ("symmetric", self.symmetric.is_some() && !is_grouped),
+            ("pure", self.pure && is_grouped),
+        ];
+        match idle.into_iter().find(|(_, idle)| *idle) {
+            Some((what, _)) if is_grouped => Err(Error::Recipe(format!(
+                "`{what}` is for the mixes of GGUF files; `{}` has none",
+                self.base
+            ))),
+            Some((what, _)) => Err(Error::Recipe(format!(
+                "`{what}` is for codes in a directory, such as W4; `{}` is a type of GGUF files, whose groups are fixed",
+                self.base
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses what an importance matrix cannot be joined with.
     fn check_imatrix(&self) -> Result<()> {
         let Some(imatrix) = &self.imatrix else { return Ok(()) };
@@ -167,6 +197,11 @@ impl Recipe {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// True where the columns of matrices are scaled before anything else, as AWQ does it.
+    pub(crate) fn scales(&self) -> bool {
+        self.fold || self.method == Method::Awq
     }
 
     /// True where calibration data is asked for.
@@ -226,8 +261,7 @@ impl FromStr for Recipe {
     fn from_str(text: &str) -> Result<Self> {
         let recipe: Self =
             toml::from_str(text).map_err(|error| Error::Recipe(error.to_string()))?;
-        recipe.check_imatrix()?;
-        recipe.check_order()?;
+        recipe.check()?;
         Ok(recipe)
     }
 }

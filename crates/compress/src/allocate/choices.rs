@@ -18,9 +18,22 @@ const TYPES: [DType; 7] =
 /// The types that are tried for a tensor.
 pub(super) struct Candidate {
     pub(super) types: Vec<DType>,
-    /// The one that is run through the whole model.
-    pub(super) reference: usize,
+    /// Their indices, the one first that is closest to what all tensors may have on average: the first
+    /// that loses anything is run through the whole model.
+    pub(super) order: Vec<usize>,
 }
+
+impl Candidate {
+    /// Of the types' errors, that of the one that is run through the whole model, and its index. `None`
+    /// where the weights already lie on the grid of every type.
+    pub(super) fn reference(&self, errors: &[f64]) -> Option<usize> {
+        self.order.iter().copied().find(|&i| errors[i] > EXACT)
+    }
+}
+
+/// Less than this part of the outputs, squared, tells nothing about types that lose more: a type of
+/// eight bits loses a hundred times as much.
+const EXACT: f64 = 1e-7;
 
 /// By the tensor's name.
 pub(super) type Candidates = IndexMap<String, Candidate>;
@@ -83,9 +96,10 @@ impl Choices {
             let all = types.iter().chain(as_it_is).map(option).collect::<Result<_>>()?;
             options.insert(name.clone(), all);
             let distance = |i: &usize| (types[*i].bits_per_weight() - bits).abs();
-            let nearest = (0..types.len()).min_by(|a, b| distance(a).total_cmp(&distance(b)));
-            if let Some(reference) = nearest {
-                candidates.insert(name.clone(), Candidate { types, reference });
+            let mut order: Vec<usize> = (0..types.len()).collect();
+            order.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
+            if !types.is_empty() {
+                candidates.insert(name.clone(), Candidate { types, order });
             }
         }
         let smallest = |all: &Vec<TypeOption>| all.iter().map(|o| o.bytes).min().unwrap_or(0);

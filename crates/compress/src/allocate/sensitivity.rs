@@ -5,7 +5,8 @@
 //!    layer's inputs.
 //! 2. Each matrix is solved for each type: the error of its output `e(t, f) = tr(ΔW H ΔWᵀ) / tr(W H Wᵀ)`.
 //! 3. With a tensor in one type, its reference `r`, some sequences go on through the rest of the
-//!    layer and, beside the unquantized ones, through all layers that follow. The rows of the
+//!    layer and, beside the unquantized ones, through all layers that follow. A type on whose grid the
+//!    weights already lie tells nothing and is no reference. The rows of the
 //!    embedding are where such streams may begin, the output head where they all end.
 //! 4. At the end of the model `KL(t, r)` is the mean divergence of the predictions after such a stream
 //!    from those after the unquantized one.
@@ -108,10 +109,10 @@ pub(super) fn measure(
     let of_head = head.as_ref().map(|head| (&head.name, &head.errors));
     for (name, errors) in effects.chain(of_head) {
         // (5)
-        let reference = candidates[name].reference;
-        let factor = divergences.remove(0) / errors[reference].max(f64::MIN_POSITIVE);
-        let sums = costs.entry(name.clone()).or_insert_with(|| vec![0.0; errors.len()]);
-        sums.iter_mut().zip(errors).for_each(|(sum, error)| *sum += factor * error);
+        let divergence = divergences.remove(0);
+        let factor = if errors.reference > 0.0 { divergence / errors.reference } else { 0.0 };
+        let sums = costs.entry(name.clone()).or_insert_with(|| vec![0.0; errors.all.len()]);
+        sums.iter_mut().zip(&errors.all).for_each(|(sum, error)| *sum += factor * error);
     }
     Ok(costs)
 }
@@ -120,8 +121,16 @@ pub(super) fn measure(
 /// has two.
 struct Effect {
     name: String,
+    errors: Errors,
+}
+
+/// The errors of a tensor.
+#[derive(Default)]
+struct Errors {
     /// `e(t, f)` of each type.
-    errors: Vec<f64>,
+    all: Vec<f64>,
+    /// `e(t, r)`; zero where no type loses anything.
+    reference: f64,
 }
 
 /// A tensor's matrices in their reference type, and as they were.
@@ -130,7 +139,7 @@ struct Changed {
     linears: Vec<Linear>,
     original: Vec<Vec<f32>>,
     reference: Vec<Vec<f32>>,
-    errors: Vec<f64>,
+    errors: Errors,
 }
 
 impl Changed {
@@ -155,15 +164,20 @@ fn solve_stage(
             let Some(candidate) = candidates.get(&linear.name) else { continue };
             let weight = layer.weight(&linear)?;
             let changed = solved.entry(linear.name.clone()).or_default();
-            changed.errors.resize(candidate.types.len(), 0.0);
-            for (i, &dtype) in candidate.types.iter().enumerate() {
-                let target = Target::Packed(dtype);
+            let mut errors = vec![0.0; candidate.types.len()];
+            let mut reference = None;
+            for &i in &candidate.order {
+                let target = Target::Packed(candidate.types[i]);
                 let found = solver.solve(&linear, &weight, stats.get(&part), &target)?;
-                changed.errors[i] += found.report.error;
-                if i == candidate.reference {
-                    changed.reference.push(found.weights);
+                errors[i] = found.report.error;
+                if reference.is_none() && candidate.reference(&errors) == Some(i) {
+                    changed.errors.reference += errors[i];
+                    reference = Some(found.weights);
                 }
             }
+            changed.errors.all.resize(errors.len(), 0.0);
+            changed.errors.all.iter_mut().zip(errors).for_each(|(sum, error)| *sum += error);
+            changed.reference.push(reference.unwrap_or_else(|| weight.clone()));
             changed.original.push(weight);
             changed.linears.push(linear);
         }
@@ -226,31 +240,40 @@ impl Probes {
         cpu: &Cpu,
         sequences: &[Vec<u32>],
         candidate: &Candidate,
-    ) -> Result<Vec<f64>> {
+    ) -> Result<Errors> {
         let config = checkpoint.config();
         let wrap = |source| Error::Tensor { tensor: EMBEDDING.to_owned(), source };
-        let mut errors = vec![0.0; candidate.types.len()];
+        let rounded = |rows: &[f32], dtype: DType| -> Result<Vec<f32>> {
+            let row_bytes = dtype.row_bytes(config.dim).map_err(wrap)?;
+            let mut packed = vec![0; rows.len() / config.dim * row_bytes];
+            pack::quantize(dtype, rows, None, &mut packed).map_err(wrap)?;
+            let mut x = vec![0.0; rows.len()];
+            pack::dequantize(dtype, &packed, &mut x).map_err(wrap)?;
+            Ok(x)
+        };
+        let sequences = &sequences[..self.sequences];
+        let mut all = vec![0.0; candidate.types.len()];
         let mut signal = 0.0;
-        embedding_rows(checkpoint, &sequences[..self.sequences], |sequence, rows| {
+        embedding_rows(checkpoint, sequences, |_, rows| {
             signal += squares(rows.iter().copied());
-            for (i, &dtype) in candidate.types.iter().enumerate() {
-                let mut packed =
-                    vec![0; rows.len() / config.dim * dtype.row_bytes(config.dim).map_err(wrap)?];
-                pack::quantize(dtype, &rows, None, &mut packed).map_err(wrap)?;
-                let mut x = vec![0.0; rows.len()];
-                pack::dequantize(dtype, &packed, &mut x).map_err(wrap)?;
-                errors[i] += squares(rows.iter().zip(&x).map(|(a, b)| a - b));
-                if i == candidate.reference {
-                    if config.embedding_scale != 1.0 {
-                        scale(cpu, &mut x, config.embedding_scale);
-                    }
-                    self.write(self.effects.len(), sequence, &x)?;
-                }
+            for (error, &dtype) in all.iter_mut().zip(&candidate.types) {
+                *error += squares(rows.iter().zip(&rounded(&rows, dtype)?).map(|(a, b)| a - b));
             }
             Ok(())
         })?;
-        errors.iter_mut().for_each(|error| *error /= signal.max(f64::MIN_POSITIVE));
-        Ok(errors)
+        all.iter_mut().for_each(|error| *error /= signal.max(f64::MIN_POSITIVE));
+        let reference = candidate.reference(&all);
+        embedding_rows(checkpoint, sequences, |sequence, rows| {
+            let mut x = match reference {
+                Some(reference) => rounded(&rows, candidate.types[reference])?,
+                None => rows,
+            };
+            if config.embedding_scale != 1.0 {
+                scale(cpu, &mut x, config.embedding_scale);
+            }
+            self.write(self.effects.len(), sequence, &x)
+        })?;
+        Ok(Errors { reference: reference.map_or(0.0, |i| all[i]), all })
     }
 
     /// (4) The mean divergence of each effect, and of a changed head after them.
@@ -299,13 +322,13 @@ impl Probes {
 /// The output head in its reference type.
 struct ChangedHead {
     name: String,
-    errors: Vec<f64>,
+    errors: Errors,
     /// `[vocab, dim]` as F16: next to what is measured, its rounding is nothing.
     bytes: Vec<u8>,
 }
 
 impl ChangedHead {
-    /// (2) Solves the head: all of it for the reference, some rows for each type. `None` where it
+    /// (2) Solves the head: some rows for each type, all of it for the reference. `None` where it
     /// keeps its type.
     fn solve(
         walk: &mut Walk<'_>,
@@ -318,14 +341,6 @@ impl ChangedHead {
         let parts = walk.head();
         let name = parts[0].1.name.clone();
         let Some(candidate) = candidates.get(&name) else { return Ok(None) };
-        let mut bytes = Vec::new();
-        let target = Target::Packed(candidate.types[candidate.reference]);
-        for (first, linear) in &parts {
-            let weight = read_rows(checkpoint, &name, *first, linear.rows)?;
-            let solved = solver.solve(linear, &weight, Some(&stats), &target)?;
-            bytes.extend(solved.weights.iter().flat_map(|&w| f16::from_f32(w).to_le_bytes()));
-            meter.advance(&name, 0)?;
-        }
         let (rows, cols) = (checkpoint.config().vocab_size, checkpoint.config().dim);
         let stride = rows.div_ceil(HEAD_ROWS);
         let mut sample = Vec::new();
@@ -340,7 +355,17 @@ impl ChangedHead {
             let target = Target::Packed(dtype);
             Ok(solver.solve(&linear, &sample, Some(&stats), &target)?.report.error)
         };
-        let errors = candidate.types.iter().map(error).collect::<Result<_>>()?;
+        let all = candidate.types.iter().map(error).collect::<Result<Vec<_>>>()?;
+        let reference = candidate.reference(&all);
+        let errors = Errors { reference: reference.map_or(0.0, |i| all[i]), all };
+        let target = Target::Packed(candidate.types[reference.unwrap_or(candidate.order[0])]);
+        let mut bytes = Vec::new();
+        for (first, linear) in &parts {
+            let weight = read_rows(checkpoint, &name, *first, linear.rows)?;
+            let solved = solver.solve(linear, &weight, Some(&stats), &target)?;
+            bytes.extend(solved.weights.iter().flat_map(|&w| f16::from_f32(w).to_le_bytes()));
+            meter.advance(&name, 0)?;
+        }
         Ok(Some(Self { name, errors, bytes }))
     }
 

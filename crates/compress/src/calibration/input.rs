@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use super::zstd::Frames;
 use crate::{Error, Result};
 
 /// Files of one kind.
@@ -122,8 +123,8 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn BufRead>> {
     let reader: Box<dyn Read> = match extension.as_ref().and_then(|e| e.to_str()) {
         Some("gz") => Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(file))),
         Some("zst") => {
-            let decoder = ruzstd::decoding::StreamingDecoder::new(BufReader::new(file));
-            Box::new(decoder.map_err(|error| wrong(path, &format!("it is no zstd: {error}")))?)
+            let frames = Frames::open(BufReader::new(file));
+            Box::new(frames.map_err(|error| wrong(path, &error.to_string()))?)
         }
         _ => Box::new(file),
     };

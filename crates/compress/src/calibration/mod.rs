@@ -19,6 +19,7 @@ mod sampled;
 mod script;
 mod sequences;
 mod text;
+mod zstd;
 
 use std::fmt;
 use std::ops::ControlFlow;

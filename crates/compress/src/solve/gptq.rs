@@ -28,7 +28,7 @@ use bevel_kernels::linalg::{Region, Update, View, gemm};
 
 use super::grid::{Grid, dequantize};
 use super::hessian::{self, Factor};
-use super::loss::{difference, output_energy};
+use super::loss::{difference, output_energy, part};
 use super::obs::Surgeon;
 use super::quantizer::Quantizer;
 use super::refine::Refinement;
@@ -78,8 +78,9 @@ pub(super) fn gptq(
     // (3)
     let Factor { u, damping, retries } = hessian::factor(cpu, gram, &order, options.damping)?;
     clock.lap("factor");
-    // (4)
-    if options.drift != 0.0 {
+    // (4) A matrix of zeros was made to do nothing: an added block that is still to be trained, or a
+    // pruned one.
+    if options.drift != 0.0 && w.iter().any(|&w| w != 0.0) {
         let tokens = stats.tokens() as f32;
         let alpha = options.drift * tokens / (tokens + SHRINKAGE * cols as f32);
         meet_drift(cpu, stats, &order, &u, &mut alive, alpha)?;
@@ -141,9 +142,9 @@ pub(super) fn gptq(
     let form = written.form(cpu, stripes, rows, group_of)?;
     let weights = dequantize(cpu, &form, rows, cols)?;
     clock.lap("pack");
-    let energy = output_energy(cpu, stats, w).max(f64::MIN_POSITIVE);
+    let energy = output_energy(cpu, stats, w);
     let lost = lost.unwrap_or_else(|| output_energy(cpu, stats, &difference(w, &weights)));
-    let error = lost.max(0.0) / energy;
+    let error = part(lost.max(0.0), energy);
     clock.lap("measure");
     let report = SolveReport {
         error,

@@ -78,7 +78,7 @@ pub(super) fn factor(
         if inverse_cholesky_upper(cpu, &mut u, cols).is_ok() {
             return Ok(Factor { u, damping, retries });
         }
-        if damping >= 1.0 {
+        if damping >= 1.0 || damping.is_nan() {
             break;
         }
         damping = (damping * RAISE).clamp(1e-4, 1.0);

@@ -28,6 +28,11 @@ pub(super) fn output_energy(cpu: &Cpu, stats: &Stats, d: &[f32]) -> f64 {
     }
 }
 
+/// What was lost as a part of all there was; of nothing, nothing or all.
+pub(super) fn part(lost: f64, energy: f64) -> f64 {
+    if energy > 0.0 { lost / energy } else { f64::from(u8::from(lost > 0.0)) }
+}
+
 /// `H = L + Lᵀ` with half of the diagonal in each: the energy is twice that of `L`, of which only
 /// the blocks on and below the diagonal are multiplied.
 fn gram_energy(cpu: &Cpu, gram: &[f32], d: &[f32], cols: usize) -> f64 {

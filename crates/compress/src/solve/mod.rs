@@ -44,7 +44,7 @@ pub use wanda::wanda;
 use crate::Stats;
 
 /// How the numbers are chosen.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Method {
     /// Round to nearest; with scales that mind how large each column's inputs are, where statistics
     /// are there and [`Rtn::weighted`] asks for it.

@@ -11,7 +11,7 @@
 use bevel_kernels::Cpu;
 
 use super::hessian;
-use super::loss::{difference, output_energy};
+use super::loss::{difference, output_energy, part};
 use super::obs::{Columns, Surgeon};
 use super::sparsity::{Pruned, Sparsity, least};
 use super::stripes::{restored, stripes, transposed};
@@ -60,8 +60,8 @@ pub fn sparsegpt(
         restored(&mask.pruned, range.len(), &order, &mut stripe);
         pruned.append(&mut stripe);
     }
-    let energy = output_energy(cpu, stats, w).max(f64::MIN_POSITIVE);
-    let error = output_energy(cpu, stats, &difference(w, &weights)) / energy;
+    let energy = output_energy(cpu, stats, w);
+    let error = part(output_energy(cpu, stats, &difference(w, &weights)), energy);
     let report = SolveReport {
         error,
         damping_retries: factor.retries,

@@ -19,6 +19,7 @@ use bevel_base::grouped::{Coding, Zeros};
 use bevel_base::{DType, GroupedMatrix};
 use bevel_formats::TensorSpec;
 use bevel_formats::safetensors::{Checkpoint, SafetensorsWriter};
+use bevel_kernels::Cpu;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,8 @@ pub(crate) struct Fingerprint {
     pub(crate) recipe: String,
     /// Hash of the calibration tokens.
     pub(crate) calibration_sha256: String,
+    /// The instruction set: the last bits of activations are its own.
+    pub(crate) instructions: String,
 }
 
 /// The directory of an unfinished run.
@@ -268,10 +271,11 @@ pub(crate) fn directory(out: &Path) -> PathBuf {
 }
 
 impl Fingerprint {
-    pub(crate) fn new(provenance: &Provenance, calibration: &Calibration) -> Self {
+    pub(crate) fn new(provenance: &Provenance, calibration: &Calibration, cpu: &Cpu) -> Self {
         let Provenance { version, source_sha256, recipe } = provenance.clone();
         let calibration_sha256 = hexadecimal(&calibration.fingerprint);
-        Self { version, source_sha256, recipe, calibration_sha256 }
+        let instructions = cpu.isa().to_string();
+        Self { version, source_sha256, recipe, calibration_sha256, instructions }
     }
 
     /// What another run does differently.
@@ -281,6 +285,7 @@ impl Fingerprint {
             ("model", &self.source_sha256, &other.source_sha256),
             ("recipe", &self.recipe, &other.recipe),
             ("calibration data", &self.calibration_sha256, &other.calibration_sha256),
+            ("instruction set (BEVEL_ISA chooses it)", &self.instructions, &other.instructions),
         ];
         parts.into_iter().find(|(_, a, b)| a != b).map(|(what, ..)| what)
     }
@@ -505,6 +510,7 @@ mod tests {
             source_sha256: text("a"),
             recipe: text("r"),
             calibration_sha256: text("c"),
+            instructions: text("i"),
         };
         assert_eq!(Unfinished::open(&out, &print, false).unwrap().done(), 0);
         assert_eq!(Unfinished::open(&out, &print, false).unwrap().done(), 0);

@@ -170,6 +170,46 @@ fn experts_and_rows_of_odd_lengths_have_their_costs() {
     }
 }
 
+#[test]
+fn a_type_that_loses_nothing_tells_nothing_of_the_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    // Weights on the grid of the type that is closest to the budget.
+    let checkpoint = Checkpoint::open(&tiny_austen()).unwrap();
+    write_gguf(&path("rounded.gguf"), checkpoint.config(), DType::Q4_0, |name, _| {
+        checkpoint.read_f32(name).unwrap()
+    });
+    let rounded = Checkpoint::open(&path("rounded.gguf")).unwrap();
+    write_gguf(&path("full.gguf"), checkpoint.config(), DType::F32, |name, _| {
+        rounded.read_f32(name).unwrap()
+    });
+    let data = calibration(2, 32, 4096);
+    let toml =
+        "type = \"keep\"\n[budget]\nbits_per_weight = 4.6\ntypes = [\"Q2_K\", \"Q4_0\", \"Q8_0\"]";
+    let (allocation, _) = spend(&path("full.gguf"), &recipe(toml), &data).unwrap();
+    for tensor in &allocation.tensors {
+        assert!(kl_of(tensor, DType::Q2_K) > 1e-5, "{}", tensor.name);
+        assert!(kl_of(tensor, DType::Q4_0) < 1e-6, "{}", tensor.name);
+        assert_eq!(tensor.dtype, DType::Q4_0, "{}", tensor.name);
+    }
+}
+
+#[test]
+fn a_mixture_is_written_by_every_calibrated_method() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = directory.path().join("mixtral");
+    write_hf(&model, "mixtral", 3);
+    let data = calibration(2, 24, 96);
+    for method in ["importance", "awq", "gptq", "gptaq"] {
+        let toml = format!("type = \"Q4_0\"\nmethod = \"{method}\"");
+        let out = directory.path().join("small.gguf");
+        let report = written(&model, &recipe(&toml), &data, &out).unwrap();
+        let solved = report.tensors.iter().filter(|t| t.name.contains("_exps"));
+        assert!(solved.clone().all(|t| t.solved.len() == 4), "{method}");
+        assert_eq!(solved.count(), 2 * 3, "{method}");
+    }
+}
+
 #[track_caller]
 fn check_refused(toml: &str, reason: &str) {
     let directory = tempfile::tempdir().unwrap();

@@ -129,6 +129,81 @@ fn gptq_moves_the_outputs_less_than_rounding() {
 }
 
 #[test]
+fn a_matrix_of_zeros_stays_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let checkpoint = Checkpoint::open(&tiny_austen()).unwrap();
+    write_gguf(&path("full.gguf"), checkpoint.config(), DType::F32, |name, len| match name {
+        "blk.2.ffn_down.weight" | "blk.2.attn_output.weight" => vec![0.0; len],
+        _ => checkpoint.read_f32(name).unwrap(),
+    });
+    let model = Checkpoint::open(&path("full.gguf")).unwrap();
+    let cpu = Cpu::new(2).unwrap();
+    let data = calibration(2, 32);
+    for toml in ["type = \"Q4_K\"\nmethod = \"gptaq\"", "type = \"NF4\"\nmethod = \"gptaq\""] {
+        let out = path(if toml.contains("Q4_K") { "small.gguf" } else { "small" });
+        let mut go_on = |_: Progress<'_>| ControlFlow::Continue(());
+        let (recipe, options) = (recipe(toml), Options::default());
+        bevel_compress::quantize(&model, &recipe, Some(&data), &out, &options, &cpu, &mut go_on)
+            .unwrap();
+        let small = Checkpoint::open(&out).unwrap();
+        let down = small.read_f32("blk.2.ffn_down.weight").unwrap();
+        assert!(down.iter().all(|&w| w == 0.0), "{toml}");
+    }
+}
+
+#[test]
+fn what_is_packed_already_and_keeps_its_type_keeps_its_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let checkpoint = Checkpoint::open(&tiny_austen()).unwrap();
+    write_gguf(&path("packed.gguf"), checkpoint.config(), DType::Q4_K, |name, _| {
+        checkpoint.read_f32(name).unwrap()
+    });
+    let model = Checkpoint::open(&path("packed.gguf")).unwrap();
+    let (cpu, data) = (Cpu::new(2).unwrap(), calibration(2, 32));
+    let quantized = |toml: &str| {
+        let mut go_on = |_: Progress<'_>| ControlFlow::Continue(());
+        let (recipe, out) = (recipe(toml), path("out.gguf"));
+        let options = Options { force: true, ..Options::default() };
+        let report = bevel_compress::quantize(
+            &model,
+            &recipe,
+            Some(&data),
+            &out,
+            &options,
+            &cpu,
+            &mut go_on,
+        );
+        (report.unwrap(), Checkpoint::open(&out).unwrap())
+    };
+    let (report, kept) = quantized("type = \"Q8_0\"\nkeep = [\"blk.0.*\"]\nmethod = \"gptq\"");
+    for name in ["blk.0.attn_q.weight", "blk.0.ffn_down.weight"] {
+        assert!(kept.read(name).unwrap() == model.read(name).unwrap(), "{name}");
+    }
+    assert!(report.tensors.iter().any(|t| t.name == "blk.1.attn_q.weight" && !t.solved.is_empty()));
+    // Scales are folded into what was kept: that is quantizing again, and said.
+    let (report, _) = quantized("type = \"Q4_K\"\npure = true\nmethod = \"awq\"");
+    assert_eq!(report.totals.requantized, 4 * 7);
+    assert!(report.warnings.iter().any(|w| w.contains("both errors add up")));
+}
+
+#[test]
+fn another_methods_run_leaves_an_unfinished_one_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("small.gguf");
+    let data = calibration(2, 32);
+    let gptq = recipe("type = \"Q4_0\"\nmethod = \"gptq\"");
+    assert!(matches!(quantize(&gptq, &data, &out, 2, 60), Err(Error::Stopped)));
+    let unfinished = directory.path().join("small.gguf.unfinished");
+    assert!(unfinished.join("part-0000.safetensors").exists(), "stopped too early");
+    quantize(&recipe("type = \"Q4_0\""), &data, &out, 2, usize::MAX).unwrap();
+    assert!(unfinished.join("part-0000.safetensors").exists());
+    quantize(&gptq, &data, &out, 2, usize::MAX).unwrap();
+    assert!(!unfinished.exists());
+}
+
+#[test]
 fn act_order_is_written_and_read() {
     let directory = tempfile::tempdir().unwrap();
     let data = calibration(8, 128);

@@ -208,10 +208,13 @@ fn every_container_gives_the_same_records() {
     let array = format!("[{}]", str::from_utf8(&lines).unwrap().trim().replace('\n', ",\n"));
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gz.write_all(&lines).unwrap();
-    let zst = ruzstd::encoding::compress_to_vec(
-        lines.as_slice(),
-        ruzstd::encoding::CompressionLevel::Fastest,
-    );
+    let zst = |lines: &[u8]| {
+        ruzstd::encoding::compress_to_vec(lines, ruzstd::encoding::CompressionLevel::Fastest)
+    };
+    // As what is appended to a file makes it, with a frame in between that is to be skipped.
+    let (head, tail) = lines.split_at(lines.len() / 3);
+    let skipped = b"\x50\x2a\x4d\x18\x03\x00\x00\x00any";
+    let frames = [zst(head).as_slice(), skipped, &zst(tail)].concat();
     let marked = [b"\xef\xbb\xbf".as_slice(), &lines].concat();
     let expected = read_file(&config(8, 32), "a.jsonl", &lines).unwrap();
     for (name, bytes) in [
@@ -219,7 +222,8 @@ fn every_container_gives_the_same_records() {
         ("b.json", &lines),
         ("b.json", array.as_bytes()),
         ("b.jsonl.gz", &gz.finish().unwrap()),
-        ("b.jsonl.zst", &zst),
+        ("b.jsonl.zst", &zst(&lines)),
+        ("frames.jsonl.zst", &frames),
     ] {
         let found = read_file(&config(8, 32), name, bytes).unwrap();
         assert_eq!(found.fingerprint, expected.fingerprint, "{name}");

@@ -115,6 +115,12 @@ fn recipes_that_ask_for_nonsense_are_refused() {
         ("type = \"Q4_0\"\noutput_type = \"I32\"", "weights are floating point or packed"),
         ("type = \"Q4_0\"\ntypo = 1", "typo"),
         ("pure = true", "type"),
+        ("type = \"Q4_0\"\n[gptq]\ndamping = nan", "damping = NaN: it is a part, from 0 to 1"),
+        ("type = \"Q4_0\"\ngroup_size = 32", "`group_size` is for codes in a directory"),
+        ("type = \"Q4_0\"\nsymmetric = false", "`symmetric` is for codes in a directory"),
+        ("type = \"Q4_K_M\"\nformat = \"awq\"", "`format` is for codes in a directory"),
+        ("type = \"W4\"\npure = true", "`pure` is for the mixes of GGUF files"),
+        ("type = \"Q4_0\"\n[gptq]\ndrift = -1.0", "drift = -1: it is a part, from 0 to 1"),
     ] {
         let error = toml.parse::<Recipe>().unwrap_err().to_string();
         assert!(error.contains(reason), "{toml}: {error}");
