@@ -20,11 +20,11 @@ pub(crate) struct CalibrationArgs {
     calib: Vec<String>,
 
     /// Calibration sequences [default: 128]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     calib_samples: Option<usize>,
 
     /// Tokens of each calibration sequence [default: 512]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     calib_tokens: Option<usize>,
 
     /// The field of a record that holds its text or messages
@@ -33,9 +33,15 @@ pub(crate) struct CalibrationArgs {
 }
 
 impl CalibrationArgs {
-    /// True where no data is named.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.calib.is_empty()
+    /// A flag that was given, if any was.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--calib", !self.calib.is_empty()),
+            ("--calib-samples", self.calib_samples.is_some()),
+            ("--calib-tokens", self.calib_tokens.is_some()),
+            ("--calib-field", self.calib_field.is_some()),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
     }
 
     /// Changes what the options say.

@@ -182,6 +182,9 @@ impl<'a> Run<'a> {
         let mut rounding = HashMap::new();
         let all = layer.survey(Needs { gram: true, cross: false }, meter)?;
         for (stage, stats) in all {
+            // What the matrices' own errors are going to be measured with.
+            let diagonal = (!self.needs.gram).then(|| stats.without_gram());
+            let measure = diagonal.as_ref().unwrap_or(&stats);
             let linears = layer.linears(stage, None);
             let target = linears.iter().find_map(|l| (self.target_of)(&l.name));
             let Some(target) = target.filter(|_| layer.can_fold(stage)) else { continue };
@@ -189,7 +192,7 @@ impl<'a> Run<'a> {
             for (linear, weight) in linears.iter().zip(&weights).filter(|_| self.compare) {
                 let Some(target) = (self.target_of)(&linear.name) else { continue };
                 let error = layer.times().time("compare", || {
-                    rounding_error(self.cpu, weight, linear.rows, &stats, &target, None)
+                    rounding_error(self.cpu, weight, linear.rows, measure, &target, None)
                 });
                 let wrap = |source| Error::Solve { tensor: linear.name.clone(), source };
                 rounding.insert(linear.name.clone(), error.map_err(wrap)?);

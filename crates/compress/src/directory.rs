@@ -21,7 +21,7 @@ use crate::plan::{idle_patterns, is_quantizable};
 use crate::progress::{Meter, OnProgress, Stage};
 use crate::solve::{self, Form, Rtn, Solved, solve};
 use crate::transcode::{Tally, Transcoder, tally};
-use crate::walk::{Linear, Outcome, Results, Unfinished, read_rows, remove_kept};
+use crate::walk::{Claim, Linear, Outcome, Results, Unfinished, read_rows, remove_kept};
 use crate::{
     Error, Needs, Options, Preview, PreviewedTensor, Provenance, Recipe, Report, Result, Shown,
     Stats, Storage, TensorReport, Times, Totals,
@@ -56,6 +56,7 @@ pub(crate) fn quantize(
     options.accept(&warnings)?;
     has_space(out, specs.iter().map(plain::byte_len).fold(0, u64::saturating_add))?;
 
+    let _claim = recipe.wants_calibration().then(|| Claim::take(out)).transpose()?;
     let mut times = Times::default();
     let hash = || Provenance::of(checkpoint, recipe, on_progress);
     let provenance = times.time("hash", hash)?;
@@ -183,10 +184,10 @@ impl<'a> Layout<'a> {
             tensors.extend(piece.specs.iter().map(|spec| PreviewedTensor {
                 name: spec.name.clone(),
                 shape: spec.shape.clone(),
-                from: piece.entry.dtype,
+                from: checkpoint.stored_dtype(piece.name),
                 to: Storage::Type(spec.dtype),
                 wanted: None,
-                bytes_before: piece.entry.stored_len() / count,
+                bytes_before: checkpoint.stored_len(piece.name) / count,
                 bytes_after: plain::byte_len(spec),
             }));
         }
@@ -196,10 +197,10 @@ impl<'a> Layout<'a> {
             tensors.push(PreviewedTensor {
                 name: module.name.clone(),
                 shape: entry.shape.clone(),
-                from: entry.dtype,
+                from: checkpoint.stored_dtype(&module.name),
                 to: Storage::Codes(grouping.code),
                 wanted: None,
-                bytes_before: entry.stored_len(),
+                bytes_before: checkpoint.stored_len(&module.name),
                 bytes_after: stored.iter().map(plain::byte_len).sum(),
             });
         }
@@ -344,10 +345,10 @@ impl Writing<'_> {
         Ok(TensorReport {
             name: module.name.clone(),
             shape: entry.shape.clone(),
-            from: entry.dtype,
+            from: self.checkpoint.stored_dtype(&module.name),
             to: Storage::Codes(self.grouping.code),
             wanted: None,
-            bytes_before: entry.stored_len(),
+            bytes_before: self.checkpoint.stored_len(&module.name),
             bytes_after,
             relative_error: total.relative_error(),
             saturated: 0,

@@ -56,6 +56,9 @@ pub enum Error {
         /// What is different.
         what: &'static str,
     },
+    /// Another program is at the same output.
+    #[error("another run is at work on `{}`; let it finish, or name another output", .0.display())]
+    Busy(PathBuf),
     /// A file of an unfinished run that does not hold what it should.
     #[error("`{}` is damaged; throw the unfinished run away with --restart", .0.display())]
     BrokenPart(PathBuf),

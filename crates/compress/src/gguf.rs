@@ -20,7 +20,7 @@ use crate::progress::{Meter, OnProgress, Stage};
 use crate::provenance::source_files;
 use crate::solve::{Form, SolveReport, Target};
 use crate::transcode::{Tally, Transcoder, tally};
-use crate::walk::{Fingerprint, Outcome, Unfinished, kept, remove_kept};
+use crate::walk::{Claim, Fingerprint, Outcome, Unfinished, kept, remove_kept};
 use crate::{
     Base, Error, Options, Override, Provenance, Recipe, Report, Result, Shown, Storage,
     TensorReport, Times, VERSION, directory,
@@ -67,6 +67,7 @@ pub fn quantize(
             on_progress,
         );
     }
+    let _claim = recipe.wants_calibration().then(|| Claim::take(out)).transpose()?;
     let mut times = Times::default();
     let hash = || Provenance::of(checkpoint, recipe, on_progress);
     let mut provenance = times.time("hash", hash)?;
@@ -229,7 +230,7 @@ pub fn check_output(
         }
         refuse_file_name(out)?;
         recipe.grouping(code, main_dtype(checkpoint)).check()?;
-        is_replaceable(out)?;
+        is_replaceable(out, checkpoint.hf_dir())?;
     } else if !is_gguf(out) {
         let reason = match recipe.packed_type() {
             None if recipe.budget.is_none() => {
@@ -291,13 +292,13 @@ impl Report {
         outcomes: &[Outcome],
         options: &Options,
     ) -> Result<()> {
-        let PlannedTensor { name, shape, from, to, wanted, bytes_before, bytes_after, .. } =
+        let PlannedTensor { name, shape, stored, to, wanted, bytes_before, bytes_after, .. } =
             planned;
         self.push(
             TensorReport {
                 name,
                 shape,
-                from,
+                from: stored,
                 to: Storage::Type(to),
                 wanted,
                 bytes_before,

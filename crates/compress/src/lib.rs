@@ -56,7 +56,7 @@ pub use output::Options;
 pub use preview::{Preview, PreviewedTensor};
 pub use progress::{OnProgress, Progress, Stage};
 pub use provenance::{Provenance, VERSION};
-pub use recipe::{Base, Override, Recipe};
+pub use recipe::{Base, Override, Recipe, tensor_type};
 pub use report::{Report, Shown, Storage, TensorReport, Totals};
 pub use stats::{Needs, Stats};
 pub use times::Times;

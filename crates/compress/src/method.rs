@@ -109,6 +109,9 @@ pub struct GptqSettings {
     pub refine: Option<usize>,
 }
 
+/// Sweeps of refinement that are still sensible.
+const MOST_SWEEPS: usize = 100;
+
 impl GptqSettings {
     /// Refuses parts that are none.
     pub(crate) fn check(&self) -> Result<()> {
@@ -118,7 +121,12 @@ impl GptqSettings {
                 return Err(Error::Recipe(reason));
             }
         }
-        Ok(())
+        match self.refine {
+            Some(sweeps) if sweeps > MOST_SWEEPS => Err(Error::Recipe(format!(
+                "[gptq] refine = {sweeps}: after some sweeps nothing changes any more; {MOST_SWEEPS} are the most"
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -205,25 +205,73 @@ impl Drop for AtomicDirectory {
 /// The one directory inside a Hugging Face checkpoint.
 pub(crate) const MORE_TEMPLATES: &str = "additional_chat_templates";
 
-/// Refuses to replace a directory that holds anything but a model, so that `-o ~ --force` is an
-/// error and no loss.
-pub(crate) fn is_replaceable(directory: &Path) -> Result<()> {
-    const KINDS: [&str; 9] =
-        ["safetensors", "json", "txt", "jinja", "model", "md", "gitattributes", "toml", "html"];
-    let Ok(entries) = std::fs::read_dir(directory) else { return Ok(()) };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        let kind = path.extension().unwrap_or_default().to_string_lossy().into_owned();
-        let is_part = path.is_file() && KINDS.contains(&kind.as_str());
-        if !is_part && !path.ends_with(MORE_TEMPLATES) {
-            return Err(Error::Target {
-                path: directory.to_owned(),
-                reason: format!(
-                    "the directory holds `{}`, which is no part of a model, so it is not replaced; choose another one",
-                    entry.file_name().to_string_lossy()
-                ),
-            });
-        }
+/// Refuses to replace anything but a model, so that `-o ~ --force` is an error and no loss: a
+/// directory with a configuration and weights, and beside them what programs put there, what bevel
+/// does, or what lies in the `source` directory too.
+pub(crate) fn is_replaceable(out: &Path, source: Option<&Path>) -> Result<()> {
+    let refuse = |reason: String| Err(Error::Target { path: out.to_owned(), reason });
+    let Ok(entries) = std::fs::read_dir(out) else {
+        return match out.is_file() {
+            true => {
+                refuse("it is a file, and a directory is written; choose another name".to_owned())
+            }
+            false => Ok(()),
+        };
+    };
+    let mut names: Vec<String> =
+        entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    let is_weights =
+        |name: &str| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    if !names.is_empty() && !names.iter().any(|name| name == "config.json") {
+        let first = &names[0];
+        return refuse(format!(
+            "the directory holds `{first}` and no model, so it is not replaced; choose another one"
+        ));
     }
-    Ok(())
+    let is_part = |name: &String| {
+        let path = out.join(name);
+        let is_copied = source.is_some_and(|source| source.join(name).is_file());
+        let is_known = is_weights(name) || SIDE_FILES.contains(&name.as_str());
+        path.is_file() && (is_known || is_copied) || name == MORE_TEMPLATES
+    };
+    match names.iter().find(|name| !is_part(name)) {
+        Some(other) => refuse(format!(
+            "the directory holds `{other}`, which is no part of a model, so it is not replaced; choose another one"
+        )),
+        None => Ok(()),
+    }
 }
+
+/// What lies in models' directories beside the weights.
+const SIDE_FILES: [&str; 29] = [
+    ".gitattributes",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+    "NOTICE.txt",
+    "README.md",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "configuration.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "quant_config.json",
+    "quantization_config.json",
+    "quantize_config.json",
+    "report.html",
+    "report.json",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+];

@@ -33,6 +33,8 @@ pub(crate) struct PlannedTensor {
     pub(crate) shape: Shape,
     /// The type it is read in.
     pub(crate) from: DType,
+    /// The type it is stored in: another one where it is rotated.
+    pub(crate) stored: DType,
     /// True where it is stored as codes and scales in tensors of their own.
     pub(crate) coded: bool,
     /// The type it is going to have.
@@ -74,11 +76,12 @@ impl Plan {
                 name: name.clone(),
                 shape: entry.shape.clone(),
                 from: entry.dtype,
+                stored: checkpoint.stored_dtype(name),
                 to,
                 wanted: fallback.map(|_| wanted),
                 coded: entry.is_coded(),
                 scaled: recipe.scales() && is_linear(name),
-                bytes_before: entry.stored_len(),
+                bytes_before: checkpoint.stored_len(name),
                 bytes_after: bytes(to)?,
             });
         }
@@ -144,7 +147,7 @@ impl Plan {
                 count => format!(", {count} of them to as many bits or more, which gains nothing"),
             };
             let scheme = checkpoint.scheme().filter(|_| first.coded);
-            let before = scheme.map_or_else(|| first.from.to_string(), |scheme| scheme.name());
+            let before = scheme.map_or_else(|| first.stored.to_string(), |scheme| scheme.name());
             self.warnings.push(format!(
                 "{} tensors were quantized before (`{}` to {before}) and are quantized again{gain}: both errors add up; start from the original model for the best quality",
                 again.len(),
@@ -191,8 +194,8 @@ impl PlannedTensor {
 
     /// True where packed values are packed again: in another way, or scaled.
     pub(crate) fn requantizes(&self) -> bool {
-        let was_packed = self.from.is_packed() || self.coded;
-        was_packed && self.to.is_packed() && (self.from != self.to || self.scaled)
+        let was_packed = self.stored.is_packed() || self.coded;
+        was_packed && self.to.is_packed() && !self.stays()
     }
 
     /// True where nothing is to be done, as the values are to stay what they are.

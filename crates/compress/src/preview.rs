@@ -61,7 +61,7 @@ impl Preview {
         let tensors = tensors.into_iter().map(|t| PreviewedTensor {
             name: t.name,
             shape: t.shape,
-            from: t.from,
+            from: t.stored,
             to: Storage::Type(t.to),
             wanted: t.wanted,
             bytes_before: t.bytes_before,

@@ -135,7 +135,15 @@ impl Recipe {
     }
 
     /// Refuses what contradicts itself, or is no sensible setting.
-    pub(crate) fn check(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Recipe`], [`Error::NotWritable`].
+    pub fn check(&self) -> Result<()> {
+        let types = self.overrides.iter().map(|o| o.dtype).chain(self.output_type);
+        let types = types.chain(self.embedding_type);
+        let of_budget = self.budget.iter().flat_map(|b| b.types.iter().copied());
+        types.chain(of_budget).try_for_each(writable)?;
+        self.budget.iter().try_for_each(|b| b.check().map_err(|e| Error::Recipe(e.to_owned())))?;
         self.check_imatrix()?;
         self.check_order()?;
         self.check_idle()?;
@@ -282,7 +290,7 @@ impl FromStr for Override {
             .rsplit_once('=')
             .filter(|(pattern, _)| !pattern.is_empty())
             .ok_or_else(|| Error::Recipe(format!("`{text}` is not of the form PATTERN=TYPE")))?;
-        Ok(Self { pattern: pattern.to_owned(), dtype: parse_type(name)? })
+        Ok(Self { pattern: pattern.to_owned(), dtype: tensor_type(name)? })
     }
 }
 
@@ -312,7 +320,10 @@ impl FromStr for Base {
         match Mix::named(name) {
             Some(mix) => Ok(Base::Mix(mix)),
             // A type that is no mix is one that cannot be written; say why.
-            None => parse_type(name).and_then(|_| Err(unknown(name))),
+            None => match name.parse() {
+                Ok(dtype) => writable(dtype).and_then(|()| Err(unknown(name))),
+                Err(_) => Err(unknown(name)),
+            },
         }
     }
 }
@@ -341,16 +352,41 @@ impl<'de> Deserialize<'de> for Base {
     }
 }
 
-/// A tensor's type by its name, where files can have it.
-pub(crate) fn parse_type(name: &str) -> Result<DType> {
+/// A tensor's type by its name, where files can have it: what a flag or a recipe says of one tensor.
+///
+/// # Errors
+/// [`Error::UnknownType`], [`Error::NotWritable`].
+pub fn tensor_type(name: &str) -> Result<DType> {
+    let dtype = name.parse().map_err(|_| unknown_for_tensor(name))?;
+    writable(dtype).map(|()| dtype)
+}
+
+/// Refuses types that no file has.
+fn writable(dtype: DType) -> Result<()> {
     use DType::*;
-    let dtype: DType = name.parse().map_err(|_| unknown(name))?;
     let reason = match dtype {
         F64 | F8_E4M3 | F8_E5M2 => "GGUF readers do not run it; use F32, F16 or BF16",
         _ if !dtype.is_weight() => "weights are floating point or packed",
-        _ => return Ok(dtype),
+        _ => return Ok(()),
     };
     Err(Error::NotWritable { dtype, reason: reason.to_owned() })
+}
+
+/// Not a type that one tensor can have.
+fn unknown_for_tensor(name: &str) -> Error {
+    let known = DType::all().filter(|&dtype| writable(dtype).is_ok());
+    let known: Vec<&str> = known.map(DType::name).collect();
+    let what = match (CodeType::named(name), Mix::named(name)) {
+        (Some(_), _) => {
+            "those are codes in groups, which all linear layers of a directory become; "
+        }
+        (None, Some(_)) => "that is a mix of types, for a whole model; ",
+        (None, None) => "",
+    };
+    let meant = closest(name, &known).filter(|_| what.is_empty());
+    let meant = meant.map(|close| format!("did you mean `{close}`? ")).unwrap_or_default();
+    let known = format!("{what}{meant}a tensor's are {}", known.join(", "));
+    Error::UnknownType { name: name.to_owned(), known }
 }
 
 fn unknown(name: &str) -> Error {
@@ -447,7 +483,7 @@ pub(crate) mod written_type {
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<DType, D::Error> {
-        parse_type(&String::deserialize(d)?).map_err(de::Error::custom)
+        tensor_type(&String::deserialize(d)?).map_err(de::Error::custom)
     }
 }
 

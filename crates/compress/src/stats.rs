@@ -83,6 +83,20 @@ impl Stats {
         linalg::gemm(cpu, Update::Add, lost, x, residual, cols, Region::Whole);
     }
 
+    /// The same without the Gram matrix: what a method that does not need it gathers.
+    pub(crate) fn without_gram(&self) -> Self {
+        Self {
+            cols: self.cols,
+            tokens: self.tokens,
+            gram: None,
+            cross: None,
+            residual: None,
+            square_sum: self.square_sum.clone(),
+            abs_sum: self.abs_sum.clone(),
+            max_abs: self.max_abs.clone(),
+        }
+    }
+
     /// Inputs of the layer.
     pub fn cols(&self) -> usize {
         self.cols

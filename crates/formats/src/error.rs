@@ -15,7 +15,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The path leads to something else than a model file of the expected format.
-    #[error("`{}` is not a {expected}: {found}", .path.display())]
+    #[error("`{}` is no {expected}: {found}", .path.display())]
     WrongFile {
         /// The file or directory.
         path: PathBuf,

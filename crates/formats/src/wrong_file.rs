@@ -18,7 +18,7 @@ fn recognize(bytes: &[u8]) -> String {
     } else if bytes.starts_with(b"GGUF") {
         "it is a GGUF file; give it a name that ends in `.gguf`"
     } else if bytes.get(8) == Some(&b'{') {
-        "it looks like a safetensors file; give it a name that ends in `.safetensors`"
+        "it looks like a safetensors file; name the directory that holds it and its `config.json`"
     } else if [b"lmgg", b"fmgg", b"tjgg", b"algg"].iter().any(|magic| bytes.starts_with(*magic)) {
         "it is in a llama.cpp format from before GGUF; convert the original model again"
     } else if begins_with_text(bytes, b"<!doctype") || begins_with_text(bytes, b"<html") {

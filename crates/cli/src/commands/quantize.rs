@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bevel_base::DType;
 use bevel_compress::{
     Allocation, Base, Budget, FormatName, ImatrixFile, Limit, Method, OnProgress, Options,
-    Override, Preview, Recipe, Report, Stage,
+    Override, Preview, Recipe, Report, Stage, tensor_type,
 };
 use bevel_eval::{Machine, peak_memory};
 use bevel_formats::AtomicFile;
@@ -79,11 +79,11 @@ pub(crate) struct Args {
     overrides: Vec<Override>,
 
     /// Type of the output head, or of the embedding where it is the head
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", value_parser = tensor_type)]
     output_type: Option<DType>,
 
     /// Type of the embedding
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", value_parser = tensor_type)]
     embedding_type: Option<DType>,
 
     /// Tensors that keep the type they have; repeatable
@@ -96,17 +96,17 @@ pub(crate) struct Args {
 
     /// Choose every tensor's type so that all take at most so many bits per weight, scales counted,
     /// and the model loses least; in place of TYPE
-    #[arg(long, value_name = "BITS", conflicts_with_all = ["target_size", "base", "pure"])]
+    #[arg(long, value_name = "BITS", allow_negative_numbers = true, conflicts_with_all = ["target_size", "base", "pure"])]
     target_bpw: Option<f64>,
 
     /// Choose every tensor's type so that the file takes at most so many bytes, for example 900MB, and
     /// the model loses least; in place of TYPE
-    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["base", "pure"])]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_negative_numbers = true, conflicts_with_all = ["base", "pure"])]
     target_size: Option<u64>,
 
     /// The types to choose from, separated by commas [default: Q2_K, Q3_K, IQ4_XS, Q4_K, Q5_K, Q6_K
     /// and Q8_0, or those that fit the rows instead]
-    #[arg(long, value_name = "TYPES", value_delimiter = ',')]
+    #[arg(long, value_name = "TYPES", value_delimiter = ',', value_parser = tensor_type)]
     types: Vec<DType>,
 
     /// How codes are chosen: rtn, importance, awq, gptq or gptaq
@@ -120,7 +120,7 @@ pub(crate) struct Args {
 
     /// Columns that share a scale, where codes are in groups; 0 for whole rows [default: 128; 64 for
     /// NF4, FP4 and mlx]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     group_size: Option<usize>,
 
     /// Give every group of integer codes its own zero point
@@ -136,7 +136,7 @@ pub(crate) struct Args {
     fold: bool,
 
     /// Rotate the residual stream first (QuaRot), by the random matrix of a seed
-    #[arg(long, value_name = "SEED", num_args = 0..=1, default_missing_value = "0")]
+    #[arg(long, value_name = "SEED", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     rotate: Option<u64>,
 
     #[command(flatten)]
@@ -251,6 +251,10 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         not_measured: Some("the run was ended before that".to_owned()),
     };
     files.write(&run)?;
+    // Before minutes of measuring, which may be ended.
+    if !global.json {
+        print_text(&summary(&run.report))?;
+    }
     let model: &Path = if output.is_dir() { output } else { &run.report.files[0] };
     match named.or(held_out) {
         None => {
@@ -274,7 +278,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     run.seconds = start.elapsed().as_secs_f64();
     run.peak_memory_bytes = peak_memory();
     files.write(&run)?;
-    let mut text = summary(&run.report);
+    let mut text = String::new();
     if let Some(measured) = &run.measured {
         text += &measured.to_string();
     }
@@ -337,11 +341,15 @@ fn recipe(args: &Args, global: &Global) -> Result<Recipe> {
             Some(_) => "beside the recipe's importance matrix; take one of them",
             None => "on the method `rtn`; choose another with --method, for example gptq",
         };
-        ensure!(args.calibration.is_empty(), "--calib has no effect {reason}");
+        if let Some(flag) = args.calibration.given() {
+            bail!("{flag} has no effect {reason}");
+        }
+        ensure!(!args.restart, "--restart has no effect {reason}");
         recipe.calibration = None;
     }
     // What can be typed as a flag and what a file can say is checked in one place.
-    Ok(recipe.to_string().parse()?)
+    recipe.check()?;
+    Ok(recipe)
 }
 
 impl Writing {

@@ -43,12 +43,12 @@ impl TryFrom<Written> for Budget {
 
     fn try_from(written: Written) -> Result<Self, &'static str> {
         let limit = match (written.bits_per_weight, written.bytes) {
-            (Some(bits), None) if bits > 0.0 && bits <= 32.0 => Limit::BitsPerWeight(bits),
-            (Some(_), None) => return Err("bits per weight lie between 0 and 32"),
+            (Some(bits), None) => Limit::BitsPerWeight(bits),
             (None, Some(bytes)) => Limit::Bytes(bytes),
             _ => return Err("a budget has either `bits_per_weight` or `bytes`"),
         };
-        Ok(Self { limit, types: written.types.into_iter().map(|t| t.0).collect() })
+        let budget = Self { limit, types: written.types.into_iter().map(|t| t.0).collect() };
+        budget.check().map(|()| budget)
     }
 }
 
@@ -64,6 +64,15 @@ impl From<Budget> for Written {
 }
 
 impl Budget {
+    /// Refuses sizes that are none.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        match self.limit {
+            Limit::BitsPerWeight(bits) if bits > 0.0 && bits <= 32.0 => Ok(()),
+            Limit::BitsPerWeight(_) => Err("bits per weight lie between 0 and 32"),
+            Limit::Bytes(_) => Ok(()),
+        }
+    }
+
     /// Bytes that all tensors together may take. `recipe` is what is going to be carried out, but
     /// for types.
     pub(super) fn tensor_bytes(

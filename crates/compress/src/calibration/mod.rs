@@ -21,6 +21,7 @@ mod sequences;
 mod text;
 mod zstd;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -240,6 +241,12 @@ impl CalibrationConfig {
                 self.samples
             ));
         }
+        if let Some(part) = monotony(&found) {
+            warnings.push(format!(
+                "{:.0} % of the calibration tokens are one and the same: the model sees next to nothing; give it text as it is going to be used on",
+                part * 100.0
+            ));
+        }
         let description = format!("{} × {} tokens of {name}", found.len(), self.tokens);
         Ok(Calibration::new(found, description, warnings))
     }
@@ -282,4 +289,14 @@ impl CalibrationConfig {
         };
         Err(Error::Calibration { data: self.source.to_string(), reason })
     }
+}
+
+/// The part of the tokens that the commonest is, where it is more than half.
+fn monotony(sequences: &[Vec<u32>]) -> Option<f64> {
+    let mut counts: HashMap<u32, usize> = HashMap::new();
+    sequences.iter().flatten().for_each(|&token| *counts.entry(token).or_default() += 1);
+    let all: usize = counts.values().sum();
+    let most = counts.values().copied().max()?;
+    let part = most as f64 / all as f64;
+    (part > 0.5).then_some(part)
 }

@@ -97,7 +97,9 @@ pub(crate) fn write_piece(
         let mut write = |data: &[u8]| Ok(writer.write(&spec.name, data)?);
         let release = || checkpoint.release(piece.name);
         let tally = transcoder.run(&job, &part, meter, &release, &mut write)?;
-        report.push_converted(spec, piece.entry.dtype, part_len as u64, tally, options)?;
+        let stored = checkpoint.stored_dtype(piece.name);
+        let stored_len = checkpoint.stored_len(piece.name) / piece.specs.len() as u64;
+        report.push_converted(spec, stored, stored_len, tally, options)?;
     }
     drop(bytes);
     checkpoint.release(piece.name);

@@ -57,7 +57,7 @@ pub fn convert(
     refuse_packed(recipe, out)?;
     refuse_file_name(out)?;
     may_write(out, &source_files(checkpoint)?, options)?;
-    is_replaceable(out)?;
+    is_replaceable(out, checkpoint.hf_dir())?;
     match checkpoint.hf_dir().filter(|_| !checkpoint.is_rotated()) {
         Some(dir) => from_hf::convert(checkpoint, dir, recipe, out, options, cpu, on_progress),
         None => from_gguf::convert(checkpoint, recipe, out, options, cpu, on_progress),

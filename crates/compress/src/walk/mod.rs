@@ -34,7 +34,7 @@ use bevel_model::{BlockState, Checkpoint, Precision};
 
 pub(crate) use activations::Activations;
 pub(crate) use layer::{Layer, Linear};
-pub(crate) use unfinished::{Fingerprint, Outcome, Results, Unfinished, kept, remove_kept};
+pub(crate) use unfinished::{Claim, Fingerprint, Outcome, Results, Unfinished, kept, remove_kept};
 
 use crate::progress::Meter;
 use crate::{Error, Needs, Result, Stats, Times};

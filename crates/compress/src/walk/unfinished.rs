@@ -5,6 +5,7 @@
 //! ```text
 //! run.json              what is being done: a run that does something else refuses to go on
 //! allocation.json       the types that a budget was spent on
+//! lock                  held by the program that is at it
 //! part-0003.safetensors what became of the tensors of part 3: a layer, or the output head
 //! streams-0004          the residual streams that part 4 begins with
 //! full-0004             those of the uncompressed model, where it walks beside
@@ -133,8 +134,8 @@ impl Unfinished {
     pub(crate) fn open(out: &Path, fingerprint: &Fingerprint, restart: bool) -> Result<Self> {
         let dir = directory(out);
         let record = dir.join("run.json");
-        if restart && dir.exists() {
-            fs::remove_dir_all(&dir).map_err(Error::io("remove", &dir))?;
+        if restart {
+            clear(&dir)?;
         }
         match fs::read(&record) {
             Ok(text) => {
@@ -154,6 +155,8 @@ impl Unfinished {
         while unfinished.part(unfinished.done).is_file() {
             unfinished.done += 1;
         }
+        // Sooner than after the hours that the rest takes.
+        unfinished.results()?;
         Ok(unfinished)
     }
 
@@ -229,7 +232,7 @@ pub(crate) fn kept<T: Serialize + for<'de> Deserialize<'de>>(
     let dir = directory(out);
     let path = dir.join(name);
     if restart {
-        remove_kept(out)?;
+        clear(&dir)?;
     }
     if let Ok(text) = fs::read(&path) {
         let Kept { run, found } =
@@ -243,13 +246,61 @@ pub(crate) fn kept<T: Serialize + for<'de> Deserialize<'de>>(
         return Err(Error::OtherRun { dir, what: "recipe" });
     }
     fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-    let found = find(&dir).inspect_err(|_| {
-        // Unless something else lies there.
-        let _ = fs::remove_dir(&dir);
-    })?;
+    let found = find(&dir)?;
     let kept = Kept { run: fingerprint.clone(), found };
     write_atomically(&path, &serde_json::to_vec(&kept).expect("names and numbers serialize"))?;
     Ok(kept.found)
+}
+
+/// Throws away what an unfinished run left, but for the lock of the one that does so.
+fn clear(dir: &Path) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::io("read", dir))?,
+    };
+    for path in entries.flatten().map(|entry| entry.path()).filter(|path| !path.ends_with(LOCK)) {
+        fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+    }
+    Ok(())
+}
+
+const LOCK: &str = "lock";
+
+/// The right to an output's unfinished run: two programs at the same would take each other's files
+/// away.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    dir: PathBuf,
+    /// Locked as long as it is open.
+    _lock: fs::File,
+}
+
+impl Claim {
+    /// Takes the right.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where another program has it, [`Error::Io`].
+    pub(crate) fn take(out: &Path) -> Result<Self> {
+        let dir = directory(out);
+        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        let path = dir.join(LOCK);
+        let lock = fs::File::create(&path).map_err(Error::io("create", &path))?;
+        // Where a file system has no locks, users have to take care themselves.
+        match lock.try_lock() {
+            Err(fs::TryLockError::WouldBlock) => Err(Error::Busy(out.to_owned())),
+            _ => Ok(Self { dir, _lock: lock }),
+        }
+    }
+}
+
+impl Drop for Claim {
+    /// Leaves nothing where there is nothing to go on with.
+    fn drop(&mut self) {
+        let is_alone = fs::read_dir(&self.dir).is_ok_and(|entries| entries.count() == 1);
+        if is_alone {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
 }
 
 /// Removes what an output's unfinished run left, if anything.
@@ -367,7 +418,7 @@ pub(crate) struct Results {
 
 impl Results {
     fn add(&mut self, path: &Path) -> Result<()> {
-        let file = Checkpoint::open(path)?;
+        let file = Checkpoint::open(path).map_err(|_| Error::BrokenPart(path.to_owned()))?;
         let broken = || Error::BrokenPart(path.to_owned());
         let text = file.metadata().get(META).ok_or_else(broken)?;
         let saved: Vec<Saved> = serde_json::from_str(text).map_err(|_| broken())?;

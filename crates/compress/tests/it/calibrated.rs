@@ -204,6 +204,42 @@ fn another_methods_run_leaves_an_unfinished_one_alone() {
 }
 
 #[test]
+fn two_runs_do_not_take_each_others_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("small.gguf");
+    let data = calibration(2, 32);
+    let gptq = recipe("type = \"Q4_0\"\nmethod = \"gptq\"");
+    let mut refused = None;
+    let mut begin_another = |stage| {
+        if stage == Stage::Calibrate && refused.is_none() {
+            refused = Some(quantize(&gptq, &data, &out, 1, usize::MAX).unwrap_err());
+        }
+        true
+    };
+    quantize_while(&gptq, &data, &out, 1, &mut begin_another).unwrap();
+    assert!(matches!(refused, Some(Error::Busy(_))), "{refused:?}");
+}
+
+#[test]
+fn a_damaged_part_is_found_before_work_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("small.gguf");
+    let data = calibration(2, 32);
+    let gptq = recipe("type = \"Q4_0\"\nmethod = \"gptq\"");
+    assert!(matches!(quantize(&gptq, &data, &out, 2, 60), Err(Error::Stopped)));
+    let part = directory.path().join("small.gguf.unfinished/part-0000.safetensors");
+    std::fs::write(&part, "garbage").unwrap();
+    let mut calibrates = false;
+    let mut watch = |stage| {
+        calibrates |= stage == Stage::Calibrate;
+        true
+    };
+    let error = quantize_while(&gptq, &data, &out, 2, &mut watch).unwrap_err();
+    assert!(error.to_string().contains("--restart"), "{error}");
+    assert!(!calibrates, "a layer was walked through");
+}
+
+#[test]
 fn act_order_is_written_and_read() {
     let directory = tempfile::tempdir().unwrap();
     let data = calibration(8, 128);

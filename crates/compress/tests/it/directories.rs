@@ -1,7 +1,7 @@
 //! Directories whose linear layers are codes in groups: what is written is read, and means the model.
 
 use bevel_base::DType;
-use bevel_compress::{CodeType, Error, FormatName, Preview, Recipe};
+use bevel_compress::{CodeType, Error, FormatName, Options, Preview, Recipe};
 use bevel_model::Checkpoint;
 
 use crate::support::{convert_with, recipe, tiny_austen};
@@ -156,6 +156,33 @@ fn what_does_not_fit_is_said() {
     refuse("type = \"NF4\"\nformat = \"gptq\"", "b", "gptq");
     refuse("type = \"W4\"\noutput_type = \"Q6_K\"", "b", "Q6_K");
     refuse("type = \"W4\"\nformat = \"bitsandbytes\"", "c", "NF4");
+}
+
+#[test]
+fn only_models_are_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options { force: true, ..Options::default() };
+    let refuse = |name: &str, words: &str| {
+        let out = directory.path().join(name);
+        let outcome = convert_with(&tiny_austen(), &recipe("type = \"W4\""), &out, &options);
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    let write = |name: &str| std::fs::write(directory.path().join(name), "precious").unwrap();
+    std::fs::create_dir(directory.path().join("texts")).unwrap();
+    write("texts/diary.md");
+    refuse("texts", "`diary.md` and no model");
+    write("file");
+    refuse("file", "it is a file");
+    let model = directory.path().join("model");
+    for _ in 0..2 {
+        convert_with(&tiny_austen(), &recipe("type = \"W4\""), &model, &options).unwrap();
+    }
+    write("model/notes.txt");
+    refuse("model", "`notes.txt`, which is no part of a model");
+    for name in ["texts/diary.md", "file", "model/notes.txt"] {
+        assert_eq!(std::fs::read(directory.path().join(name)).unwrap(), b"precious");
+    }
 }
 
 #[test]

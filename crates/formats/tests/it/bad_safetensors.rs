@@ -135,7 +135,7 @@ fn indexes() {
     const NAME: &str = "model.safetensors.index.json";
     check_index("", &[NAME, "is empty"]);
     check_index("version https://git-lfs", &[NAME, "git lfs pull"]);
-    check_index("[]", &[NAME, "not a safetensors index", "`[]`"]);
+    check_index("[]", &[NAME, "no safetensors index", "`[]`"]);
     check_index("{", &[NAME, "EOF"]);
     check_index("{}", &[NAME, "missing field `weight_map`"]);
     check_index(r#"{"weight_map":{}}"#, &[NAME, "no tensors"]);

@@ -79,7 +79,7 @@ fn what_is_not_read_is_said() {
     check_error(first, &["lz4.parquet", "`text`", "LZ4", "zstd"]);
     let parse = |bytes: &[u8]| all(bytes);
     check_error(parse(b""), &["a.parquet", "empty"]);
-    check_error(parse(b"{\"text\": 1}"), &["not a Parquet file"]);
+    check_error(parse(b"{\"text\": 1}"), &["no Parquet file"]);
     check_error(parse(b"PAR1PAR1"), &["its end is missing"]);
     check_error(parse(b"PARE____PARE"), &["encrypted"]);
     check_error(parse(b"PAR1\xff\xff\xff\xffPAR1"), &["4294967295 bytes"]);

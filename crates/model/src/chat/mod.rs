@@ -25,7 +25,7 @@ pub enum TemplateError {
     /// The model came without a template.
     #[error(
         "the model has no chat template, so it was probably not trained to answer: complete text \
-         with `run`, or name a template with `--template`"
+         with `run`, or give `chat` a template with `--template`"
     )]
     Missing,
     /// The template is no valid Jinja.

@@ -77,6 +77,13 @@ impl Checkpoint {
         self.rotated.as_ref().and_then(|r| r.stored.get(name)).unwrap_or_else(own).dtype
     }
 
+    /// Bytes that a tensor takes in the file; the head that rotation makes of a tied embedding takes
+    /// as many as that.
+    pub fn stored_len(&self, name: &str) -> u64 {
+        let own = || &self.tensors[name];
+        self.rotated.as_ref().and_then(|r| r.stored.get(name)).unwrap_or_else(own).stored_len()
+    }
+
     /// A tensor's bytes, rotated where that concerns it.
     pub(super) fn read_rotated(&self, rotated: &Rotated, name: &str) -> Result<Cow<'_, [u8]>> {
         let stored = |name: &str| rotated.stored.get(name).ok_or_else(|| self.missing(name));
