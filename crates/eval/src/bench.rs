@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use bevel_kernels::{Cpu, KvType};
+use bevel_kernels::{Cpu, KvType, limits};
 use bevel_model::{Model, Session};
 use serde::Serialize;
 
@@ -40,6 +40,48 @@ pub struct Bench {
     pub depth: usize,
     /// Bytes of keys and values per token.
     pub kv_bytes_per_token: usize,
+}
+
+/// What a machine can do at most, in a second on all threads: measured.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Limits {
+    /// Bytes read from memory.
+    pub read_bandwidth: f64,
+    /// Multiplications and additions of 8-bit integers.
+    pub byte_operations: f64,
+    /// Multiplications and additions of single-precision numbers.
+    pub float_operations: f64,
+    /// Bytes of weights and of keys and values that the decoding measured here read in a second.
+    pub decode_bytes: Option<f64>,
+    /// They as a part of the bandwidth; above 1 where a cache holds them.
+    pub decode_part: Option<f64>,
+    /// The time in which the linear layers' products could be computed, as a part of prefill's.
+    pub prefill_part: Option<f64>,
+}
+
+impl Limits {
+    /// Measures the machine, which takes 256 MiB of memory, and holds a model's speed against it.
+    pub fn measure(bench: &Bench, model: &Model, cpu: &Cpu) -> Self {
+        let read_bandwidth = limits::read_bandwidth(cpu);
+        let byte_operations = limits::byte_peak(cpu);
+        let float_operations = limits::float_peak(cpu);
+        let cost = model.weights().step_cost(model.config());
+        let decode_bytes = bench.decode.as_ref().map(|decode| {
+            let tokens = bench.depth as f64 + decode.tokens as f64 / 2.0;
+            let cached = tokens * bench.kv_bytes_per_token as f64;
+            decode.spread.median * (cost.bytes + cached)
+        });
+        let seconds = 2.0 * cost.byte_products / byte_operations
+            + 2.0 * cost.float_products / float_operations;
+        Self {
+            read_bandwidth,
+            byte_operations,
+            float_operations,
+            decode_bytes,
+            decode_part: decode_bytes.map(|bytes| bytes / read_bandwidth),
+            prefill_part: bench.prefill.as_ref().map(|prefill| prefill.spread.median * seconds),
+        }
+    }
 }
 
 /// Repeated measurements of one thing.

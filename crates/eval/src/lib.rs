@@ -13,7 +13,7 @@ mod text;
 mod vocabulary;
 mod windows;
 
-pub use bench::{Bench, BenchConfig, BenchStep, Series};
+pub use bench::{Bench, BenchConfig, BenchStep, Limits, Series};
 pub use choices::{
     Accuracy, Agreement, Answer, Ask, Choices, ChoicesConfig, Encoded, Question, Subject,
 };

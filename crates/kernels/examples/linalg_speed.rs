@@ -6,9 +6,8 @@
 use std::time::Instant;
 
 use bevel_kernels::Cpu;
-use bevel_kernels::linalg::{
-    Region, Update, View, gemm, gram, inverse_cholesky_upper, mirror, peak,
-};
+use bevel_kernels::limits::float_peak;
+use bevel_kernels::linalg::{Region, Update, View, gemm, gram, inverse_cholesky_upper, mirror};
 
 /// Tokens in a batch.
 const TOKENS: usize = 2048;
@@ -31,7 +30,7 @@ fn main() {
     let sizes = if sizes.is_empty() { vec![256, 576, 896, 1536, 4096] } else { sizes };
     let cpu = Cpu::new(threads).expect("a known instruction set");
     let threads = cpu.pool().threads();
-    let peak = peak(&cpu);
+    let peak = float_peak(&cpu);
     println!("{threads} threads, {}, peak {:.0} GFLOP/s", cpu.isa(), peak / 1e9);
     println!("{:>6} {:>14} {:>14} {:>14} {:>10}", "cols", "gram", "k = 128", "inverse", "seconds");
     for cols in sizes {

@@ -10,6 +10,7 @@ mod elementwise;
 mod error;
 mod isa;
 mod kv;
+pub mod limits;
 pub mod linalg;
 mod math;
 pub mod matmul;

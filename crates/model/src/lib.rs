@@ -31,4 +31,4 @@ pub use head::{Head, HeadState};
 pub use sampler::{Sampler, SamplerConfig};
 pub use session::{FinishReason, GenerateOptions, Generation, PREFILL_CHUNK, Session, generate};
 pub use tap::{Site, Stage, Tap};
-pub use weights::Weights;
+pub use weights::{StepCost, Weights};

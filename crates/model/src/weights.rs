@@ -18,6 +18,18 @@ pub struct Weights {
     warnings: Vec<String>,
 }
 
+/// What running one token through a model takes, attention left out: of a mixture's experts those that
+/// a token goes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepCost {
+    /// Bytes of packed weights that are read.
+    pub bytes: f64,
+    /// Products of 8-bit integers; each is added to a sum.
+    pub byte_products: f64,
+    /// Products of floating-point numbers.
+    pub float_products: f64,
+}
+
 /// One decoder block. A norm is `None` where the family has none there.
 #[derive(Debug)]
 pub(crate) struct LayerWeights {
@@ -127,6 +139,36 @@ impl Weights {
             Embedding::Tied => 0,
         };
         layers + linear(&self.head.output) + embedding
+    }
+
+    /// What a step of one token takes.
+    pub fn step_cost(&self, config: &ModelConfig) -> StepCost {
+        let mut cost = StepCost::default();
+        let mut add = |linear: &Linear, share: f64| {
+            let weight = &linear.weight;
+            let count = share * (weight.rows() * weight.cols()) as f64;
+            cost.bytes += share * weight.bytes() as f64;
+            match weight.multiplies_bytes() {
+                true => cost.byte_products += count,
+                false => cost.float_products += count,
+            }
+        };
+        for layer in &self.layers {
+            [&layer.q, &layer.k, &layer.v, &layer.o].into_iter().for_each(|l| add(l, 1.0));
+            let (mlps, share) = match &layer.ffn {
+                Ffn::Dense(mlp) => (std::slice::from_ref(&**mlp), 1.0),
+                Ffn::Experts { router, experts } => {
+                    add(router, 1.0);
+                    let used = config.experts.map_or(1.0, |e| e.used as f64 / e.count as f64);
+                    (&experts[..], used)
+                }
+            };
+            for mlp in mlps {
+                [&mlp.gate, &mlp.up, &mlp.down].into_iter().for_each(|l| add(l, share));
+            }
+        }
+        add(&self.head.output, 1.0);
+        cost
     }
 
     /// Writes the embeddings of `tokens` into `out`, `[tokens, dim]`.

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::Result;
-use bevel_eval::{Bench, BenchConfig, Machine, Series, peak_memory};
+use bevel_eval::{Bench, BenchConfig, Limits, Machine, Series, peak_memory};
 use serde::Serialize;
 
 use crate::args::Global;
@@ -62,6 +62,7 @@ struct Output<'a> {
     machine: &'a Machine,
     #[serde(flatten)]
     bench: &'a Bench,
+    limits: Limits,
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
@@ -92,6 +93,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         peak_memory_bytes: peak_memory(),
         machine: &Machine::new(&cpu),
         bench: &bench,
+        // After the peak of memory was read.
+        limits: Limits::measure(&bench, &model, &cpu),
     };
     if global.json { print_json(&output) } else { print(&output, load_time) }
 }
@@ -129,5 +132,30 @@ fn print(output: &Output<'_>, load_time: std::time::Duration) -> Result<()> {
     row("prefill", &output.bench.prefill);
     row("decode", &output.bench.decode);
     write!(out, "{table}")?;
+    write_limits(&mut out, &output.limits)
+}
+
+/// What of the machine's limits was reached.
+fn write_limits(out: &mut impl Write, limits: &Limits) -> Result<()> {
+    writeln!(out)?;
+    if let (Some(read), Some(part)) = (limits.decode_bytes, limits.decode_part) {
+        let read = read / 1e9;
+        let bandwidth = limits.read_bandwidth / 1e9;
+        let cache = if part > 1.0 { ", out of a cache" } else { "" };
+        writeln!(
+            out,
+            "decode   reads {read:.1} GB/s: {:.0} % of the {bandwidth:.1} that memory gives{cache}",
+            part * 100.0
+        )?;
+    }
+    if let Some(part) = limits.prefill_part {
+        writeln!(
+            out,
+            "prefill  reaches {:.0} % of what the processor can multiply: {:.2} TOP/s of bytes, {:.2} of floats",
+            part * 100.0,
+            limits.byte_operations / 1e12,
+            limits.float_operations / 1e12
+        )?;
+    }
     Ok(())
 }

@@ -15,7 +15,7 @@ use bevel_compress::{
 };
 use bevel_eval::{Machine, peak_memory};
 use bevel_formats::AtomicFile;
-use bevel_kernels::linalg;
+use bevel_kernels::limits;
 use serde::Serialize;
 
 use crate::args::Global;
@@ -237,7 +237,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let statistics = report.times.steps.iter().find(|(step, _)| *step == "statistics");
     let rate = |&(_, seconds): &(_, f64)| Rate {
         operations_per_second: report.times.statistics_operations / seconds.max(1e-9),
-        peak_operations_per_second: linalg::peak(&cpu),
+        peak_operations_per_second: limits::float_peak(&cpu),
     };
     let mut run = RunReport {
         statistics: statistics.filter(|_| report.times.statistics_operations > 0.0).map(rate),

@@ -4,12 +4,10 @@
 mod cholesky;
 mod gemm;
 mod gram;
-mod peak;
 mod tile;
 mod view;
 
 pub use cholesky::{NotPositive, cholesky, inverse_cholesky_upper};
 pub use gemm::{Region, Update, gemm};
 pub use gram::{column_sums, gram, mirror};
-pub use peak::peak;
 pub use view::View;

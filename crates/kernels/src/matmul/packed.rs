@@ -146,6 +146,11 @@ impl PackedMatrix {
         scalar::read_row(self.layout, &self.tile(index / ROWS), index % ROWS, out);
     }
 
+    /// True where products are of 8-bit integers, and of floating-point numbers otherwise.
+    pub fn multiplies_bytes(&self) -> bool {
+        self.inputs() == Inputs::Int8
+    }
+
     pub(super) fn tiles(&self) -> usize {
         self.rows.div_ceil(ROWS)
     }

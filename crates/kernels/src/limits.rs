@@ -1,0 +1,171 @@
+//! What the machine could do at most, measured in a fraction of a second, to hold other figures against
+//! (the roofline of Williams, Waterman and Patterson, 2009).
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use crate::{Cpu, Isa, Wide, run_wide};
+
+/// Steps of all chains: a millisecond or so.
+const STEPS: u32 = 1 << 18;
+
+/// Measurements, of which the fastest counts.
+const RUNS: usize = 6;
+
+/// Bytes that are read: more than a cache holds.
+const MEMORY: usize = 256 << 20;
+
+/// Bytes in a second that all threads together read from memory.
+pub fn read_bandwidth(cpu: &Cpu) -> f64 {
+    let words = vec![1_u64; MEMORY / size_of::<u64>()];
+    let threads = cpu.pool().threads();
+    let part = words.len().div_ceil(threads);
+    let seconds = fastest(|| {
+        cpu.pool().run(threads, |thread| {
+            let words = words.chunks(part).nth(thread).unwrap_or_default();
+            black_box(run_wide(cpu.isa(), Sum(words)));
+        });
+    });
+    MEMORY as f64 / seconds
+}
+
+struct Sum<'a>(&'a [u64]);
+
+impl Wide for Sum<'_> {
+    type Output = [u64; 64];
+
+    #[inline(always)]
+    fn run(self) -> [u64; 64] {
+        let mut sums = [0_u64; 64];
+        let (lines, _) = self.0.as_chunks::<64>();
+        for line in lines {
+            for (sum, word) in sums.iter_mut().zip(line) {
+                *sum = sum.wrapping_add(*word);
+            }
+        }
+        sums
+    }
+}
+
+/// Multiplications and additions of single-precision numbers in a second on all threads, each being an
+/// operation of its own, on numbers that stay in registers.
+pub fn float_peak(cpu: &Cpu) -> f64 {
+    let threads = cpu.pool().threads();
+    let seconds = fastest(|| {
+        cpu.pool().run(threads, |_| {
+            black_box(run_wide(cpu.isa(), Chains));
+        });
+    });
+    2.0 * (threads * CHAINS) as f64 * f64::from(STEPS) / seconds
+}
+
+/// Chains of multiplications and additions that do not wait for each other.
+const CHAINS: usize = 12 * 16;
+
+struct Chains;
+
+impl Wide for Chains {
+    type Output = [f32; CHAINS];
+
+    #[inline(always)]
+    fn run(self) -> [f32; CHAINS] {
+        let mut sums = [0.5f32; CHAINS];
+        let (a, b) = (black_box(0.999f32), black_box(0.001f32));
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = sum.mul_add(a, b);
+            }
+        }
+        sums
+    }
+}
+
+/// The same of signed bytes with unsigned ones, added up in 32 bits, by the instructions that the
+/// kernels multiply integer weights with.
+pub fn byte_peak(cpu: &Cpu) -> f64 {
+    let threads = cpu.pool().threads();
+    let (products, chains): (usize, fn() -> i32) = match cpu.isa() {
+        // SAFETY: `Cpu` holds an instruction set only where the processor has it.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => (64 * REGISTERS, || unsafe { x86::avx512() }),
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => (32 * REGISTERS, || unsafe { x86::avx2() }),
+        _ => (PORTABLE, scalar),
+    };
+    let seconds = fastest(|| {
+        cpu.pool().run(threads, |_| {
+            black_box(chains());
+        });
+    });
+    2.0 * (threads * products) as f64 * f64::from(STEPS) / seconds
+}
+
+/// Sums that do not wait for each other.
+const REGISTERS: usize = 12;
+
+/// Products of a step in portable code, which compilers make short vectors of.
+const PORTABLE: usize = 64;
+
+fn scalar() -> i32 {
+    let mut sums = [0_i32; PORTABLE];
+    for _ in 0..STEPS {
+        let (a, b) = black_box(([1_u8; PORTABLE], [2_i8; PORTABLE]));
+        for (sum, (a, b)) in sums.iter_mut().zip(a.into_iter().zip(b)) {
+            *sum = sum.wrapping_add(i32::from(a) * i32::from(b));
+        }
+    }
+    sums.iter().fold(0, |all, sum| all ^ sum)
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    use super::{REGISTERS, STEPS};
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    pub(super) fn avx512() -> i32 {
+        let mut sums = [_mm512_setzero_si512(); REGISTERS];
+        let (a, b) = black_box((_mm512_set1_epi8(1), _mm512_set1_epi8(2)));
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, a, b);
+            }
+        }
+        let all = sums.into_iter().fold(a, |all, sum| _mm512_xor_si512(all, sum));
+        _mm512_reduce_add_epi32(all)
+    }
+
+    /// Four products are added up in 16 bits before they are widened, as the kernels do it. Factors
+    /// depend on sums, or the compiler would multiply once.
+    #[target_feature(enable = "avx2")]
+    pub(super) fn avx2() -> i32 {
+        let mut sums = [_mm256_setzero_si256(); REGISTERS];
+        let (a, b) = black_box((_mm256_set1_epi8(1), _mm256_set1_epi8(2)));
+        for step in 0..STEPS {
+            for sum in &mut sums {
+                *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(*sum, b));
+            }
+            if step % 4 == 0 {
+                for sum in &mut sums {
+                    *sum = _mm256_madd_epi16(*sum, a);
+                }
+            }
+        }
+        let all = sums.into_iter().fold(a, |all, sum| _mm256_xor_si256(all, sum));
+        _mm256_extract_epi32::<0>(all)
+    }
+}
+
+/// Seconds of the fastest of some runs.
+fn fastest(mut run: impl FnMut()) -> f64 {
+    let mut least = f64::INFINITY;
+    for _ in 0..RUNS {
+        let start = Instant::now();
+        run();
+        least = least.min(start.elapsed().as_secs_f64());
+    }
+    least.max(1e-9)
+}
