@@ -48,6 +48,20 @@ pub(crate) struct LayerWeights {
     pub(crate) fused: bool,
 }
 
+impl LayerWeights {
+    /// Its linear layers; true for those of experts.
+    fn linears(&self) -> Vec<(&Linear, bool)> {
+        let (router, mlps) = match &self.ffn {
+            Ffn::Dense(mlp) => (None, std::slice::from_ref(&**mlp)),
+            Ffn::Experts { router, experts } => (Some(&**router), &experts[..]),
+        };
+        let shared = [&self.q, &self.k, &self.v, &self.o].into_iter().chain(router);
+        let mlps = mlps.iter().flat_map(|mlp| [&mlp.gate, &mlp.up, &mlp.down]);
+        let is_expert = router.is_some();
+        shared.map(|l| (l, false)).chain(mlps.map(|l| (l, is_expert))).collect()
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Ffn {
     Dense(Box<Mlp>),
@@ -116,58 +130,34 @@ impl Weights {
         &self.warnings
     }
 
+    /// Every linear layer, the output head last; true for those of a mixture's experts.
+    fn linears(&self) -> impl Iterator<Item = (&Linear, bool)> {
+        self.layers.iter().flat_map(LayerWeights::linears).chain([(&self.head.output, false)])
+    }
+
     /// Bytes the packed matrices take in memory.
     pub fn bytes(&self) -> usize {
-        let linear = |l: &Linear| l.weight.bytes();
-        let mlp = |m: &Mlp| linear(&m.gate) + linear(&m.up) + linear(&m.down);
-        let layers: usize = self
-            .layers
-            .iter()
-            .map(|l| {
-                let ffn = match &l.ffn {
-                    Ffn::Dense(dense) => mlp(dense),
-                    Ffn::Experts { router, experts } => {
-                        linear(router) + experts.iter().map(mlp).sum::<usize>()
-                    }
-                };
-                linear(&l.q) + linear(&l.k) + linear(&l.v) + linear(&l.o) + ffn
-            })
-            .sum();
         let embedding = match &self.embedding {
             Embedding::Stored { owned, .. } => owned.as_ref().map_or(0, Vec::len),
-            Embedding::Coded(matrix) => linear(matrix),
+            Embedding::Coded(matrix) => matrix.weight.bytes(),
             Embedding::Tied => 0,
         };
-        layers + linear(&self.head.output) + embedding
+        self.linears().map(|(linear, _)| linear.weight.bytes()).sum::<usize>() + embedding
     }
 
     /// What a step of one token takes.
     pub fn step_cost(&self, config: &ModelConfig) -> StepCost {
+        let used = config.experts.map_or(1.0, |e| e.used as f64 / e.count as f64);
         let mut cost = StepCost::default();
-        let mut add = |linear: &Linear, share: f64| {
-            let weight = &linear.weight;
-            let count = share * (weight.rows() * weight.cols()) as f64;
+        for (Linear { weight, .. }, is_expert) in self.linears() {
+            let share = if is_expert { used } else { 1.0 };
+            let products = share * (weight.rows() * weight.cols()) as f64;
             cost.bytes += share * weight.bytes() as f64;
             match weight.multiplies_bytes() {
-                true => cost.byte_products += count,
-                false => cost.float_products += count,
-            }
-        };
-        for layer in &self.layers {
-            [&layer.q, &layer.k, &layer.v, &layer.o].into_iter().for_each(|l| add(l, 1.0));
-            let (mlps, share) = match &layer.ffn {
-                Ffn::Dense(mlp) => (std::slice::from_ref(&**mlp), 1.0),
-                Ffn::Experts { router, experts } => {
-                    add(router, 1.0);
-                    let used = config.experts.map_or(1.0, |e| e.used as f64 / e.count as f64);
-                    (&experts[..], used)
-                }
-            };
-            for mlp in mlps {
-                [&mlp.gate, &mlp.up, &mlp.down].into_iter().for_each(|l| add(l, share));
+                true => cost.byte_products += products,
+                false => cost.float_products += products,
             }
         }
-        add(&self.head.output, 1.0);
         cost
     }
 

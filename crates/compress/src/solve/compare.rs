@@ -4,7 +4,7 @@
 use bevel_kernels::Cpu;
 
 use super::grid::{Grid, dequantize};
-use super::loss::{difference, output_energy, part};
+use super::loss::{difference, output_energy, relative};
 use super::{SolveResult, Solved, Target, rtn};
 use crate::Stats;
 
@@ -16,7 +16,7 @@ const ROWS: usize = 64;
 /// [`SolveReport::error`](super::SolveReport::error).
 pub fn output_error(cpu: &Cpu, w: &[f32], rounded: &[f32], stats: &Stats) -> f64 {
     let energy = output_energy(cpu, stats, w);
-    part(output_energy(cpu, stats, &difference(w, rounded)), energy)
+    relative(output_energy(cpu, stats, &difference(w, rounded)), energy)
 }
 
 /// The [`output_error`] that rounding `w`, `[rows, cols]`, to nearest would have, in a small part of

@@ -28,7 +28,7 @@ use bevel_kernels::linalg::{Region, Update, View, gemm};
 
 use super::grid::{Grid, dequantize};
 use super::hessian::{self, Factor};
-use super::loss::{difference, output_energy, part};
+use super::loss::{difference, output_energy, relative};
 use super::obs::Surgeon;
 use super::quantizer::Quantizer;
 use super::refine::Refinement;
@@ -144,7 +144,7 @@ pub(super) fn gptq(
     clock.lap("pack");
     let energy = output_energy(cpu, stats, w);
     let lost = lost.unwrap_or_else(|| output_energy(cpu, stats, &difference(w, &weights)));
-    let error = part(lost.max(0.0), energy);
+    let error = relative(lost.max(0.0), energy);
     clock.lap("measure");
     let report = SolveReport {
         error,

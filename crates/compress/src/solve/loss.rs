@@ -29,7 +29,7 @@ pub(super) fn output_energy(cpu: &Cpu, stats: &Stats, d: &[f32]) -> f64 {
 }
 
 /// What was lost as a part of all there was; of nothing, nothing or all.
-pub(super) fn part(lost: f64, energy: f64) -> f64 {
+pub(super) fn relative(lost: f64, energy: f64) -> f64 {
     if energy > 0.0 { lost / energy } else { f64::from(u8::from(lost > 0.0)) }
 }
 

@@ -11,7 +11,7 @@
 use bevel_kernels::Cpu;
 
 use super::hessian;
-use super::loss::{difference, output_energy, part};
+use super::loss::{difference, output_energy, relative};
 use super::obs::{Columns, Surgeon};
 use super::sparsity::{Pruned, Sparsity, least};
 use super::stripes::{restored, stripes, transposed};
@@ -61,7 +61,7 @@ pub fn sparsegpt(
         pruned.append(&mut stripe);
     }
     let energy = output_energy(cpu, stats, w);
-    let error = part(output_energy(cpu, stats, &difference(w, &weights)), energy);
+    let error = relative(output_energy(cpu, stats, &difference(w, &weights)), energy);
     let report = SolveReport {
         error,
         damping_retries: factor.retries,

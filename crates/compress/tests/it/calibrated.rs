@@ -61,6 +61,15 @@ fn quantize_while(
     bevel_compress::quantize(&checkpoint, recipe, data, out, &options, &cpu, &mut on_progress)
 }
 
+/// Quantizes another model than the small real one, on two threads.
+#[track_caller]
+fn quantize_model(model: &Checkpoint, recipe: &Recipe, data: &Calibration, out: &Path) -> Report {
+    let cpu = Cpu::new(2).unwrap();
+    let options = Options { force: true, ..Options::default() };
+    let mut go_on = |_: Progress<'_>| ControlFlow::Continue(());
+    bevel_compress::quantize(model, recipe, Some(data), out, &options, &cpu, &mut go_on).unwrap()
+}
+
 #[track_caller]
 fn check_resume(recipe: &Recipe) {
     let directory = tempfile::tempdir().unwrap();
@@ -138,14 +147,10 @@ fn a_matrix_of_zeros_stays_one() {
         _ => checkpoint.read_f32(name).unwrap(),
     });
     let model = Checkpoint::open(&path("full.gguf")).unwrap();
-    let cpu = Cpu::new(2).unwrap();
     let data = calibration(2, 32);
     for toml in ["type = \"Q4_K\"\nmethod = \"gptaq\"", "type = \"NF4\"\nmethod = \"gptaq\""] {
         let out = path(if toml.contains("Q4_K") { "small.gguf" } else { "small" });
-        let mut go_on = |_: Progress<'_>| ControlFlow::Continue(());
-        let (recipe, options) = (recipe(toml), Options::default());
-        bevel_compress::quantize(&model, &recipe, Some(&data), &out, &options, &cpu, &mut go_on)
-            .unwrap();
+        quantize_model(&model, &recipe(toml), &data, &out);
         let small = Checkpoint::open(&out).unwrap();
         let down = small.read_f32("blk.2.ffn_down.weight").unwrap();
         assert!(down.iter().all(|&w| w == 0.0), "{toml}");
@@ -161,21 +166,10 @@ fn what_is_packed_already_and_keeps_its_type_keeps_its_bytes() {
         checkpoint.read_f32(name).unwrap()
     });
     let model = Checkpoint::open(&path("packed.gguf")).unwrap();
-    let (cpu, data) = (Cpu::new(2).unwrap(), calibration(2, 32));
+    let data = calibration(2, 32);
     let quantized = |toml: &str| {
-        let mut go_on = |_: Progress<'_>| ControlFlow::Continue(());
-        let (recipe, out) = (recipe(toml), path("out.gguf"));
-        let options = Options { force: true, ..Options::default() };
-        let report = bevel_compress::quantize(
-            &model,
-            &recipe,
-            Some(&data),
-            &out,
-            &options,
-            &cpu,
-            &mut go_on,
-        );
-        (report.unwrap(), Checkpoint::open(&out).unwrap())
+        let report = quantize_model(&model, &recipe(toml), &data, &path("out.gguf"));
+        (report, Checkpoint::open(&path("out.gguf")).unwrap())
     };
     let (report, kept) = quantized("type = \"Q8_0\"\nkeep = [\"blk.0.*\"]\nmethod = \"gptq\"");
     for name in ["blk.0.attn_q.weight", "blk.0.ffn_down.weight"] {
@@ -339,12 +333,8 @@ fn what_a_massive_token_lost_does_not_move_the_weights_behind_it() {
     with_a_massive_token(&path, data.sequences[0][0]);
     let checkpoint = Checkpoint::open(&path).unwrap();
     let recipe = recipe("type = \"Q3_K\"\npure = true\nmethod = \"gptaq\"");
-    let (out, cpu) = (directory.path().join("small.gguf"), Cpu::new(2).unwrap());
-    let options = Options { compare: true, ..Options::default() };
-    let go_on = &mut |_: Progress<'_>| ControlFlow::Continue(());
-    let report =
-        bevel_compress::quantize(&checkpoint, &recipe, Some(&data), &out, &options, &cpu, go_on);
-    for tensor in report.unwrap().tensors.iter().filter(|t| t.name.starts_with("blk.")) {
+    let report = quantize_model(&checkpoint, &recipe, &data, &directory.path().join("small.gguf"));
+    for tensor in report.tensors.iter().filter(|t| t.name.starts_with("blk.")) {
         // Unless such tokens count for less: 1.46.
         assert!(tensor.relative_error < 0.8, "{}: {}", tensor.name, tensor.relative_error);
     }

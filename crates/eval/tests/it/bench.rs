@@ -1,4 +1,4 @@
-use bevel_eval::{BenchConfig, Error, Machine, peak_memory};
+use bevel_eval::{BenchConfig, Error, Limits, Machine, peak_memory};
 use bevel_kernels::KvType;
 
 use crate::tiny_austen;
@@ -34,6 +34,25 @@ fn one_kind_alone() {
     let config = BenchConfig { prompt: 0, ..CONFIG };
     let bench = config.run(&model, &cpu, &mut |_| ()).unwrap();
     assert!(bench.prefill.is_none() && bench.decode.is_some());
+}
+
+#[test]
+fn speed_is_held_against_what_every_matrix_takes() {
+    let (model, _, cpu) = tiny_austen();
+    let (config, cost) = (model.config(), model.weights().step_cost(model.config()));
+    let of_layer = |name: &str| name.starts_with("blk.") && !name.contains("norm");
+    let matrices = model.checkpoint().tensors().iter().filter(|(name, _)| of_layer(name));
+    let products = matrices.map(|(_, entry)| entry.shape.len()).sum::<usize>();
+    let head = config.vocab_size * config.dim;
+    assert_eq!(cost.byte_products + cost.float_products, (products + head) as f64);
+    assert_eq!(cost.byte_products, 0.0, "its weights are bf16");
+
+    let bench = BenchConfig { depth: 0, ..CONFIG }.run(&model, &cpu, &mut |_| ()).unwrap();
+    let limits = Limits::measure(&bench, &model, &cpu);
+    let cached = 1.5 * bench.kv_bytes_per_token as f64;
+    let read = bench.decode.unwrap().spread.median * (cost.bytes + cached);
+    assert_eq!(limits.decode_bytes, Some(read));
+    assert_eq!(limits.decode_part, Some(read / limits.read_bandwidth));
 }
 
 #[test]
