@@ -9,6 +9,7 @@ mod mapping;
 pub mod pack;
 mod pool;
 mod process;
+mod slab;
 mod tensor;
 
 pub use aligned::AlignedVec;
@@ -18,4 +19,5 @@ pub use grouped::GroupedMatrix;
 pub use mapping::Mapping;
 pub use pool::Pool;
 pub use process::{keep_freed_memory, on_termination, refuse_writes_past_the_limit};
+pub use slab::SlabBytes;
 pub use tensor::{Shape, TensorView};

@@ -61,7 +61,7 @@ impl Mapping {
     }
 }
 
-fn page_size() -> usize {
+pub(crate) fn page_size() -> usize {
     #[cfg(unix)]
     // SAFETY: `sysconf` has no preconditions.
     let size = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);

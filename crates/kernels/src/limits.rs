@@ -4,6 +4,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use bevel_base::SlabBytes;
+
 use crate::{Cpu, Isa, Wide, run_wide};
 
 /// Steps of all chains: a millisecond or so.
@@ -17,7 +19,10 @@ const MEMORY: usize = 256 << 20;
 
 /// Bytes in a second that all threads together read from memory.
 pub fn read_bandwidth(cpu: &Cpu) -> f64 {
-    let words = vec![1_u64; MEMORY / size_of::<u64>()];
+    // Memory of the kind that weights lie in.
+    let mut memory = SlabBytes::zeroed(MEMORY);
+    memory.fill(1);
+    let words: &[u64] = bytemuck::cast_slice(&memory);
     let threads = cpu.pool().threads();
     let part = words.len().div_ceil(threads);
     let seconds = fastest(|| {

@@ -6,6 +6,7 @@ use super::activations::{GROUP_BYTES, Rounded, factor_and_scale, put_rounded};
 use super::kernels::Sums;
 use super::layout::{Coding, Dense, Float, Format, QUADS, ROWS, RUN, Scales};
 use super::packed::Tile;
+use super::prefetch::fetch_ahead;
 
 /// The eight rows that a register holds: the first or the last of a tile.
 type Half = usize;
@@ -43,6 +44,10 @@ fn integer_block<F: Format, const T: usize, const N: usize>(
     let planes = tile.codes.chunks_exact(const { F::CODING.group_bytes() });
     for (group, (block, planes)) in blocks.zip(planes).enumerate() {
         let (registers, _) = planes.as_chunks::<64>();
+        // The second half's are at hand by then.
+        if half == 0 {
+            fetch_ahead(registers, coding.bits, T);
+        }
         let scales = scales::<F>(tile, group, half);
         let mut parts = [_mm256_setzero_ps(); N];
         let spans = const { if F::CODING.scales.halves() { 2 } else { 1 } };

@@ -6,6 +6,7 @@ use super::activations::{GROUP_BYTES, Rounded, factor_and_scale, put_pairs, put_
 use super::kernels::Sums;
 use super::layout::{Dense, Float, Format, GROUP, QUADS, ROWS, RUN, Scales};
 use super::packed::Tile;
+use super::prefetch::fetch_ahead;
 
 /// Products of an integer tile with a block of tokens.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
@@ -27,6 +28,7 @@ fn integer_block<F: Format, const T: usize>(tile: &Tile<'_>, block: &[u8], sums:
     let planes = tile.codes.chunks_exact(const { F::CODING.group_bytes() });
     for (group, (block, planes)) in blocks.zip(planes).enumerate() {
         let (registers, _) = planes.as_chunks::<64>();
+        fetch_ahead(registers, coding.bits, T);
         let scales = scales::<F>(tile, group);
         let mut parts = [_mm512_setzero_ps(); T];
         let spans = const { if F::CODING.scales.halves() { 2 } else { 1 } };

@@ -18,6 +18,8 @@ mod grouped;
 mod kernels;
 mod layout;
 mod packed;
+#[cfg(target_arch = "x86_64")]
+mod prefetch;
 mod scalar;
 
 pub use activations::Scratch;

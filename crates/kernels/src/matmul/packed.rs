@@ -1,4 +1,4 @@
-use bevel_base::{AlignedVec, DType};
+use bevel_base::{DType, SlabBytes};
 use half::bf16;
 
 use super::activations::pair_word;
@@ -21,9 +21,9 @@ pub struct PackedMatrix {
     /// True where the weights take more bits than their codes.
     pub(super) widened: bool,
     /// Codes or values, tile by tile.
-    codes: AlignedVec<u8>,
+    codes: SlabBytes,
     /// Scales, tile by tile; none for dense layouts.
-    scales: AlignedVec<u8>,
+    scales: SlabBytes,
     /// Levels of look-up types, plus 128.
     pub(super) levels: [u8; 16],
     /// Levels that are no integers.
@@ -209,8 +209,8 @@ impl PackedMatrix {
         layout: Layout,
         rows: usize,
         cols: usize,
-        codes: AlignedVec<u8>,
-        scales: AlignedVec<u8>,
+        codes: SlabBytes,
+        scales: SlabBytes,
     ) -> Self {
         Self {
             name,
@@ -235,10 +235,10 @@ pub(super) fn fill(
     rows: usize,
     (code_bytes, scale_bytes): (usize, usize),
     put: impl Fn(usize, usize, &mut [u8], &mut [u8]) + Sync,
-) -> (AlignedVec<u8>, AlignedVec<u8>) {
+) -> (SlabBytes, SlabBytes) {
     let tiles = rows.div_ceil(ROWS);
-    let mut codes = AlignedVec::<u8>::zeroed(tiles * code_bytes);
-    let mut scales = AlignedVec::<u8>::zeroed(tiles * scale_bytes);
+    let mut codes = SlabBytes::zeroed(tiles * code_bytes);
+    let mut scales = SlabBytes::zeroed(tiles * scale_bytes);
     if tiles * code_bytes == 0 {
         return (codes, scales);
     }
