@@ -1,7 +1,7 @@
 //! A fork-join pool for short parallel sections: workers spin briefly for the next section, then
 //! park, so that an idle program costs nothing and a busy machine is not fought over.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,9 +11,10 @@ type Body<'a> = dyn Fn(usize) + Sync + 'a;
 
 /// Threads that run numbered tasks together and wait for each other.
 ///
-/// [`Pool::run`] hands out task indices one at a time, so a thread that the system has descheduled
-/// holds back at most the task it is in. Which thread runs a task is not determined; write tasks so
-/// that results depend on the index alone.
+/// [`Pool::run`] gives every thread a run of consecutive tasks, so that neighbours in memory are read by
+/// one thread, one after the other. A thread that is done takes half of what another has left: a thread
+/// that the system has descheduled holds back at most the task it is in. Which thread runs a task is not
+/// determined; write tasks so that results depend on the index alone.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -25,8 +26,8 @@ struct Shared {
     /// Counts sections; spinning workers watch it change.
     epoch: AtomicUsize,
     state: Mutex<State>,
-    /// The next task to hand out.
-    next: AtomicUsize,
+    /// What each thread has left of the current section, the caller's first.
+    left: Box<[Left]>,
     /// Workers inside the current section. Raised only under the lock, while a job is posted.
     inside: AtomicUsize,
     panicked: AtomicBool,
@@ -40,10 +41,68 @@ struct State {
     stop: bool,
 }
 
+/// Consecutive tasks that nobody has begun: the first and the one after the last, in the halves of one
+/// word, on a cache line that no other thread's are on.
+#[repr(align(128))]
+struct Left(AtomicU64);
+
+impl Left {
+    fn set(&self, start: usize, end: usize) {
+        self.0.store(Self::word(start, end), Ordering::Relaxed);
+    }
+
+    fn word(start: usize, end: usize) -> u64 {
+        (start as u64) << 32 | end as u64
+    }
+
+    fn ends(word: u64) -> (usize, usize) {
+        ((word >> 32) as usize, word as u32 as usize)
+    }
+
+    fn len(&self) -> usize {
+        let (start, end) = Self::ends(self.0.load(Ordering::Relaxed));
+        end - start
+    }
+
+    /// Takes the first task.
+    fn first(&self) -> Option<usize> {
+        self.take(|start, end| ((start, start + 1), (start + 1, end))).map(|(start, _)| start)
+    }
+
+    /// Takes the last half, rounded up.
+    fn last_half(&self) -> Option<(usize, usize)> {
+        self.take(|start, end| {
+            let middle = start + (end - start) / 2;
+            ((middle, end), (start, middle))
+        })
+    }
+
+    /// Takes what `cut` says is taken, and leaves what it says is left.
+    fn take(
+        &self,
+        cut: impl Fn(usize, usize) -> ((usize, usize), (usize, usize)),
+    ) -> Option<(usize, usize)> {
+        // A word says all there is to know, so that it does not matter whether it has been another one
+        // in between.
+        let mut word = self.0.load(Ordering::Relaxed);
+        loop {
+            let (start, end) = Self::ends(word);
+            if start == end {
+                return None;
+            }
+            let (taken, (start, end)) = cut(start, end);
+            let rest = Self::word(start, end);
+            match self.0.compare_exchange_weak(word, rest, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(taken),
+                Err(newer) => word = newer,
+            }
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Job {
     body: *const Body<'static>,
-    tasks: usize,
 }
 
 // SAFETY: the pointer is dereferenced only while `Pool::run` keeps the body borrowed.
@@ -84,7 +143,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
             state: Mutex::default(),
-            next: AtomicUsize::new(0),
+            left: (0..threads).map(|_| Left(AtomicU64::new(0))).collect(),
             inside: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             wake: Condvar::new(),
@@ -94,7 +153,7 @@ impl Pool {
                 let shared = Arc::clone(&shared);
                 std::thread::Builder::new()
                     .name(format!("bevel-{i}"))
-                    .spawn(move || shared.work())
+                    .spawn(move || shared.work(i))
                     .expect("the system refuses another thread")
             })
             .collect();
@@ -110,12 +169,13 @@ impl Pool {
     /// A `body` must not call `run` on the same pool.
     ///
     /// # Panics
-    /// Where a task panicked.
+    /// Where a task panicked, or `tasks` is 2³² or more.
     pub fn run(&self, tasks: usize, body: impl Fn(usize) + Sync) {
         if self.workers.is_empty() || tasks <= 1 {
             (0..tasks).for_each(body);
             return;
         }
+        assert!(u32::try_from(tasks).is_ok(), "{tasks} tasks in a section");
         let _section = lock(&self.section);
         let s = &*self.shared;
         let body: &Body<'_> = &body;
@@ -124,15 +184,19 @@ impl Pool {
         let erased = unsafe { std::mem::transmute::<*const Body<'_>, *const Body<'static>>(body) };
         {
             let mut state = lock(&s.state);
-            state.job = Some(Job { body: erased, tasks });
-            s.next.store(0, Ordering::Relaxed);
+            state.job = Some(Job { body: erased });
+            // Nobody is inside: the section before has closed.
+            for (thread, left) in s.left.iter().enumerate() {
+                let start = |thread: usize| tasks * thread / s.left.len();
+                left.set(start(thread), start(thread + 1));
+            }
             s.epoch.fetch_add(1, Ordering::Release);
             if state.parked > 0 {
                 s.wake.notify_all();
             }
         }
         let close = Close(s);
-        s.drain(body, tasks);
+        s.drain(body, 0);
         drop(close);
         assert!(!s.panicked.swap(false, Ordering::Relaxed), "a task of the thread pool panicked");
     }
@@ -177,13 +241,13 @@ impl Drop for Close<'_> {
 }
 
 impl Shared {
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         let mut seen = 0;
         while let Some(job) = self.enter_section(&mut seen) {
             // SAFETY: `Close` waits for `inside` to reach zero before the body's borrow ends.
             let body = unsafe { &*job.body };
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                self.drain(body, job.tasks);
+                self.drain(body, thread);
             }));
             if outcome.is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
@@ -215,19 +279,25 @@ impl Shared {
         }
     }
 
-    fn drain(&self, body: &Body<'_>, tasks: usize) {
+    fn drain(&self, body: &Body<'_>, thread: usize) {
+        let own = &self.left[thread];
         loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= tasks {
-                return;
+            while let Some(task) = own.first() {
+                body(task);
             }
-            body(i);
+            // Half of the most that another has left. Only its thread fills an empty word.
+            let Some(richest) = self.left.iter().max_by_key(|left| left.len()) else { return };
+            match richest.last_half() {
+                Some((start, end)) => own.set(start, end),
+                None if self.left.iter().all(|left| left.len() == 0) => return,
+                None => {}
+            }
         }
     }
 
-    /// Leaves no task to hand out.
+    /// Leaves no task to begin. A thread that has just taken some from another may yet run these.
     fn cancel(&self) {
-        self.next.store(usize::MAX / 2, Ordering::Relaxed);
+        self.left.iter().for_each(|left| left.set(0, 0));
     }
 }
 
