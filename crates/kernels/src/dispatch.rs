@@ -29,7 +29,7 @@ macro_rules! for_each_isa {
             match isa {
                 // SAFETY: a `Cpu` carries an instruction set only where the processor has it.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Avx2 => unsafe { avx2($($argument),*) },
+                $crate::Isa::Avx2 | $crate::Isa::AvxVnni => unsafe { avx2($($argument),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 => unsafe { avx512($($argument),*) },

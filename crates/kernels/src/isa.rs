@@ -8,6 +8,9 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// [`Isa::Avx2`] with the byte products of VNNI on registers of 256 bits: AVX-VNNI, or AVX-512 VL
+    /// and VNNI.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
     /// [`Isa::Avx512`] with BF16.
@@ -26,6 +29,12 @@ impl Isa {
                 && is_x86_feature_detected!("f16c")
             {
                 list.push(Isa::Avx2);
+                if has_vex_vnni()
+                    || is_x86_feature_detected!("avx512vl")
+                        && is_x86_feature_detected!("avx512vnni")
+                {
+                    list.push(Isa::AvxVnni);
+                }
                 if is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
@@ -66,11 +75,18 @@ impl Isa {
     }
 }
 
+/// True where the processor has AVX-VNNI, and not only the same products in AVX-512's encoding.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_vex_vnni() -> bool {
+    is_x86_feature_detected!("avxvnni")
+}
+
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
         })
@@ -81,11 +97,11 @@ impl FromStr for Isa {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16]
+        [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Bf16]
             .into_iter()
             .find(|isa| isa.to_string() == name)
             .ok_or_else(|| {
-                let names = "`scalar`, `avx2`, `avx512` or `avx512bf16`";
+                let names = "`scalar`, `avx2`, `avxvnni`, `avx512` or `avx512bf16`";
                 format!("BEVEL_ISA is `{name}`; it takes {names}")
             })
     }

@@ -6,6 +6,10 @@ use std::time::Instant;
 
 use bevel_base::SlabBytes;
 
+#[cfg(target_arch = "x86_64")]
+use crate::isa::has_vex_vnni;
+#[cfg(target_arch = "x86_64")]
+use crate::matmul::bytes::{Evex, Vex};
 use crate::{Cpu, Isa, Wide, run_wide};
 
 /// Steps of all chains: a millisecond or so.
@@ -95,6 +99,12 @@ pub fn byte_peak(cpu: &Cpu) -> f64 {
         Isa::Avx512 | Isa::Avx512Bf16 => (64 * REGISTERS, || unsafe { x86::avx512() }),
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni if has_vex_vnni() => (32 * REGISTERS, || unsafe { x86::fours::<Vex>() }),
+        // SAFETY: as above; where one encoding is missing the other is there.
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => (32 * REGISTERS, || unsafe { x86::fours::<Evex>() }),
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => (32 * REGISTERS, || unsafe { x86::avx2() }),
         _ => (PORTABLE, scalar),
     };
@@ -129,6 +139,7 @@ mod x86 {
     use std::hint::black_box;
 
     use super::{REGISTERS, STEPS};
+    use crate::matmul::bytes::Bytes;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     pub(super) fn avx512() -> i32 {
@@ -141,6 +152,20 @@ mod x86 {
         }
         let all = sums.into_iter().fold(a, |all, sum| _mm512_xor_si512(all, sum));
         _mm512_reduce_add_epi32(all)
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn fours<B: Bytes>() -> i32 {
+        let mut sums = [_mm256_setzero_si256(); REGISTERS];
+        let (a, b) = black_box((_mm256_set1_epi8(1), _mm256_set1_epi8(2)));
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                // SAFETY: as for the instruction set.
+                *sum = unsafe { B::fours(*sum, a, b) };
+            }
+        }
+        let all = sums.into_iter().fold(a, |all, sum| _mm256_xor_si256(all, sum));
+        _mm256_extract_epi32::<0>(all)
     }
 
     /// Four products are added up in 16 bits before they are widened, as the kernels do it. Factors

@@ -29,7 +29,7 @@ pub fn run_wide<W: Wide>(isa: Isa, work: W) -> W::Output {
             unsafe { avx512(work) }
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => {
+        Isa::Avx2 | Isa::AvxVnni => {
             assert!(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"));
             assert!(is_x86_feature_detected!("f16c"));
             // SAFETY: the processor has the features, checked just above.

@@ -291,7 +291,7 @@ fn attend<E: Load>(
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a `Cpu` carries an instruction set only where the processor has it.
-        Isa::Avx2 => unsafe { vector::attend_avx2(chunk, work, partial) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { vector::attend_avx2(chunk, work, partial) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx512 | Isa::Avx512Bf16 => unsafe { vector::attend_avx512(chunk, work, partial) },
@@ -303,7 +303,7 @@ fn attend<E: Load>(
 const fn micro_rows(isa: Isa) -> usize {
     match isa {
         Isa::Scalar => 1,
-        Isa::Avx2 => 4,
+        Isa::Avx2 | Isa::AvxVnni => 4,
         Isa::Avx512 | Isa::Avx512Bf16 => 8,
     }
 }

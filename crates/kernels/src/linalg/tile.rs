@@ -23,7 +23,7 @@ pub(super) struct Shape {
 pub(super) fn shape(isa: Isa) -> Shape {
     match isa {
         Isa::Avx512 | Isa::Avx512Bf16 => Shape { rows: 12, cols: 32 },
-        Isa::Avx2 => Shape { rows: 6, cols: 16 },
+        Isa::Avx2 | Isa::AvxVnni => Shape { rows: 6, cols: 16 },
         Isa::Scalar => Shape { rows: 4, cols: 8 },
     }
 }
@@ -52,7 +52,7 @@ pub(super) unsafe fn accumulate(
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Bf16 => avx512(a, b, sign, tile, stride),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => avx2(a, b, sign, tile, stride),
+            Isa::Avx2 | Isa::AvxVnni => avx2(a, b, sign, tile, stride),
             _ => scalar(a, b, sign, tile, stride),
         }
     }

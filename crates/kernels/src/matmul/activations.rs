@@ -149,7 +149,7 @@ pub(super) fn quantize(cpu: &Cpu, x: &[f32], n: usize, cols: usize, buffer: &mut
         Isa::Avx512 | Isa::Avx512Bf16 => unsafe { super::avx512::quantize_block(x, tokens, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { super::avx2::quantize_block(x, tokens, out) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { super::avx2::quantize_block(x, tokens, out) },
         _ => put_rounded(x, tokens, out, round),
     });
     n * token_bytes

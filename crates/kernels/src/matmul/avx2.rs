@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::activations::{GROUP_BYTES, Rounded, factor_and_scale, put_rounded};
+use super::bytes::Bytes;
 use super::kernels::Sums;
 use super::layout::{Coding, Dense, Float, Format, QUADS, ROWS, RUN, Scales};
 use super::packed::Tile;
@@ -13,24 +14,29 @@ type Half = usize;
 
 /// Products of an integer tile with a block of tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn integer<F: Format>(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+pub(super) fn integer<F: Format, B: Bytes>(
+    tile: &Tile<'_>,
+    block: &[u8],
+    tokens: usize,
+    sums: &mut Sums,
+) {
     for half in 0..2 {
         match tokens {
             8 => {
                 // Two passes: eight tokens' sums would not fit in sixteen registers.
-                integer_block::<F, 8, 4>(tile, block, 0, half, sums);
-                integer_block::<F, 8, 4>(tile, block, 4, half, sums);
+                integer_block::<F, B, 8, 4>(tile, block, 0, half, sums);
+                integer_block::<F, B, 8, 4>(tile, block, 4, half, sums);
             }
-            4 => integer_block::<F, 4, 4>(tile, block, 0, half, sums),
-            2 => integer_block::<F, 2, 2>(tile, block, 0, half, sums),
-            _ => integer_block::<F, 1, 1>(tile, block, 0, half, sums),
+            4 => integer_block::<F, B, 4, 4>(tile, block, 0, half, sums),
+            2 => integer_block::<F, B, 2, 2>(tile, block, 0, half, sums),
+            _ => integer_block::<F, B, 1, 1>(tile, block, 0, half, sums),
         }
     }
 }
 
 /// Tokens `first .. first + N` of a block of `T`.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn integer_block<F: Format, const T: usize, const N: usize>(
+fn integer_block<F: Format, B: Bytes, const T: usize, const N: usize>(
     tile: &Tile<'_>,
     block: &[u8],
     first: usize,
@@ -55,33 +61,44 @@ fn integer_block<F: Format, const T: usize, const N: usize>(
             // Where -(sum of the span's codes) of the first token lies.
             let negative = (QUADS + if spans == 1 { 1 } else { 2 + span }) * T + first;
             let mut dots = [_mm256_setzero_si256(); N];
-            // Levels around 128 are multiplied as signed bytes, their zero already subtracted.
-            if coding.zero != 0 && !coding.full_byte() {
+            // What saturates multiplies levels around 128 as signed bytes, their zero already subtracted.
+            if coding.zero != 0 && (B::FOURS || !coding.full_byte()) {
                 let shift = _mm256_set1_epi32(coding.zero.trailing_zeros() as i32);
                 for t in 0..N {
                     dots[t] = _mm256_sllv_epi32(word(block, negative + t), shift);
                 }
             }
             let quads = span * QUADS / spans..(span + 1) * QUADS / spans;
-            for run in quads.step_by(const { run_length(F::CODING) }) {
-                let mut twos = [_mm256_setzero_si256(); N];
-                for k in run..run + const { run_length(F::CODING) } {
+            if B::FOURS {
+                for k in quads {
                     let weights = quad::<F>(registers, k, half, levels);
                     for t in 0..N {
                         let codes = word(block, k * T + first + t);
-                        let products = if coding.full_byte() {
-                            let weights = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
-                            let codes = _mm256_sign_epi8(codes, weights);
-                            _mm256_maddubs_epi16(_mm256_abs_epi8(weights), codes)
-                        } else {
-                            _mm256_maddubs_epi16(weights, codes)
-                        };
-                        twos[t] = _mm256_add_epi16(twos[t], products);
+                        // SAFETY: the kernel was chosen by what the processor has.
+                        dots[t] = unsafe { B::fours(dots[t], weights, codes) };
                     }
                 }
-                for t in 0..N {
-                    let fours = _mm256_madd_epi16(twos[t], _mm256_set1_epi16(1));
-                    dots[t] = _mm256_add_epi32(dots[t], fours);
+            } else {
+                for run in quads.step_by(const { run_length(F::CODING) }) {
+                    let mut twos = [_mm256_setzero_si256(); N];
+                    for k in run..run + const { run_length(F::CODING) } {
+                        let weights = quad::<F>(registers, k, half, levels);
+                        for t in 0..N {
+                            let codes = word(block, k * T + first + t);
+                            let products = if coding.full_byte() {
+                                let weights = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
+                                let codes = _mm256_sign_epi8(codes, weights);
+                                _mm256_maddubs_epi16(_mm256_abs_epi8(weights), codes)
+                            } else {
+                                _mm256_maddubs_epi16(weights, codes)
+                            };
+                            twos[t] = _mm256_add_epi16(twos[t], products);
+                        }
+                    }
+                    for t in 0..N {
+                        let fours = _mm256_madd_epi16(twos[t], _mm256_set1_epi16(1));
+                        dots[t] = _mm256_add_epi32(dots[t], fours);
+                    }
                 }
             }
             let (scale, min) = scales[span];

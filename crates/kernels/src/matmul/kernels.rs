@@ -5,7 +5,7 @@ use super::layout::{Dense, Float, Format, Layout, ROWS, Visitor};
 use super::packed::Tile;
 use super::scalar;
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{avx2, avx512, bytes};
 use crate::{Cpu, Isa};
 
 /// The products of a tile with a block of tokens: `[token][row]`.
@@ -54,7 +54,11 @@ impl Visitor for Select {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Bf16 => avx512::integer::<F>,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => avx2::integer::<F>,
+            Isa::Avx2 => avx2::integer::<F, bytes::Twos>,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni if crate::isa::has_vex_vnni() => avx2::integer::<F, bytes::Vex>,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => avx2::integer::<F, bytes::Evex>,
             _ => scalar::integer::<F>,
         }
     }
@@ -69,11 +73,11 @@ fn dense_function(dense: Dense, isa: Isa) -> Function {
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512 | Isa::Avx512Bf16, Dense::Bf16) => avx512::dense_bf16,
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Dense::F32) => avx2::dense_f32,
+        (Isa::Avx2 | Isa::AvxVnni, Dense::F32) => avx2::dense_f32,
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Dense::F16) => avx2::dense_f16,
+        (Isa::Avx2 | Isa::AvxVnni, Dense::F16) => avx2::dense_f16,
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Dense::Bf16) => avx2::dense_bf16,
+        (Isa::Avx2 | Isa::AvxVnni, Dense::Bf16) => avx2::dense_bf16,
         (_, Dense::F32) => scalar::dense_f32,
         (_, Dense::F16) => scalar::dense_f16,
         (_, Dense::Bf16) => scalar::dense_bf16,
@@ -87,9 +91,9 @@ fn float_function(float: Float, isa: Isa) -> Function {
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512 | Isa::Avx512Bf16, Float::Float8) => avx512::float8,
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Float::Levels) => avx2::levels,
+        (Isa::Avx2 | Isa::AvxVnni, Float::Levels) => avx2::levels,
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Float::Float8) => avx2::float8,
+        (Isa::Avx2 | Isa::AvxVnni, Float::Float8) => avx2::float8,
         (_, Float::Levels) => scalar::levels,
         (_, Float::Float8) => scalar::float8,
     }

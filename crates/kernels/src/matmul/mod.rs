@@ -14,6 +14,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocks;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod bytes;
 mod grouped;
 mod kernels;
 mod layout;
