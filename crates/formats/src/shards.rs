@@ -44,13 +44,21 @@ impl Shards {
             path: self.paths.first().cloned().unwrap_or_default(),
             tensor: name.to_owned(),
         })?;
-        // The header's parser has checked that the range lies within the file.
-        let data = &self.mappings[info.file].bytes()[info.range.clone()];
+        let data = self.data_of(info);
         TensorView::new(info.dtype, info.shape.clone(), data).map_err(|error| Error::Tensor {
             path: self.paths[info.file].clone(),
             tensor: name.to_owned(),
             reason: error.to_string(),
         })
+    }
+
+    pub(crate) fn data(&self, name: &str) -> Option<&[u8]> {
+        self.tensors.get(name).map(|info| self.data_of(info))
+    }
+
+    /// The header's parser has checked that the range lies within the file.
+    fn data_of(&self, info: &TensorInfo) -> &[u8] {
+        &self.mappings[info.file].bytes()[info.range.clone()]
     }
 
     pub(crate) fn release(&self, name: &str) {

@@ -86,7 +86,7 @@ impl Block {
     ) -> Result<ControlFlow<()>> {
         run.begin(cpu, config, x)?;
         let parts = [Part { tokens: run.sequence.len(), sequence: &run.sequence }];
-        let (spans, cache) = (spans(&parts), &mut run.cache);
+        let (spans, cache) = (spans(&parts, Vec::new()), &mut run.cache);
         let done =
             self.weights.attention(cpu, config, self.place, &spans, cache, &mut run.state, tap);
         std::mem::swap(&mut run.state.x, x);

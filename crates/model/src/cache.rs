@@ -92,6 +92,11 @@ impl Sequence {
         Self::default()
     }
 
+    /// An empty sequence that grows to `tokens` tokens without allocating.
+    pub fn with_capacity(tokens: usize) -> Self {
+        Self { blocks: Vec::with_capacity(tokens.div_ceil(BLOCK_TOKENS)), len: 0 }
+    }
+
     /// Tokens in the sequence.
     pub fn len(&self) -> usize {
         self.len

@@ -63,6 +63,8 @@ pub struct State {
     head: HeadState,
     slots: Vec<Slot>,
     positions: Vec<u32>,
+    /// Empty between steps: room for a step's spans.
+    spans: Vec<SequenceSpan<'static>>,
     mlp: MlpState,
     rope: RopeTable,
     local_rope: Option<RopeTable>,
@@ -93,6 +95,7 @@ impl State {
             head: HeadState::default(),
             slots: Vec::new(),
             positions: Vec::new(),
+            spans: Vec::new(),
             mlp: MlpState::default(),
             rope: table(&config.rope),
             local_rope: config.local_rope.as_ref().map(table),
@@ -184,13 +187,14 @@ impl Model {
         if config.embedding_scale != 1.0 {
             scale(cpu, &mut state.x, config.embedding_scale);
         }
-        let spans = spans(batch.parts);
+        let spans = spans(batch.parts, std::mem::take(&mut state.spans));
         for (i, layer) in self.weights.layers.iter().enumerate() {
             let place = LayerPlace { cached: i, windowed: config.windowed[i] };
             // Nothing listens, so nothing breaks off.
             let _ = layer.attention(cpu, config, place, &spans, cache, state, &mut untapped);
             let _ = layer.feed_forward(cpu, config, state, &mut untapped);
         }
+        state.spans = emptied(spans);
         self.head(cpu, batch, state)?;
         Ok(state.head.last())
     }
@@ -332,8 +336,11 @@ impl LayerWeights {
     }
 }
 
-/// The batch as the attention kernel sees it.
-pub(crate) fn spans<'a>(parts: &[Part<'a>]) -> Vec<SequenceSpan<'a>> {
+/// The batch as the attention kernel sees it, in a vector that is empty so far.
+pub(crate) fn spans<'a>(
+    parts: &[Part<'a>],
+    mut spans: Vec<SequenceSpan<'a>>,
+) -> Vec<SequenceSpan<'a>> {
     let mut first_query = 0;
     let span = |part: &Part<'a>| {
         first_query += part.tokens;
@@ -344,7 +351,14 @@ pub(crate) fn spans<'a>(parts: &[Part<'a>]) -> Vec<SequenceSpan<'a>> {
             blocks: part.sequence.blocks(),
         }
     };
-    parts.iter().map(span).collect()
+    spans.extend(parts.iter().map(span));
+    spans
+}
+
+/// The vector without its spans, for others: collecting in place keeps what it has allocated.
+fn emptied(mut spans: Vec<SequenceSpan<'_>>) -> Vec<SequenceSpan<'static>> {
+    spans.clear();
+    spans.into_iter().map(|_| unreachable!("there are none")).collect()
 }
 
 /// The input of a branch: normalised where the family does that, else a copy.

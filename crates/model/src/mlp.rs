@@ -113,7 +113,7 @@ fn route(cpu: &Cpu, router: &mut [f32], experts: Experts, visits: &mut Vec<Visit
             visits[first..].iter_mut().for_each(|v| v.weight /= sum);
         }
     }
-    visits.sort_by_key(|v| (v.expert, v.token));
+    visits.sort_unstable_by_key(|v| (v.expert, v.token));
 }
 
 /// h ← Σ weight · expert(h) over each token's visits.

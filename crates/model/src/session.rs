@@ -34,9 +34,9 @@ impl<'m> Session<'m> {
             model,
             cpu,
             cache: KvCache::new(model.config(), kv_type, context)?,
-            sequence: Sequence::new(),
+            sequence: Sequence::with_capacity(context),
             state: State::new(model.config(), context),
-            tokens: Vec::new(),
+            tokens: Vec::with_capacity(context),
             context,
         })
     }

@@ -1,4 +1,3 @@
-use std::borrow::Cow;
 use std::ops::Range;
 
 use bevel_base::{DType, pack};
@@ -113,9 +112,9 @@ impl Weights {
             true => Embedding::Coded(Box::new(loader.matrix(EMBEDDING, None, 0, false)?)),
             false => Embedding::Stored {
                 dtype: checkpoint.entry(EMBEDDING)?.dtype,
-                owned: match checkpoint.read(EMBEDDING)? {
-                    Cow::Borrowed(_) => None,
-                    Cow::Owned(bytes) => Some(bytes),
+                owned: match checkpoint.in_place(EMBEDDING) {
+                    Some(_) => None,
+                    None => Some(checkpoint.read(EMBEDDING)?.into_owned()),
                 },
             },
         };
@@ -169,12 +168,10 @@ impl Weights {
         out: &mut [f32],
     ) -> Result<()> {
         let config = checkpoint.config();
-        let stored;
-        let bytes: &[u8] = match &self.embedding {
+        let bytes = match &self.embedding {
             Embedding::Stored { owned: Some(bytes), .. } => bytes,
             Embedding::Stored { owned: None, .. } => {
-                stored = checkpoint.read(EMBEDDING)?;
-                &stored
+                checkpoint.in_place(EMBEDDING).expect("was there when the weights were loaded")
             }
             Embedding::Coded(_) | Embedding::Tied => &[],
         };

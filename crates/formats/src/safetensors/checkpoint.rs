@@ -82,6 +82,11 @@ impl Checkpoint {
         self.shards.tensor(name)
     }
 
+    /// The bytes alone of a tensor's data, without allocating anything; `None` where there is no such tensor.
+    pub fn data(&self, name: &str) -> Option<&[u8]> {
+        self.shards.data(name)
+    }
+
     /// Lets the system drop the tensor's pages from memory; they are read again on the next touch.
     pub fn release(&self, name: &str) {
         self.shards.release(name);

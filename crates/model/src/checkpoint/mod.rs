@@ -201,6 +201,16 @@ impl Checkpoint {
         }
     }
 
+    /// The bytes of a tensor that lies in the files just as [`Checkpoint::read`] gives it; `None` where it
+    /// has to be made.
+    pub(crate) fn in_place(&self, name: &str) -> Option<&[u8]> {
+        match (&self.rotated, &self.tensors.get(name)?.origin, &self.source) {
+            (None, Origin::Stored(stored), Source::Gguf(file)) => file.data(stored),
+            (None, Origin::Stored(stored), Source::HuggingFace { files, .. }) => files.data(stored),
+            _ => None,
+        }
+    }
+
     /// A tensor as the files have it.
     fn read_entry(&self, name: &str, entry: &Entry) -> Result<Cow<'_, [u8]>> {
         match &entry.origin {
