@@ -4,10 +4,10 @@
 //! Token ids are pseudo-random, and choosing them is not measured: the time of a step does not depend
 //! on what is in it. Each repetition starts from the same number of tokens in the cache.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use bevel_kernels::{Cpu, KvType, limits};
-use bevel_model::{Model, Session};
+use bevel_kernels::{BLOCK_TOKENS, Cpu, KvType, limits};
+use bevel_model::{Batch, KvCache, Model, PREFILL_CHUNK, Part, Sequence, Session, State};
 use serde::Serialize;
 
 use crate::{Error, Result, Spread};
@@ -17,8 +17,10 @@ use crate::{Error, Result, Spread};
 pub struct BenchConfig {
     /// Tokens of the prompt; 0 measures no prefill.
     pub prompt: usize,
-    /// Tokens of the answer; 0 measures no decoding.
+    /// Tokens of each answer; 0 measures no decoding.
     pub decode: usize,
+    /// Sequences that are decoded together, a token of each in a step; at least 1.
+    pub sequences: usize,
     /// Measurements of each; a warm-up run before them does not count.
     pub repetitions: usize,
     /// Tokens in the cache before each measurement.
@@ -34,8 +36,10 @@ pub struct BenchConfig {
 pub struct Bench {
     /// Reading a prompt.
     pub prefill: Option<Series>,
-    /// Writing an answer, one sequence.
+    /// Writing answers: tokens of all sequences together.
     pub decode: Option<Series>,
+    /// Sequences that were decoded together.
+    pub sequences: usize,
     /// Tokens in the cache before each measurement.
     pub depth: usize,
     /// Bytes of keys and values per token.
@@ -67,9 +71,11 @@ impl Limits {
         let float_operations = limits::float_peak(cpu);
         let cost = model.weights().step_cost(model.config());
         let decode_bytes = bench.decode.as_ref().map(|decode| {
-            let tokens = bench.depth as f64 + decode.tokens as f64 / 2.0;
-            let cached = tokens * bench.kv_bytes_per_token as f64;
-            decode.spread.median * (cost.bytes + cached)
+            let sequences = bench.sequences as f64;
+            let tokens = bench.depth as f64 + decode.tokens as f64 / sequences / 2.0;
+            let cached = sequences * tokens * bench.kv_bytes_per_token as f64;
+            let steps = decode.spread.median / sequences;
+            steps * (cost.bytes + cached)
         });
         let seconds = 2.0 * cost.byte_products / byte_operations
             + 2.0 * cost.float_products / float_operations;
@@ -125,49 +131,130 @@ impl BenchConfig {
                 "a context of {context} tokens is too small: depth and the longer of prompt and answer take {needed}"
             )));
         }
-        let mut session = Session::new(model, cpu, context, self.kv_type)?;
         let tokens = tokens(needed, model.config().vocab_size);
-        if self.depth > 0 {
-            session.feed(&tokens[..self.depth])?;
-        }
+        let (past, rest) = tokens.split_at(self.depth);
         let mut done = 0;
         let total =
             (self.repetitions + 1) * [self.prompt, self.decode].iter().filter(|&&n| n > 0).count();
-        let mut series =
-            |what, count: usize, run: &mut dyn FnMut(&mut Session<'_>) -> Result<()>| {
-                if count == 0 {
-                    return Ok(None);
-                }
-                let mut samples = Vec::with_capacity(self.repetitions);
-                for repetition in 0..=self.repetitions {
-                    session.truncate(self.depth);
-                    let start = Instant::now();
-                    run(&mut session)?;
-                    let seconds = start.elapsed().as_secs_f64().max(1e-9);
-                    if repetition > 0 {
-                        samples.push(count as f64 / seconds);
-                    }
-                    done += 1;
-                    progress(BenchStep { what, done, total });
-                }
-                let series =
-                    Spread::of(&samples).map(|spread| Series { tokens: count, samples, spread });
-                Ok::<_, Error>(series)
-            };
-        let rest = &tokens[self.depth..];
-        let prefill = series("prefill", self.prompt, &mut |session| {
-            session.feed(&rest[..self.prompt])?;
-            Ok(())
-        })?;
-        let decode = series("decode", self.decode, &mut |session| {
-            for token in &rest[..self.decode] {
-                session.step(std::slice::from_ref(token), &[0])?;
+        let mut series = |what, count: usize, run: &mut dyn FnMut() -> Result<Duration>| {
+            if count == 0 {
+                return Ok(None);
             }
-            Ok(())
-        })?;
+            let mut samples = Vec::with_capacity(self.repetitions);
+            for repetition in 0..=self.repetitions {
+                let seconds = run()?.as_secs_f64().max(1e-9);
+                if repetition > 0 {
+                    samples.push(count as f64 / seconds);
+                }
+                done += 1;
+                progress(BenchStep { what, done, total });
+            }
+            let series =
+                Spread::of(&samples).map(|spread| Series { tokens: count, samples, spread });
+            Ok::<_, Error>(series)
+        };
+        let mut prefill = None;
+        if self.prompt > 0 {
+            let mut session = Session::new(model, cpu, context, self.kv_type)?;
+            if !past.is_empty() {
+                session.feed(past)?;
+            }
+            prefill = series("prefill", self.prompt, &mut || {
+                session.truncate(self.depth);
+                let start = Instant::now();
+                session.feed(&rest[..self.prompt])?;
+                Ok(start.elapsed())
+            })?;
+        }
+        let mut decode = None;
+        if self.decode > 0 {
+            let mut group = Group::new(model, cpu, self.sequences, context, self.kv_type)?;
+            for chunk in past.chunks(PREFILL_CHUNK) {
+                group.prefill(chunk)?;
+            }
+            decode = series("decode", self.sequences * self.decode, &mut || {
+                group.truncate(self.depth);
+                let start = Instant::now();
+                for &token in &rest[..self.decode] {
+                    group.step(token)?;
+                }
+                Ok(start.elapsed())
+            })?;
+        }
         let kv_bytes_per_token =
             bevel_model::KvCache::bytes_per_token(model.config(), self.kv_type);
-        Ok(Bench { prefill, decode, depth: self.depth, kv_bytes_per_token })
+        Ok(Bench {
+            prefill,
+            decode,
+            sequences: self.sequences,
+            depth: self.depth,
+            kv_bytes_per_token,
+        })
+    }
+}
+
+/// Sequences that advance together.
+struct Group<'m> {
+    model: &'m Model,
+    cpu: &'m Cpu,
+    cache: KvCache,
+    sequences: Vec<Sequence>,
+    state: State,
+    /// Tokens of a step, and whose logits are wanted.
+    tokens: Vec<u32>,
+    outputs: Vec<usize>,
+}
+
+impl<'m> Group<'m> {
+    fn new(
+        model: &'m Model,
+        cpu: &'m Cpu,
+        count: usize,
+        context: usize,
+        kv_type: KvType,
+    ) -> Result<Self> {
+        let room = context.next_multiple_of(BLOCK_TOKENS).saturating_mul(count);
+        Ok(Self {
+            model,
+            cpu,
+            cache: KvCache::new(model.config(), kv_type, room)?,
+            sequences: (0..count).map(|_| Sequence::with_capacity(context)).collect(),
+            state: State::new(model.config(), context),
+            tokens: Vec::new(),
+            outputs: (0..count).collect(),
+        })
+    }
+
+    /// Runs the same tokens in every sequence.
+    fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
+        for sequence in &mut self.sequences {
+            self.cache.extend(sequence, tokens.len())?;
+            let parts = [Part { tokens: tokens.len(), sequence }];
+            let batch = Batch { tokens, parts: &parts, outputs: &[] };
+            self.model.forward(self.cpu, &batch, &mut self.cache, &mut self.state)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a token in every sequence, logits wanted of each.
+    fn step(&mut self, token: u32) -> Result<()> {
+        for sequence in &mut self.sequences {
+            self.cache.extend(sequence, 1)?;
+        }
+        self.tokens.clear();
+        self.tokens.resize(self.sequences.len(), token);
+        let parts: Vec<Part<'_>> =
+            self.sequences.iter().map(|sequence| Part { tokens: 1, sequence }).collect();
+        let batch = Batch { tokens: &self.tokens, parts: &parts, outputs: &self.outputs };
+        self.model.forward(self.cpu, &batch, &mut self.cache, &mut self.state)?;
+        Ok(())
+    }
+
+    /// Goes back to the first `len` tokens of each.
+    fn truncate(&mut self, len: usize) {
+        for sequence in &mut self.sequences {
+            self.cache.truncate(sequence, len);
+        }
     }
 }
 

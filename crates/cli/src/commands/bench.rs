@@ -34,6 +34,10 @@ pub(crate) struct Args {
     )]
     decode: usize,
 
+    /// Sequences to generate together; the speed is that of all of them
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    sequences: u32,
+
     /// Measurements of each, after a warm-up that does not count
     #[arg(short, long, value_name = "N", allow_negative_numbers = true, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     repetitions: u32,
@@ -70,6 +74,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let config = BenchConfig {
         prompt: args.prompt,
         decode: args.decode,
+        sequences: args.sequences as usize,
         repetitions: args.repetitions as usize,
         depth: args.depth,
         context: args.ctx,
@@ -130,7 +135,10 @@ fn print(output: &Output<'_>, load_time: std::time::Duration) -> Result<()> {
         ]);
     };
     row("prefill", &output.bench.prefill);
-    row("decode", &output.bench.decode);
+    match output.bench.sequences {
+        1 => row("decode", &output.bench.decode),
+        n => row(&format!("decode of {n}"), &output.bench.decode),
+    }
     write!(out, "{table}")?;
     write_limits(&mut out, &output.limits)
 }

@@ -6,6 +6,7 @@ use crate::tiny_austen;
 const CONFIG: BenchConfig = BenchConfig {
     prompt: 40,
     decode: 3,
+    sequences: 1,
     repetitions: 2,
     depth: 5,
     context: None,
@@ -34,6 +35,20 @@ fn one_kind_alone() {
     let config = BenchConfig { prompt: 0, ..CONFIG };
     let bench = config.run(&model, &cpu, &mut |_| ()).unwrap();
     assert!(bench.prefill.is_none() && bench.decode.is_some());
+}
+
+#[test]
+fn sequences_are_decoded_together() {
+    let (model, _, cpu) = tiny_austen();
+    let config = BenchConfig { prompt: 0, sequences: 5, ..CONFIG };
+    let bench = config.run(&model, &cpu, &mut |_| ()).unwrap();
+    let decode = bench.decode.as_ref().unwrap();
+    assert_eq!((bench.sequences, decode.tokens), (5, 5 * 3));
+    // Weights are read once a step, keys and values once a sequence: depth 5 and half of 3 tokens.
+    let limits = Limits::measure(&bench, &model, &cpu);
+    let cached = 5.0 * 6.5 * bench.kv_bytes_per_token as f64;
+    let read = model.weights().step_cost(model.config()).bytes + cached;
+    assert_eq!(limits.decode_bytes, Some(decode.spread.median / 5.0 * read));
 }
 
 #[test]

@@ -152,6 +152,7 @@ impl Subject {
         let bench = BenchConfig {
             prompt: 256.min(base.config().context),
             decode: 32.min(base.config().context),
+            sequences: 1,
             repetitions: 3,
             depth: 0,
             context: None,

@@ -104,6 +104,7 @@ pub(super) fn variant(
     let bench = BenchConfig {
         prompt: effort.prompt,
         decode: effort.decode,
+        sequences: 1,
         repetitions: effort.repetitions,
         depth: 0,
         context: None,
