@@ -54,7 +54,7 @@ pub(crate) struct Sampling {
 #[command(next_help_heading = "Context")]
 pub(crate) struct Kv {
     /// Storage of keys and values
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    #[arg(long, alias = "kv-type", value_name = "TYPE", default_value = "f16")]
     pub(crate) kv: KvName,
 }
 
@@ -67,6 +67,18 @@ pub(crate) enum KvName {
     F32,
     /// The upper 16 bits of a single-precision number
     Bf16,
+    /// 8-bit integers, 8.5 bits a value
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4-bit integers, 4.5 bits a value, rotated so that outliers cost less
+    #[value(name = "q4_0")]
+    Q4_0,
+    /// q8_0, rotated
+    #[value(name = "q8_0-rotated")]
+    Q8_0Rotated,
+    /// q4_0 without rotation
+    #[value(name = "q4_0-plain")]
+    Q4_0Plain,
 }
 
 impl From<KvName> for KvType {
@@ -75,6 +87,10 @@ impl From<KvName> for KvType {
             KvName::F16 => KvType::F16,
             KvName::F32 => KvType::F32,
             KvName::Bf16 => KvType::BF16,
+            KvName::Q8_0 => KvType::Q8_0 { rotated: false },
+            KvName::Q4_0 => KvType::Q4_0 { rotated: true },
+            KvName::Q8_0Rotated => KvType::Q8_0 { rotated: true },
+            KvName::Q4_0Plain => KvType::Q4_0 { rotated: false },
         }
     }
 }

@@ -18,13 +18,20 @@ fn main() {
     let cpu = Cpu::new(threads).expect("BEVEL_ISA");
     println!("{}, {} threads; time of one layer, best and median", cpu.isa(), cpu.pool().threads());
     println!(
-        "{:<22} {:<5} {:>8} {:>8} {:>10} {:>10}",
+        "{:<22} {:<12} {:>8} {:>8} {:>10} {:>10}",
         "shape", "cache", "queries", "context", "best", "median"
     );
     for (name, heads, kv_heads, head_dim) in
         [("SmolLM2-135M 9/3x64", 9, 3, 64), ("Llama 8B 32/8x128", 32, 8, 128)]
     {
-        for kv_type in [KvType::F32, KvType::F16, KvType::BF16] {
+        for kv_type in [
+            KvType::F32,
+            KvType::F16,
+            KvType::BF16,
+            KvType::Q8_0 { rotated: false },
+            KvType::Q4_0 { rotated: false },
+            KvType::Q4_0 { rotated: true },
+        ] {
             let spec = AttentionSpec {
                 heads,
                 kv_heads,
@@ -35,9 +42,14 @@ fn main() {
             };
             for (queries, context) in [(512, 512), (1, 512), (1, 4096)] {
                 let (best, median) = time(&cpu, &spec, kv_type, queries, context);
-                let cache = format!("{kv_type:?}");
+                let cache = match kv_type {
+                    KvType::Q4_0 { rotated: true } => "Q4_0 rotated".to_owned(),
+                    KvType::Q4_0 { .. } => "Q4_0".to_owned(),
+                    KvType::Q8_0 { .. } => "Q8_0".to_owned(),
+                    _ => format!("{kv_type:?}"),
+                };
                 println!(
-                    "{name:<22} {cache:<5} {queries:>8} {context:>8} {best:>7.1} µs {median:>7.1} µs"
+                    "{name:<22} {cache:<12} {queries:>8} {context:>8} {best:>7.1} µs {median:>7.1} µs"
                 );
             }
         }

@@ -8,6 +8,7 @@ mod dispatch;
 mod divergence;
 mod elementwise;
 mod error;
+mod hadamard;
 mod isa;
 mod kv;
 pub mod limits;

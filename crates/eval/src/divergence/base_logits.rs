@@ -311,7 +311,15 @@ impl Header {
 }
 
 /// KV types by their number in the file.
-const KV_TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::BF16];
+const KV_TYPES: [KvType; 7] = [
+    KvType::F32,
+    KvType::F16,
+    KvType::BF16,
+    KvType::Q8_0 { rotated: false },
+    KvType::Q8_0 { rotated: true },
+    KvType::Q4_0 { rotated: false },
+    KvType::Q4_0 { rotated: true },
+];
 
 /// Writes the predictions of a base model row by row.
 pub(super) struct Writer {
@@ -325,7 +333,8 @@ impl Writer {
         let Some(origin) = &header.origin else {
             return Err(refused(path, "only bevel's own format is written"));
         };
-        let kv_type = KV_TYPES.iter().position(|&t| t == origin.kv_type).unwrap_or(0);
+        let kv_type = KV_TYPES.iter().position(|&t| t == origin.kv_type);
+        let kv_type = kv_type.expect("every type has a number");
         let windows = header.tokens.len() / header.context;
         let mut bytes = MAGIC.to_vec();
         let numbers = [VERSION as usize, header.vocabulary, header.context, windows, kv_type];

@@ -31,8 +31,10 @@ pub use statistics::{Divergence, Estimate, Quantiles};
 pub struct DivergenceConfig {
     /// Tokens of a window.
     pub context: usize,
-    /// Storage of keys and values.
+    /// Storage of the model's keys and values.
     pub kv_type: KvType,
+    /// Storage of the base's: the same, unless the question is what storage does to predictions.
+    pub base_kv_type: KvType,
 }
 
 /// Where the base's predictions come from.
@@ -63,7 +65,7 @@ impl DivergenceConfig {
                 "the base has {theirs} tokens and the model {ours}; both must have one vocabulary"
             )));
         }
-        let session = Session::new(base, cpu, self.context, self.kv_type)?;
+        let session = Session::new(base, cpu, self.context, self.base_kv_type)?;
         self.measure(Base::Model(Box::new(session)), model, cpu, text, progress)
     }
 
@@ -80,7 +82,7 @@ impl DivergenceConfig {
         text: &Text,
         progress: &mut dyn FnMut(Running),
     ) -> Result<Divergence> {
-        base.check(self.context, self.kv_type, text, model.config().vocab_size)?;
+        base.check(self.context, self.base_kv_type, text, model.config().vocab_size)?;
         let base = Base::File { file: base, done: 0, rows: Vec::new() };
         self.measure(base, model, cpu, text, progress)
     }
@@ -108,10 +110,10 @@ impl DivergenceConfig {
                 vocabulary: vocab,
                 context: self.context,
                 tokens: text.tokens[..total].to_vec(),
-                origin: Some(Origin { model, kv_type: self.kv_type, bos: text.bos }),
+                origin: Some(Origin { model, kv_type: self.base_kv_type, bos: text.bos }),
             },
         )?;
-        let mut session = Session::new(base, cpu, self.context, self.kv_type)?;
+        let mut session = Session::new(base, cpu, self.context, self.base_kv_type)?;
         let (mut mean, mut done) = (Mean::default(), 0);
         for window in &windows {
             let tokens = Windows::HalfWindow.input(window, text);

@@ -12,7 +12,8 @@ use bevel_model::{Model, Session};
 use crate::{PROSE, changed, tiny_austen};
 
 const CONTEXT: usize = 32;
-const CONFIG: DivergenceConfig = DivergenceConfig { context: CONTEXT, kv_type: KvType::F32 };
+const CONFIG: DivergenceConfig =
+    DivergenceConfig { context: CONTEXT, kv_type: KvType::F32, base_kv_type: KvType::F32 };
 
 /// The model with four bits less in every weight.
 static COARSE: LazyLock<Model> = LazyLock::new(|| changed(|_, bits| bits & !0xf));
@@ -240,7 +241,7 @@ fn files_that_do_not_belong_to_the_run() {
         assert!(shown.contains("base.logits") && shown.contains(part), "no `{part}` in: {shown}");
     };
     refused(DivergenceConfig { context: 16, ..CONFIG }, &good, "--ctx 32");
-    refused(DivergenceConfig { kv_type: KvType::F16, ..CONFIG }, &good, "keys and values");
+    refused(DivergenceConfig { base_kv_type: KvType::F16, ..CONFIG }, &good, "keys and values");
     refused(CONFIG, &Text { bos: Some(0), ..good.clone() }, "begins a text");
     refused(CONFIG, &text(3), "--tokens 64");
     let mut other = good.clone();
@@ -392,4 +393,21 @@ fn quantiles_of_known_numbers() {
     assert_eq!(Quantiles::of([1.0, 2.0]).median, 1.5);
     assert_eq!(Quantiles::of([1.0, f64::INFINITY]).max, f64::INFINITY);
     assert!(Quantiles::of([]).median.is_nan());
+}
+
+/// A model against itself, with keys and values in fewer bits: the coarser they are, the further its
+/// predictions move.
+#[test]
+fn storage_of_keys_and_values_tells() {
+    let text = text(3);
+    let kl = |kv_type| {
+        let config = DivergenceConfig { kv_type, ..CONFIG };
+        config.compare(&BASE.0, &BASE.0, &BASE.2, &text, &mut |_| ()).unwrap().kl.value
+    };
+    let [exact, half, eight, four] =
+        [KvType::F32, KvType::F16, KvType::Q8_0 { rotated: false }, KvType::Q4_0 { rotated: true }]
+            .map(kl);
+    assert!(exact < 1e-9, "{exact}");
+    assert!(half < eight && eight < four, "{half} {eight} {four}");
+    assert!(four < 0.05, "{four}");
 }

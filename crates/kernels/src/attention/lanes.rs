@@ -20,6 +20,11 @@ pub(super) trait Lanes {
     unsafe fn load(from: *const f32) -> Self::Vector;
     unsafe fn load_f16(from: *const f16) -> Self::Vector;
     unsafe fn load_bf16(from: *const bf16) -> Self::Vector;
+    unsafe fn load_i8(from: *const i8) -> Self::Vector;
+    /// The low four bits of each byte, less 8.
+    unsafe fn load_low(from: *const u8) -> Self::Vector;
+    /// The high four bits of each byte, less 8.
+    unsafe fn load_high(from: *const u8) -> Self::Vector;
     unsafe fn store(to: *mut f32, value: Self::Vector);
     unsafe fn mul(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// a · b + c, rounded once.
@@ -64,6 +69,29 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> __m256 {
+            // SAFETY: as in `splat`.
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn load_low(from: *const u8) -> __m256 {
+            // SAFETY: as in `splat`.
+            unsafe {
+                let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
+                let codes = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, _mm256_set1_epi32(8)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_high(from: *const u8) -> __m256 {
+            // SAFETY: as in `splat`.
+            unsafe {
+                let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
+                let codes = _mm256_srli_epi32::<4>(bytes);
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, _mm256_set1_epi32(8)))
+            }
+        }
+        #[inline(always)]
         unsafe fn store(to: *mut f32, value: __m256) {
             // SAFETY: as in `splat`.
             unsafe { _mm256_storeu_ps(to, value) }
@@ -79,6 +107,10 @@ mod x86 {
             unsafe { _mm256_fmadd_ps(a, b, c) }
         }
     }
+
+    /// What codes of four bits stand for.
+    const LEVELS: [f32; 16] =
+        [-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
 
     pub(in super::super) enum Avx512 {}
 
@@ -109,6 +141,29 @@ mod x86 {
             unsafe {
                 let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> __m512 {
+            // SAFETY: as in `splat`.
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn load_low(from: *const u8) -> __m512 {
+            // The permutation looks at the low four bits of an index alone.
+            // SAFETY: as in `splat`.
+            unsafe {
+                let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
+                _mm512_permutexvar_ps(bytes, _mm512_loadu_ps(LEVELS.as_ptr()))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_high(from: *const u8) -> __m512 {
+            // SAFETY: as in `splat`.
+            unsafe {
+                let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
+                let codes = _mm512_srli_epi32::<4>(bytes);
+                _mm512_permutexvar_ps(codes, _mm512_loadu_ps(LEVELS.as_ptr()))
             }
         }
         #[inline(always)]

@@ -13,7 +13,7 @@
 //! No row of scores is ever whole in memory. Rows, that is (query, head) pairs that share a key–value
 //! head, are taken up to 96 together, so that a key serves all heads of a group and many queries:
 //!
-//! 1. Scale the rows' queries, once.
+//! 1. Scale the rows' queries, and rotate them where the cache is rotated.
 //! 2. Cut the visible positions into chunks of 256 at multiples of 256. For each chunk start with
 //!    m = −∞, l = 0, o = 0.
 //! 3. Cut the chunk into tiles of 64 positions, four blocks of the cache. For each tile:
@@ -22,10 +22,11 @@
 //! 6. m′ = max(m, max s); p = e^(s − m′); α = e^(m − m′).
 //! 7. l = α l + Σ p; o = α o + p V; m = m′.
 //! 8. Merge the chunk into the whole: M′ = max(M, m), and (L, O) = e^(M − M′) (L, O) + e^(m − M′) (l, o).
-//! 9. Output O / L.
+//! 9. Output O / L, rotated back.
 //!
-//! Steps 3–7 are written three times: [`scalar`] is the specification, [`vector`] the same for AVX2
-//! and AVX-512.
+//! Steps 3–7 are written twice: [`scalar`] is the specification, [`vector`] the same for every
+//! instruction set with vectors. Packed keys and values are unpacked as they are read, which is exact
+//! ([`load`]): the arithmetic is that of the same numbers in an f32 cache, bit for bit.
 //!
 //! A row's arithmetic depends on its own position and on nothing else: tiles and chunks lie at fixed
 //! positions, and a tile a row does not see leaves its m, l and o as they were, bit for bit. So a
@@ -33,6 +34,7 @@
 //! on one thread or several, and whether chunks ran one after the other or apart.
 
 mod lanes;
+mod load;
 mod scalar;
 mod task;
 mod vector;
@@ -40,12 +42,11 @@ mod vector;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bevel_base::AlignedVec;
-use half::{bf16, f16};
 
-use crate::kv::LayerBlocks;
-use crate::{BLOCK_TOKENS, Cpu, Isa, KvPool, KvType};
+use crate::kv::{LayerBlocks, with_store};
+use crate::{BLOCK_TOKENS, Cpu, Isa, KvPool};
+use load::Load;
 use task::{Chunk, Item, Partial, Room, Shared};
-use vector::Load;
 
 /// Positions in a tile, the stretch between two corrections of o.
 const TILE: usize = 4 * BLOCK_TOKENS;
@@ -132,9 +133,12 @@ impl Default for AttentionScratch {
 /// Causal attention of every span's queries over its cached keys and values.
 ///
 /// `q` and `out` are `[n, heads, head_dim]`, spans in the order of their queries; keys and values of the queries' own tokens are already in
-/// `kv`. Rows of `out` that no span covers are left alone. Agrees with attention computed in f64 over
-/// the cached values within 1e-5 of the largest value on every instruction set; on one instruction set
-/// the result depends neither on the number of threads nor on how tokens are batched.
+/// `kv`. Rows of `out` that no span covers are left alone.
+///
+/// Agrees with attention computed in f64 over the cached values, as [`KvPool::read`] gives them, within
+/// 1e-5 of the largest value on every instruction set; on one instruction set the result depends neither
+/// on the number of threads nor on how tokens are batched. A key or value that is infinite or NaN
+/// reaches the queries that see it, and may reach others of the same call.
 ///
 /// # Panics
 /// Where lengths and shapes do not fit together, spans overlap the end of `q`, or a block lies outside
@@ -150,11 +154,9 @@ pub fn attention(
     scratch: &mut AttentionScratch,
 ) {
     check(out, q, kv, layer, spans, spec);
-    match kv.shape().kv_type {
-        KvType::F32 => run(cpu, out, q, kv.layer::<f32>(layer), spans, spec, scratch),
-        KvType::F16 => run(cpu, out, q, kv.layer::<f16>(layer), spans, spec, scratch),
-        KvType::BF16 => run(cpu, out, q, kv.layer::<bf16>(layer), spans, spec, scratch),
-    }
+    with_store!(kv.shape().kv_type, S => {
+        run::<S>(cpu, out, q, kv.layer(layer), kv.shape().rotation(), spans, spec, scratch)
+    });
 }
 
 fn check(
@@ -194,11 +196,12 @@ fn check(
     }
 }
 
-fn run<E: Load>(
+fn run<S: Load>(
     cpu: &Cpu,
     out: &mut [f32],
     q: &[f32],
-    blocks: LayerBlocks<'_, E>,
+    blocks: LayerBlocks<'_>,
+    rotation: usize,
     spans: &[SequenceSpan<'_>],
     spec: &AttentionSpec,
     scratch: &mut AttentionScratch,
@@ -218,23 +221,24 @@ fn run<E: Load>(
         let item = &items[items.partition_point(|item| item.first_task <= i) - 1];
         let (part, kv_head) = ((i - item.first_task) / kv_heads, (i - item.first_task) % kv_heads);
         let (span, rows) = (&spans[item.span], item.rows.len());
-        task::pack_queries(room.work.queries, q, span, item, kv_head, spec, micro_rows(isa)); // (1)
+        let pack = (isa, rotation, micro_rows(isa));
+        task::pack_queries(&mut room.work, q, span, item, kv_head, spec, pack); // (1)
         let chunk = |index| Chunk::new(blocks, span, item, kv_head, spec, index); // (2)
         if item.split {
             // SAFETY: records do not overlap, and each belongs to one task.
             let record = unsafe { partials.get(item.record(part, kv_head, kv_heads, value_row)) };
             let mut partial = Partial::new(record, rows, value_row);
-            attend(isa, &chunk(item.chunks.start + part), &mut room.work, &mut partial);
+            attend::<S>(isa, &chunk(item.chunks.start + part), &mut room.work, &mut partial);
             return;
         }
         let mut whole = Partial::new(room.whole, rows, value_row);
         let mut partial = Partial::new(room.partial, rows, value_row);
         whole.clear();
         for index in item.chunks.clone() {
-            attend(isa, &chunk(index), &mut room.work, &mut partial);
+            attend::<S>(isa, &chunk(index), &mut room.work, &mut partial);
             whole.merge(isa, &partial); // (8)
         }
-        whole.write(&out, span, item, kv_head, spec); // (9)
+        whole.write(&out, span, item, kv_head, spec, (isa, rotation)); // (9)
     });
 
     let merges = if plan.partials == 0 { 0 } else { items.len() * kv_heads };
@@ -251,7 +255,7 @@ fn run<E: Load>(
             let record = unsafe { partials.get(item.record(part, kv_head, kv_heads, value_row)) };
             whole.merge(isa, &Partial::new(record, rows, value_row)); // (8)
         }
-        whole.write(&out, &spans[item.span], item, kv_head, spec); // (9)
+        whole.write(&out, &spans[item.span], item, kv_head, spec, (isa, rotation)); // (9)
     });
 }
 
@@ -281,9 +285,9 @@ fn in_rooms(
 }
 
 /// Steps 3–7 for one chunk.
-fn attend<E: Load>(
+fn attend<S: Load>(
     isa: Isa,
-    chunk: &Chunk<'_, E>,
+    chunk: &Chunk<'_>,
     work: &mut task::Work<'_>,
     partial: &mut Partial<'_>,
 ) {
@@ -291,11 +295,13 @@ fn attend<E: Load>(
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a `Cpu` carries an instruction set only where the processor has it.
-        Isa::Avx2 | Isa::AvxVnni => unsafe { vector::attend_avx2(chunk, work, partial) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { vector::attend_avx2::<S>(chunk, work, partial) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { vector::attend_avx512(chunk, work, partial) },
-        _ => scalar::attend(chunk, work, partial),
+        Isa::Avx512 | Isa::Avx512Bf16 => unsafe {
+            vector::attend_avx512::<S>(chunk, work, partial)
+        },
+        _ => scalar::attend::<S>(chunk, work, partial),
     }
 }
 

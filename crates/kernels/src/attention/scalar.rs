@@ -3,19 +3,25 @@
 use super::TILE;
 use super::task::{Chunk, Partial, Work};
 use crate::BLOCK_TOKENS;
-use crate::kv::Element;
+use crate::kv::Store;
 use crate::math::{exp, tanh};
 
 /// Attends to one chunk. `work.queries` holds scaled queries, `[rows, head_dim]`.
-pub(super) fn attend<E: Element>(
-    chunk: &Chunk<'_, E>,
-    work: &mut Work<'_>,
-    partial: &mut Partial<'_>,
-) {
+pub(super) fn attend<S: Store>(chunk: &Chunk<'_>, work: &mut Work<'_>, partial: &mut Partial<'_>) {
     let (d, value_row) = (chunk.spec.head_dim, partial.value_row);
     let s = &mut work.scores[..TILE];
+    let (keys, values) = work.tile.split_at_mut(TILE * d);
     for tile in chunk.tiles() {
         // (3)
+        let used = tile.max(chunk.keys.start) / BLOCK_TOKENS
+            ..chunk.keys.end.min(tile + TILE).div_ceil(BLOCK_TOKENS);
+        for block in used {
+            let i = block - tile / BLOCK_TOKENS;
+            let k = &mut keys[i * d * BLOCK_TOKENS..][..d * BLOCK_TOKENS]; // [head_dim, 16]
+            let v = &mut values[i * value_row * BLOCK_TOKENS..][..value_row * BLOCK_TOKENS];
+            S::keys(chunk.blocks.keys(chunk.table[block], chunk.kv_head), k);
+            S::values(chunk.blocks.values(chunk.table[block], chunk.kv_head), v);
+        }
         for row in 0..chunk.rows.len() {
             let visible = chunk.visible(row, tile); // (5): no other position is looked at
             if visible.is_empty() {
@@ -24,11 +30,10 @@ pub(super) fn attend<E: Element>(
             let q = &work.queries[row * d..][..d];
             let mut m = partial.m[row];
             for j in visible.clone() {
-                let (block, offset) = place(chunk.table, tile + j);
-                let k = chunk.blocks.keys(block, chunk.kv_head); // [head_dim, 16]
+                let k = &keys[j / BLOCK_TOKENS * d * BLOCK_TOKENS + j % BLOCK_TOKENS..];
                 let mut dot = 0.0;
                 for i in 0..d {
-                    dot += q[i] * k[i * BLOCK_TOKENS + offset].to_f32();
+                    dot += q[i] * k[i * BLOCK_TOKENS];
                 }
                 s[j] = match chunk.spec.softcap {
                     Some(cap) => cap * tanh(dot / cap),
@@ -45,19 +50,12 @@ pub(super) fn attend<E: Element>(
             }
             for j in visible {
                 let p = exp(s[j] - shift); // (6)
-                let (block, offset) = place(chunk.table, tile + j);
-                let v = &chunk.blocks.values(block, chunk.kv_head)[offset * value_row..][..d];
                 *l += p;
-                for (o, v) in o.iter_mut().zip(v) {
-                    *o += p * v.to_f32(); // (7)
+                for (o, v) in o.iter_mut().zip(&values[j * value_row..]) {
+                    *o += p * v; // (7)
                 }
             }
             partial.m[row] = m;
         }
     }
-}
-
-/// The block and the offset within it of a position.
-fn place(table: &[u32], position: usize) -> (u32, usize) {
-    (table[position / BLOCK_TOKENS], position % BLOCK_TOKENS)
 }

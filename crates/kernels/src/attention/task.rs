@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{AttentionSpec, CHUNK, ROWS, SPLIT_ROWS, SequenceSpan, TILE};
 use crate::Isa;
 use crate::dispatch::for_each_isa;
+use crate::hadamard::hadamard;
 use crate::kv::LayerBlocks;
 use crate::math::exp;
 
@@ -80,23 +81,29 @@ pub(super) fn plan(
     plan
 }
 
-/// Step 1: the item's scaled queries as micro tiles of `micro` rows, `[rows / micro, head_dim, micro]`;
-/// the last micro tile has the rows that remain.
+/// Step 1: the item's scaled queries, rotated as the keys are, as micro tiles of `micro` rows,
+/// `[rows / micro, head_dim, micro]`; the last micro tile has the rows that remain.
 pub(super) fn pack_queries(
-    packed: &mut [f32],
+    work: &mut Work<'_>,
     q: &[f32],
     span: &SequenceSpan<'_>,
     item: &Item,
     kv_head: usize,
     spec: &AttentionSpec,
-    micro: usize,
+    (isa, rotation, micro): (Isa, usize, usize),
 ) {
     let d = spec.head_dim;
     for (i, row) in item.rows.clone().enumerate() {
-        let query = &q[spec.row_start(span, kv_head, row)..][..d];
+        let mut query = &q[spec.row_start(span, kv_head, row)..][..d];
+        if rotation > 1 {
+            let rotated = &mut work.row[..d];
+            rotated.copy_from_slice(query);
+            hadamard(isa, rotated, rotation);
+            query = rotated;
+        }
         let tile = i / micro * micro;
         let width = micro.min(item.rows.len() - tile);
-        let places = packed[tile * d..].iter_mut().skip(i - tile).step_by(width);
+        let places = work.queries[tile * d..].iter_mut().skip(i - tile).step_by(width);
         for (place, &q) in places.zip(query) {
             *place = q * spec.scale;
         }
@@ -119,9 +126,9 @@ impl AttentionSpec {
 }
 
 /// Some rows against one chunk of one head's keys and values.
-pub(super) struct Chunk<'a, E> {
+pub(super) struct Chunk<'a> {
     pub(super) spec: &'a AttentionSpec,
-    pub(super) blocks: LayerBlocks<'a, E>,
+    pub(super) blocks: LayerBlocks<'a>,
     /// The sequence's block table.
     pub(super) table: &'a [u32],
     pub(super) kv_head: usize,
@@ -133,10 +140,10 @@ pub(super) struct Chunk<'a, E> {
     base: usize,
 }
 
-impl<'a, E> Chunk<'a, E> {
+impl<'a> Chunk<'a> {
     /// Step 2: chunk `index` of an item.
     pub(super) fn new(
-        blocks: LayerBlocks<'a, E>,
+        blocks: LayerBlocks<'a>,
         span: &SequenceSpan<'a>,
         item: &Item,
         kv_head: usize,
@@ -219,7 +226,8 @@ impl<'a> Partial<'a> {
         }
     }
 
-    /// Step 9: writes O / L to the rows' places in the output; zeros for a row that saw nothing.
+    /// Step 9: writes O / L to the rows' places in the output, rotated back where the values are
+    /// rotated; zeros for a row that saw nothing.
     pub(super) fn write(
         &self,
         out: &Shared,
@@ -227,6 +235,7 @@ impl<'a> Partial<'a> {
         item: &Item,
         kv_head: usize,
         spec: &AttentionSpec,
+        (isa, rotation): (Isa, usize),
     ) {
         for (i, row) in item.rows.clone().enumerate() {
             let start = spec.row_start(span, kv_head, row);
@@ -235,6 +244,9 @@ impl<'a> Partial<'a> {
             let inverse = if self.l[i] == 0.0 { 0.0 } else { 1.0 / self.l[i] };
             for (out, &o) in out.iter_mut().zip(&self.o[i * self.value_row..]) {
                 *out = o * inverse;
+            }
+            if rotation > 1 {
+                hadamard(isa, out, rotation);
             }
         }
     }
@@ -264,6 +276,8 @@ pub(super) struct Work<'a> {
     pub(super) scores: &'a mut [f32],
     /// A tile's keys and values as f32: `[4, head_dim, 16]` and `[TILE, value_row]`.
     pub(super) tile: &'a mut [f32],
+    /// A query, `[value_row]`.
+    row: &'a mut [f32],
 }
 
 /// Most rows of a micro tile.
@@ -275,6 +289,7 @@ impl<'a> Room<'a> {
         ROWS * head_dim
             + MICRO_ROWS * TILE
             + TILE * (head_dim + value_row)
+            + value_row
             + 2 * Partial::len(ROWS, value_row)
     }
 
@@ -282,8 +297,9 @@ impl<'a> Room<'a> {
         let (queries, rest) = values.split_at_mut(ROWS * head_dim);
         let (scores, rest) = rest.split_at_mut(MICRO_ROWS * TILE);
         let (tile, rest) = rest.split_at_mut(TILE * (head_dim + value_row));
+        let (row, rest) = rest.split_at_mut(value_row);
         let (partial, whole) = rest.split_at_mut(Partial::len(ROWS, value_row));
-        Self { work: Work { queries, scores, tile }, partial, whole }
+        Self { work: Work { queries, scores, tile, row }, partial, whole }
     }
 }
 

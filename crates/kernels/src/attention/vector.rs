@@ -5,80 +5,87 @@
 //! o] while it walks over the tile's positions. Each sum is one chain of fused multiply-adds in the
 //! order of `head_dim` or of positions, whatever the number of rows: batching changes no bit.
 
-use half::{bf16, f16};
-
 use super::TILE;
 use super::lanes::Lanes;
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2, Avx512};
+use super::load::Load;
 use super::task::{Chunk, Partial, Work};
 use crate::BLOCK_TOKENS;
-use crate::kv::Element;
+use crate::kv::Plain;
 use crate::math::{LANES, exp, max, max_lanes, sum_lanes, tanh};
 
 /// Blocks in a tile.
 const BLOCKS: usize = TILE / BLOCK_TOKENS;
 
-/// An element that a vector can be loaded from.
-pub(super) trait Load: Element {
-    /// # Safety
-    /// That of [`Lanes`].
-    unsafe fn load<L: Lanes>(from: *const Self) -> L::Vector;
-}
-
-impl Load for f32 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const Self) -> L::Vector {
-        // SAFETY: this function's contract.
-        unsafe { L::load(from) }
-    }
-}
-
-impl Load for f16 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const Self) -> L::Vector {
-        // SAFETY: this function's contract.
-        unsafe { L::load_f16(from) }
-    }
-}
-
-impl Load for bf16 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const Self) -> L::Vector {
-        // SAFETY: this function's contract.
-        unsafe { L::load_bf16(from) }
-    }
-}
-
 /// Attends to one chunk. `work.queries` holds scaled queries in micro tiles of four rows.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn attend_avx2<E: Load>(
-    chunk: &Chunk<'_, E>,
+pub(super) fn attend_avx2<S: Load>(
+    chunk: &Chunk<'_>,
     work: &mut Work<'_>,
     partial: &mut Partial<'_>,
 ) {
     // SAFETY: compiled for AVX2.
-    unsafe { attend::<Avx2, E>(chunk, work, partial) }
+    unsafe { attend::<Avx2, S>(chunk, work, partial) }
 }
 
 /// Attends to one chunk. `work.queries` holds scaled queries in micro tiles of eight rows.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn attend_avx512<E: Load>(
-    chunk: &Chunk<'_, E>,
+pub(super) fn attend_avx512<S: Load>(
+    chunk: &Chunk<'_>,
     work: &mut Work<'_>,
     partial: &mut Partial<'_>,
 ) {
     // SAFETY: compiled for AVX-512.
-    unsafe { attend::<Avx512, E>(chunk, work, partial) }
+    unsafe { attend::<Avx512, S>(chunk, work, partial) }
+}
+
+/// [`rows`] over tiles in f32, compiled once for all layouts that are converted to it.
+trait PlainRows: Lanes {
+    /// # Safety
+    /// That of [`rows`].
+    unsafe fn plain_rows(
+        chunk: &Chunk<'_>,
+        tile: usize,
+        keys: [*const u8; BLOCKS],
+        values: [*const u8; BLOCKS],
+        work: &mut Work<'_>,
+        partial: &mut Partial<'_>,
+    );
+}
+
+macro_rules! plain_rows {
+    ($($lanes:ty: $features:literal),*) => {$(
+        impl PlainRows for $lanes {
+            #[target_feature(enable = $features)]
+            unsafe fn plain_rows(
+                chunk: &Chunk<'_>,
+                tile: usize,
+                keys: [*const u8; BLOCKS],
+                values: [*const u8; BLOCKS],
+                work: &mut Work<'_>,
+                partial: &mut Partial<'_>,
+            ) {
+                // SAFETY: this function's contract.
+                unsafe { rows::<$lanes, Plain<f32>>(chunk, tile, keys, values, work, partial) }
+            }
+        }
+    )*};
+}
+
+#[cfg(target_arch = "x86_64")]
+plain_rows! {
+    Avx2: "avx2,fma,f16c",
+    Avx512: "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"
 }
 
 /// # Safety
 /// That of [`Lanes`].
 #[inline(always)]
-unsafe fn attend<L: Lanes, E: Load>(
-    chunk: &Chunk<'_, E>,
+unsafe fn attend<L: PlainRows, S: Load>(
+    chunk: &Chunk<'_>,
     work: &mut Work<'_>,
     partial: &mut Partial<'_>,
 ) {
@@ -86,59 +93,85 @@ unsafe fn attend<L: Lanes, E: Load>(
     for tile in chunk.tiles() {
         // (3) Block pointers; places outside the chunk's positions repeat a block inside.
         let (first, last) = (chunk.keys.start / BLOCK_TOKENS, (chunk.keys.end - 1) / BLOCK_TOKENS);
-        let mut keys = [std::ptr::null::<E>(); BLOCKS];
-        let mut values = [std::ptr::null::<E>(); BLOCKS];
+        let mut keys = [std::ptr::null(); BLOCKS];
+        let mut values = [std::ptr::null(); BLOCKS];
         for i in 0..BLOCKS {
             let block = chunk.table[(tile / BLOCK_TOKENS + i).clamp(first, last)];
             keys[i] = chunk.blocks.keys(block, chunk.kv_head).as_ptr();
             values[i] = chunk.blocks.values(block, chunk.kv_head).as_ptr();
         }
-        if size_of::<E>() != size_of::<f32>() && chunk.rows.len() > 2 * L::ROWS {
-            // Many rows: convert once, not once a micro tile.
-            let (wide_keys, wide_values) = work.tile.split_at_mut(TILE * d);
-            let mut keys_at = [std::ptr::null::<f32>(); BLOCKS];
-            let mut values_at = [std::ptr::null::<f32>(); BLOCKS];
-            for i in 0..BLOCKS {
-                let k = &mut wide_keys[i * d * BLOCK_TOKENS..][..d * BLOCK_TOKENS];
-                let v =
-                    &mut wide_values[i * value_row * BLOCK_TOKENS..][..value_row * BLOCK_TOKENS];
-                // SAFETY: a block's tile has as many elements as these slices.
-                unsafe { widen::<L, E>(k, keys[i]) };
-                // SAFETY: as above.
-                unsafe { widen::<L, E>(v, values[i]) };
-                (keys_at[i], values_at[i]) = (k.as_ptr(), v.as_ptr());
-            }
+        if S::PLAIN {
             // SAFETY: this function's contract; pointers are to whole tiles.
-            unsafe { rows::<L, E, f32>(chunk, tile, keys_at, values_at, work, partial) };
+            unsafe { L::plain_rows(chunk, tile, keys, values, work, partial) };
+        } else if chunk.rows.len() > S::DIRECT * L::ROWS {
+            let (wide_keys, wide_values) = work.tile.split_at_mut(TILE * d);
+            let (mut wide_keys, mut wide_values) = (
+                wide_keys.chunks_exact_mut(d * BLOCK_TOKENS),
+                wide_values.chunks_exact_mut(value_row * BLOCK_TOKENS),
+            );
+            for i in 0..BLOCKS {
+                let (k, v) = (wide_keys.next(), wide_values.next());
+                let (k, v) = (k.expect("four blocks"), v.expect("four blocks"));
+                // SAFETY: this function's contract; pointers are to whole tiles of these sizes.
+                unsafe { convert::<L, S>(k, v, keys[i], values[i], value_row) };
+                (keys[i], values[i]) = (k.as_ptr().cast(), v.as_ptr().cast());
+            }
+            // SAFETY: as above.
+            unsafe { L::plain_rows(chunk, tile, keys, values, work, partial) };
         } else {
             // SAFETY: as above.
-            unsafe { rows::<L, E, E>(chunk, tile, keys, values, work, partial) };
+            unsafe { rows::<L, S>(chunk, tile, keys, values, work, partial) };
         }
     }
 }
 
-/// Converts `from` to f32; whole multiples of 16 elements.
+/// Converts a block's keys and values to f32: `[head_dim, 16]` and `[16, value_row]`.
 ///
 /// # Safety
-/// That of [`Lanes`]; `from` has as many elements as `to`.
+/// That of [`Lanes`]; `keys` and `values` point to whole tiles.
 #[inline(always)]
-unsafe fn widen<L: Lanes, E: Load>(to: &mut [f32], from: *const E) {
-    for i in (0..to.len()).step_by(L::COUNT) {
-        // SAFETY: this function's contract.
-        unsafe { L::store(to.as_mut_ptr().add(i), E::load::<L>(from.add(i))) };
+unsafe fn convert<L: Lanes, S: Load>(
+    to_keys: &mut [f32],
+    to_values: &mut [f32],
+    keys: *const u8,
+    values: *const u8,
+    value_row: usize,
+) {
+    // SAFETY: this function's contract.
+    unsafe {
+        let d = to_keys.len() / BLOCK_TOKENS;
+        let to_keys = to_keys.as_mut_ptr();
+        for start in (0..d).step_by(S::GROUP) {
+            for token in (0..BLOCK_TOKENS).step_by(L::COUNT) {
+                let scales = S::key_scales::<L>(keys, start / S::GROUP, token);
+                for i in start..d.min(start.saturating_add(S::GROUP)) {
+                    let k = S::key::<L>(keys, i, token, scales);
+                    L::store(to_keys.add(i * BLOCK_TOKENS + token), k);
+                }
+            }
+        }
+        let to_values = to_values.as_mut_ptr();
+        let mut scales = [0.0; BLOCK_TOKENS];
+        for column in (0..value_row).step_by(L::COUNT) {
+            S::value_scales::<L>(values, column, &mut scales);
+            for (token, &scale) in scales.iter().enumerate() {
+                let v = S::value::<L>(values, token, column, value_row, scale);
+                L::store(to_values.add(token * value_row + column), v);
+            }
+        }
     }
 }
 
 /// All rows against one tile, a micro tile at a time.
 ///
 /// # Safety
-/// That of [`Lanes`]; `keys` point to `[head_dim, 16]`, `values` to `[16, value_row]`.
+/// That of [`Lanes`]; `keys` and `values` point to whole tiles.
 #[inline(always)]
-unsafe fn rows<L: Lanes, E, T: Load>(
-    chunk: &Chunk<'_, E>,
+unsafe fn rows<L: Lanes, S: Load>(
+    chunk: &Chunk<'_>,
     tile: usize,
-    keys: [*const T; BLOCKS],
-    values: [*const T; BLOCKS],
+    keys: [*const u8; BLOCKS],
+    values: [*const u8; BLOCKS],
     work: &mut Work<'_>,
     partial: &mut Partial<'_>,
 ) {
@@ -148,7 +181,7 @@ unsafe fn rows<L: Lanes, E, T: Load>(
             ($rows:literal) => {
                 // SAFETY: this function's contract.
                 unsafe {
-                    micro_tile::<L, E, T, $rows>(chunk, tile, row, &keys, &values, work, partial)
+                    micro_tile::<L, S, $rows>(chunk, tile, row, &keys, &values, work, partial)
                 }
             };
         }
@@ -170,12 +203,12 @@ unsafe fn rows<L: Lanes, E, T: Load>(
 /// # Safety
 /// That of [`rows`].
 #[inline(always)]
-unsafe fn micro_tile<L: Lanes, E, T: Load, const R: usize>(
-    chunk: &Chunk<'_, E>,
+unsafe fn micro_tile<L: Lanes, S: Load, const R: usize>(
+    chunk: &Chunk<'_>,
     tile: usize,
     row: usize,
-    keys: &[*const T; BLOCKS],
-    values: &[*const T; BLOCKS],
+    keys: &[*const u8; BLOCKS],
+    values: &[*const u8; BLOCKS],
     work: &mut Work<'_>,
     partial: &mut Partial<'_>,
 ) {
@@ -192,7 +225,7 @@ unsafe fn micro_tile<L: Lanes, E, T: Load, const R: usize>(
     let queries = &work.queries[row * d..][..R * d]; // [head_dim, R]
     let s = &mut work.scores.as_chunks_mut::<TILE>().0[..R];
     // SAFETY: `s` is [R, TILE]; the rest is this function's contract.
-    unsafe { tile_scores::<L, T, R>(s, queries, keys, d, first, end) }; // (4)
+    unsafe { tile_scores::<L, S, R>(s, queries, keys, d, first, end) }; // (4)
     let mut alpha = [0.0; R];
     for r in 0..R {
         let visible = chunk.visible(row + r, tile);
@@ -213,7 +246,7 @@ unsafe fn micro_tile<L: Lanes, E, T: Load, const R: usize>(
     }
     let o = &mut partial.o[row * value_row..][..R * value_row];
     // SAFETY: `s` is [R, TILE] and `o` is [R, value_row]; the rest is this function's contract.
-    unsafe { tile_values::<L, T, R>(o, &alpha, s, values, value_row, first, end) }; // (7)
+    unsafe { tile_values::<L, S, R>(o, &alpha, s, values, value_row, first, end) }; // (7)
 }
 
 /// Turns a row's scores into p, brings its m and l up to date, and returns α.
@@ -246,10 +279,10 @@ fn online_softmax(s: &mut [f32; TILE], m: &mut f32, l: &mut f32) -> f32 {
 /// # Safety
 /// That of [`rows`].
 #[inline(always)]
-unsafe fn tile_scores<L: Lanes, T: Load, const R: usize>(
+unsafe fn tile_scores<L: Lanes, S: Load, const R: usize>(
     s: &mut [[f32; TILE]],
     queries: &[f32],
-    keys: &[*const T; BLOCKS],
+    keys: &[*const u8; BLOCKS],
     d: usize,
     first: usize,
     end: usize,
@@ -258,48 +291,70 @@ unsafe fn tile_scores<L: Lanes, T: Load, const R: usize>(
         ($vectors:literal) => {{
             let step = $vectors * L::COUNT;
             for position in (first / step * step..end).step_by(step) {
-                let mut k = [keys[0]; $vectors];
+                let mut k = [(keys[0], 0); $vectors];
                 for w in 0..$vectors {
                     let at = position + w * L::COUNT;
-                    // SAFETY: inside the block's first row of 16.
-                    k[w] = unsafe { keys[at / BLOCK_TOKENS].add(at % BLOCK_TOKENS) };
+                    k[w] = (keys[at / BLOCK_TOKENS], at % BLOCK_TOKENS);
                 }
                 let s = s.as_mut_ptr().cast::<f32>();
                 // SAFETY: `position + step` is at most TILE; this function's contract.
-                unsafe { scores::<L, T, R, $vectors>(s.add(position), queries, k, d) };
+                unsafe { scores::<L, S, R, $vectors>(s.add(position), queries, k, d) };
             }
         }};
     }
     if 4 * R <= L::SUMS { pass!(4) } else { pass!(2) }
 }
 
-/// Scores of `R` rows at `W` vectors of positions.
+/// Scores of `R` rows at `W` vectors of positions, each a tile and a token.
 ///
 /// # Safety
-/// That of [`Lanes`]; `s` points into `[R, TILE]`, `k` into `[head_dim, 16]`, and `queries` is
-/// `[head_dim, R]`.
+/// That of [`Lanes`]; `s` points into `[R, TILE]`, `k` to whole tiles, and `queries` is `[head_dim, R]`.
 #[inline(always)]
-unsafe fn scores<L: Lanes, T: Load, const R: usize, const W: usize>(
+unsafe fn scores<L: Lanes, S: Load, const R: usize, const W: usize>(
     s: *mut f32,
     queries: &[f32],
-    k: [*const T; W],
+    k: [(*const u8, usize); W],
     d: usize,
 ) {
     // SAFETY: this function's contract.
     unsafe {
         let mut sum = [[L::splat(0.0); W]; R];
         let q = queries.as_ptr();
-        for i in 0..d {
-            let mut k_i = [L::splat(0.0); W];
-            for w in 0..W {
-                k_i[w] = T::load::<L>(k[w].add(i * BLOCK_TOKENS));
-            }
-            for r in 0..R {
-                let q = L::splat(*q.add(i * R + r));
-                for w in 0..W {
-                    sum[r][w] = L::mul_add(q, k_i[w], sum[r][w]);
+        macro_rules! add {
+            ($i:expr, $k:expr) => {
+                for r in 0..R {
+                    let q = L::splat(*q.add($i * R + r));
+                    for w in 0..W {
+                        sum[r][w] = L::mul_add(q, $k[w], sum[r][w]);
+                    }
                 }
+            };
+        }
+        let mut start = 0;
+        while start < d {
+            let end = d.min(start.saturating_add(S::GROUP));
+            let mut scales = [L::splat(0.0); W];
+            for (w, (tile, token)) in k.into_iter().enumerate() {
+                scales[w] = S::key_scales::<L>(tile, start / S::GROUP, token);
             }
+            let mut i = start;
+            while i + 2 <= end {
+                let mut two = [[scales[0]; W]; 2];
+                for (w, (tile, token)) in k.into_iter().enumerate() {
+                    [two[0][w], two[1][w]] = S::two_keys::<L>(tile, i, token, scales[w]);
+                }
+                add!(i, two[0]);
+                add!((i + 1), two[1]);
+                i += 2;
+            }
+            if i < end {
+                let mut one = scales;
+                for (w, (tile, token)) in k.into_iter().enumerate() {
+                    one[w] = S::key::<L>(tile, i, token, scales[w]);
+                }
+                add!(i, one);
+            }
+            start = end;
         }
         for r in 0..R {
             for w in 0..W {
@@ -314,11 +369,11 @@ unsafe fn scores<L: Lanes, T: Load, const R: usize, const W: usize>(
 /// # Safety
 /// That of [`rows`].
 #[inline(always)]
-unsafe fn tile_values<L: Lanes, T: Load, const R: usize>(
+unsafe fn tile_values<L: Lanes, S: Load, const R: usize>(
     o: &mut [f32],
     alpha: &[f32; R],
     p: &[[f32; TILE]],
-    values: &[*const T; BLOCKS],
+    values: &[*const u8; BLOCKS],
     value_row: usize,
     first: usize,
     end: usize,
@@ -332,7 +387,7 @@ unsafe fn tile_values<L: Lanes, T: Load, const R: usize>(
                 let o = o[column..].as_mut_ptr();
                 // SAFETY: `column` and the pass' vectors lie inside the row; this function's contract.
                 unsafe {
-                    accumulate::<L, T, R, $vectors>(o, alpha, p, values, value_row, column, first, end);
+                    accumulate::<L, S, R, $vectors>(o, alpha, p, values, value_row, column, first, end);
                 }
                 done += $vectors;
             }
@@ -348,13 +403,13 @@ unsafe fn tile_values<L: Lanes, T: Load, const R: usize>(
 /// `W` vectors of o for `R` rows.
 ///
 /// # Safety
-/// That of [`Lanes`]; `o` points into `[R, value_row]` at `column`, `values` to `[16, value_row]`.
+/// That of [`Lanes`]; `o` points into `[R, value_row]` at `column`, `values` to whole tiles.
 #[inline(always)]
-unsafe fn accumulate<L: Lanes, T: Load, const R: usize, const W: usize>(
+unsafe fn accumulate<L: Lanes, S: Load, const R: usize, const W: usize>(
     o: *mut f32,
     alpha: &[f32; R],
     p: &[[f32; TILE]],
-    values: &[*const T; BLOCKS],
+    values: &[*const u8; BLOCKS],
     value_row: usize,
     column: usize,
     first: usize,
@@ -370,13 +425,19 @@ unsafe fn accumulate<L: Lanes, T: Load, const R: usize, const W: usize>(
             }
         }
         let p = p.as_ptr().cast::<f32>();
+        let mut scales = [[0.0; BLOCK_TOKENS]; W];
         for block in first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS) {
             let start = block * BLOCK_TOKENS;
-            let v = values[block].add(column);
+            let tile = values[block];
+            for w in 0..W {
+                S::value_scales::<L>(tile, column + w * L::COUNT, &mut scales[w]);
+            }
             for t in first.max(start)..end.min(start + BLOCK_TOKENS) {
+                let token = t - start;
                 let mut v_t = [L::splat(0.0); W];
                 for w in 0..W {
-                    v_t[w] = T::load::<L>(v.add((t - start) * value_row + w * L::COUNT));
+                    let (column, scale) = (column + w * L::COUNT, scales[w][token]);
+                    v_t[w] = S::value::<L>(tile, token, column, value_row, scale);
                 }
                 for r in 0..R {
                     let p = L::splat(*p.add(r * TILE + t));

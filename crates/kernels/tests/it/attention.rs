@@ -4,7 +4,6 @@ use bevel_kernels::{
     AttentionScratch, AttentionSpec, BLOCK_TOKENS, Cpu, Isa, KvPool, KvShape, KvType, SequenceSpan,
     Slot, attention,
 };
-use half::{bf16, f16};
 use proptest::prelude::*;
 
 use crate::random::Random;
@@ -25,10 +24,21 @@ pub(crate) struct Batch {
     pub(crate) tables: Vec<Vec<u32>>,
     /// `[n, heads, head_dim]`.
     pub(crate) q: Vec<f32>,
-    /// For each sequence `[context, kv_heads, head_dim]`, rounded to the cache's type.
+    /// For each sequence `[context, kv_heads, head_dim]`, as the cache holds them.
     pub(crate) k: Vec<Vec<f32>>,
     pub(crate) v: Vec<Vec<f32>>,
 }
+
+/// Every type of cache.
+pub(crate) const KV_TYPES: [KvType; 7] = [
+    KvType::F32,
+    KvType::F16,
+    KvType::BF16,
+    KvType::Q8_0 { rotated: false },
+    KvType::Q8_0 { rotated: true },
+    KvType::Q4_0 { rotated: false },
+    KvType::Q4_0 { rotated: true },
+];
 
 pub(crate) const SPEC: AttentionSpec = AttentionSpec {
     heads: 6,
@@ -67,8 +77,8 @@ impl Case {
         let q = random.values(queries * heads * head_dim, spread);
         let (mut k, mut v, mut tables) = (Vec::new(), Vec::new(), Vec::new());
         for &(_, context) in &self.sequences {
-            k.push(self.rounded(random.values(context * token, spread)));
-            v.push(self.rounded(random.values(context * token, 1.0)));
+            k.push(random.values(context * token, spread));
+            v.push(random.values(context * token, 1.0));
         }
         let mut free: Vec<u32> = (0..blocks as u32).collect();
         if shuffled {
@@ -80,20 +90,13 @@ impl Case {
                 .map(|p| Slot { block: table[p / BLOCK_TOKENS], offset: (p % BLOCK_TOKENS) as u32 })
                 .collect();
             pool.write(&cpu, 1, &k[i], &v[i], &slots);
+            let rows = k[i].chunks_exact_mut(token).zip(v[i].chunks_exact_mut(token));
+            for (&slot, (k, v)) in slots.iter().zip(rows) {
+                pool.read(1, slot, k, v);
+            }
             tables.push(table);
         }
         Batch { pool, tables, q, k, v }
-    }
-
-    fn rounded(&self, mut values: Vec<f32>) -> Vec<f32> {
-        for value in &mut values {
-            *value = match self.kv_type {
-                KvType::F32 => *value,
-                KvType::F16 => f16::from_f32(*value).to_f32(),
-                KvType::BF16 => bf16::from_f32(*value).to_f32(),
-            };
-        }
-        values
     }
 
     pub(crate) fn run(&self, cpu: &Cpu, batch: &Batch) -> Vec<f32> {
@@ -229,10 +232,11 @@ fn heads_of_every_width() {
 }
 
 #[test]
-fn cached_in_half_precision() {
-    for kv_type in [KvType::F16, KvType::BF16] {
-        for head_dim in [24, 64, 80] {
-            let spec = AttentionSpec { head_dim, ..SPEC };
+fn caches_of_every_type() {
+    for kv_type in KV_TYPES {
+        for head_dim in [1, 7, 24, 33, 64, 80, 96, 128, 256] {
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            let spec = AttentionSpec { head_dim, scale, ..SPEC };
             check(&Case { kv_type, ..Case::new(spec, &[(1, 300), (50, 130), (5, 40)]) });
         }
     }
@@ -263,7 +267,7 @@ fn sharp_scores() {
 }
 
 fn any_case() -> impl Strategy<Value = Case> {
-    let kv_type = prop_oneof![Just(KvType::F32), Just(KvType::F16), Just(KvType::BF16)];
+    let kv_type = proptest::sample::select(&KV_TYPES[..]);
     let shape = (1usize..5, 1usize..6, 1usize..70);
     let rules = (proptest::option::of(1usize..200), proptest::option::of(5f32..60.0));
     let sequences = proptest::collection::vec((0usize..40, 1usize..280), 1..4);

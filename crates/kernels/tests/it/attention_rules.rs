@@ -5,7 +5,7 @@ use bevel_kernels::{
     SequenceSpan, Slot, attention,
 };
 
-use crate::attention::{Case, SPEC};
+use crate::attention::{Case, KV_TYPES, SPEC};
 use crate::random::Random;
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -18,20 +18,54 @@ fn mixed() -> Case {
 
 #[test]
 fn threads_change_no_bit() {
-    let case = mixed();
-    let batch = case.batch(true);
-    for isa in Isa::available() {
-        let one = case.run(&Cpu::with_isa(1, isa), &batch);
-        for threads in [2, 3, 8] {
-            let many = case.run(&Cpu::with_isa(threads, isa), &batch);
-            assert_eq!(bits(&one), bits(&many), "{isa}, {threads} threads");
+    for kv_type in KV_TYPES {
+        let case = Case { kv_type, ..mixed() };
+        let batch = case.batch(true);
+        for isa in Isa::available() {
+            let one = case.run(&Cpu::with_isa(1, isa), &batch);
+            for threads in [2, 3, 8] {
+                let many = case.run(&Cpu::with_isa(threads, isa), &batch);
+                assert_eq!(bits(&one), bits(&many), "{isa}, {threads} threads, {kv_type:?}");
+            }
+        }
+    }
+}
+
+/// Attention over packed keys and values is attention over the numbers they stand for.
+#[test]
+fn packing_changes_no_bit_of_the_arithmetic() {
+    for kv_type in KV_TYPES {
+        if matches!(kv_type, KvType::Q8_0 { rotated: true } | KvType::Q4_0 { rotated: true }) {
+            continue; // attended to in rotated coordinates
+        }
+        for head_dim in [24, 33, 64] {
+            let spec = AttentionSpec { head_dim, window: Some(300), ..SPEC };
+            let case = Case { kv_type, ..Case::new(spec, &[(1, 700), (40, 90), (3, 520)]) };
+            let packed = case.batch(true);
+            let mut plain =
+                Case { kv_type: KvType::F32, ..Case::new(spec, &case.sequences) }.batch(true);
+            let cpu = Cpu::with_isa(1, Isa::Scalar);
+            for (i, table) in plain.tables.iter().enumerate() {
+                let slots: Vec<Slot> = (0..case.sequences[i].1)
+                    .map(|p| Slot {
+                        block: table[p / BLOCK_TOKENS],
+                        offset: (p % BLOCK_TOKENS) as u32,
+                    })
+                    .collect();
+                plain.pool.write(&cpu, 1, &packed.k[i], &packed.v[i], &slots);
+            }
+            for isa in Isa::available() {
+                let cpu = Cpu::with_isa(2, isa);
+                let (a, b) = (case.run(&cpu, &packed), case.run(&cpu, &plain));
+                assert_eq!(bits(&a), bits(&b), "{isa} {kv_type:?} {head_dim}");
+            }
         }
     }
 }
 
 #[test]
 fn the_order_of_blocks_changes_no_bit() {
-    for kv_type in [KvType::F32, KvType::F16, KvType::BF16] {
+    for kv_type in KV_TYPES {
         let case = Case { kv_type, ..mixed() };
         // Both draw the same queries, keys and values; only the tables differ.
         let (paged, contiguous) = (case.batch(true), case.batch(false));
@@ -48,7 +82,8 @@ fn the_order_of_blocks_changes_no_bit() {
 /// A prompt in one piece, in pieces, and token by token: the same bits for every token.
 #[test]
 fn the_size_of_pieces_changes_no_bit() {
-    for (window, kv_type) in [(None, KvType::F32), (Some(70), KvType::F16), (None, KvType::BF16)] {
+    for (i, kv_type) in KV_TYPES.into_iter().enumerate() {
+        let window = (i % 2 == 1).then_some(70);
         let spec = AttentionSpec { window, ..SPEC };
         let case = Case { kv_type, ..Case::new(spec, &[(600, 600)]) };
         let batch = case.batch(true);
@@ -184,14 +219,16 @@ fn once_grown_scratch_stays() {
 
 #[test]
 fn a_copied_block_holds_the_same_tokens() {
-    let case = Case::new(SPEC, &[(1, 40)]);
-    let mut batch = case.batch(true);
-    let cpu = Cpu::new(1).unwrap();
-    let before = case.run(&cpu, &batch);
-    let free = (0..batch.pool.blocks() as u32).find(|b| !batch.tables[0].contains(b)).unwrap();
-    batch.pool.copy_block(batch.tables[0][1], free);
-    batch.tables[0][1] = free;
-    assert_eq!(bits(&before), bits(&case.run(&cpu, &batch)));
+    for kv_type in KV_TYPES {
+        let case = Case { kv_type, ..Case::new(SPEC, &[(1, 40)]) };
+        let mut batch = case.batch(true);
+        let cpu = Cpu::new(1).unwrap();
+        let before = case.run(&cpu, &batch);
+        let free = (0..batch.pool.blocks() as u32).find(|b| !batch.tables[0].contains(b)).unwrap();
+        batch.pool.copy_block(batch.tables[0][1], free);
+        batch.tables[0][1] = free;
+        assert_eq!(bits(&before), bits(&case.run(&cpu, &batch)), "{kv_type:?}");
+    }
 }
 
 #[test]
@@ -220,4 +257,17 @@ fn bytes_are_those_of_the_layout() {
     // A row of V is padded to 16 values.
     let odd = KvShape { layers: 1, kv_heads: 1, head_dim: 24, kv_type: KvType::F32 };
     assert_eq!(KvPool::bytes_per_block(&odd), (24 + 32) * 16 * 4);
+    // 8.5 and 4.5 bits a value; heads are padded to 32 values.
+    for (kv_type, group) in [
+        (KvType::Q8_0 { rotated: false }, 34),
+        (KvType::Q8_0 { rotated: true }, 34),
+        (KvType::Q4_0 { rotated: true }, 18),
+    ] {
+        for (head_dim, groups) in [(64, 2), (80, 3), (96, 3), (7, 1)] {
+            let shape = KvShape { layers: 30, kv_heads: 3, head_dim, kv_type };
+            let bytes = 30 * 2 * 3 * groups * group * 16;
+            assert_eq!(KvPool::bytes_per_block(&shape), bytes, "{kv_type:?} {head_dim}");
+            assert_eq!(KvPool::new(shape, 5).unwrap().bytes(), 5 * bytes);
+        }
+    }
 }

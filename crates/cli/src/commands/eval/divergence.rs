@@ -72,7 +72,11 @@ enum Base {
 pub(super) fn run(args: &Args, base: &str, global: &Global) -> Result<()> {
     let content = args.read()?;
     let context = args.window();
-    let config = DivergenceConfig { context, kv_type: args.kv.kv.into() };
+    let config = DivergenceConfig {
+        context,
+        kv_type: args.kv.kv.into(),
+        base_kv_type: args.base_kv.unwrap_or(args.kv.kv).into(),
+    };
     let path = model::resolve(&args.model, global)?;
     let (base, base_file) = open_base(args, base, &config, &content, global)?;
     let Loaded { model, tokenizer, cpu, .. } = model::load(&args.model, global)?;

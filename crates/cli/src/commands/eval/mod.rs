@@ -14,7 +14,7 @@ use bevel_eval::Text;
 use bevel_model::tokenizer::Tokenizer;
 
 use crate::args::Global;
-use crate::sampling::Kv;
+use crate::sampling::{Kv, KvName};
 use crate::text;
 
 const EXPLANATION: &str = "\
@@ -30,7 +30,8 @@ longer.
 --kl-divergence. BASE is a model, which runs beside MODEL, or a file of its predictions: one that \
 --base-logits wrote or llama.cpp's. With --base-logits FILE the base runs once and its predictions \
 are kept there, two bytes for each token of the vocabulary and scored token of the text; further \
-models are compared with them without running the base.
+models are compared with them without running the base. `--against MODEL --base-kv f16 --kv q4_0` tells \
+what storing keys and values in fewer bits does to a model.
 
 --choices FILE asks questions: each line a JSON object such as
     {\"question\": \"...\", \"choices\": [\"...\", \"...\"], \"answer\": 1, \"subject\": \"history\"}
@@ -72,6 +73,10 @@ pub(crate) struct Args {
     /// Keep the base's predictions in this file, or use those that are there
     #[arg(long, value_name = "FILE", requires = "against", conflicts_with = "choices")]
     base_logits: Option<PathBuf>,
+
+    /// Storage of the base's keys and values [default: that of --kv]
+    #[arg(long, value_name = "TYPE", requires = "against", conflicts_with = "choices")]
+    base_kv: Option<KvName>,
 
     /// Answer the multiple-choice questions of this JSONL file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "stride", "llama", "tokens"])]

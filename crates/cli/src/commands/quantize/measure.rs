@@ -142,7 +142,7 @@ impl Subject {
         let base = load(source)?;
         let (text, context, what) = self.text(&base, cpu, &bar)?;
         let model = load(out)?;
-        let config = DivergenceConfig { context, kv_type: KvType::F16 };
+        let config = DivergenceConfig { context, kv_type: KvType::F16, base_kv_type: KvType::F16 };
         let divergence = config
             .compare(&base, &model, cpu, &text, &mut |running| {
                 bar.set_total(running.total as u64);
