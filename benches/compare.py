@@ -1,17 +1,22 @@
-"""bevel and llama.cpp in turn on the same files, with the same threads.
+"""bevel and its rivals in turn on the same files, with the same threads.
 
-    cargo build --release
-    pip install llama-cpp-python==0.3.36        # CMAKE_ARGS=-DGGML_NATIVE=ON
-    python benches/compare.py speed MODEL.gguf ... [--rounds 5] [--threads 1 2] --out benches/runs/NAME.json
+    python benches/compare.py speed [MODEL.gguf ...] [--rounds 5] [--threads 1 2] --out benches/runs/NAME.json
     python benches/compare.py perplexity MODEL.gguf ... --text TEXT.txt [--tokens N] --out ...
 
-Each round measures both programs once, one after the other, so that both see the same machine. The
-result holds every sample, the medians and the ratio of medians, bevel over llama.cpp.
+llama.cpp is llama-cpp-python, which the first run installs into `target/compare`, built for this machine
+(ten minutes on two cores), and bevel is built. Without models: SmolLM2 in four types.
+Other builds of llama.cpp join by their llama-bench: `--rival "ik_llama.cpp=PATH/llama-bench -rtr 1"`.
+
+Each round measures every program once, one after the other, so that all see the same machine. The
+result holds every sample, the medians and the ratios of medians, bevel over each rival. What part of the
+machine's limits each decoding reaches is held against the bandwidth that bevel measured in the same runs.
 """
 
 import argparse
 import json
+import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -27,21 +32,65 @@ def call(command):
     return json.loads(done.stdout)
 
 
+def llama_cpp_python(args, model, threads):
+    """llama.cpp with and without its flash attention: whichever is faster."""
+    command = [sys.executable, HERE / "rival.py", "speed", model, "--prompt", args.prompt, "--generate",
+               args.generate, "--repeat", 1, "--threads", threads]
+    runs = [call([*command, *flash]) for flash in ([], ["--flash"])]
+    return {what: max(run[what] for run in runs) for what in ("prefill", "decode")}
+
+
+def llama_bench(command, args, model, threads):
+    """A llama-bench, with and without flash attention: whichever is faster."""
+    best = {"prefill": 0, "decode": 0}
+    for flash in (0, 1):
+        for run in call([*shlex.split(command), "-m", model, "-p", args.prompt, "-n", args.generate,
+                         "-t", threads, "-r", 1, "-fa", flash, "-o", "json"]):
+            what = "prefill" if run["n_prompt"] else "decode"
+            best[what] = max(best[what], run["avg_ts"])
+    return best
+
+
 def speed(args, model, threads):
-    samples = {"bevel": {"prefill": [], "decode": []}, "llama.cpp": {"prefill": [], "decode": []}}
+    rivals = {"llama.cpp": lambda: llama_cpp_python(args, model, threads)}
+    for rival in args.rival:
+        name, _, command = rival.partition("=")
+        rivals[name] = lambda command=command: llama_bench(command, args, model, threads)
+    samples = {who: {"prefill": [], "decode": []} for who in ("bevel", *rivals)}
+    limits = {"read_bandwidth": [], "decode_part": [], "prefill_part": []}
     for _ in range(args.rounds):
         ours = call([args.bevel, "bench", model, "-p", args.prompt, "-n", args.generate, "-r", 1,
                      "-t", threads, "--json"])
-        theirs = [call([sys.executable, HERE / "rival.py", "speed", model, "--prompt", args.prompt,
-                        "--generate", args.generate, "--repeat", 1, "--threads", threads, *flash])
-                  for flash in ([], ["--flash"])]
         for what in ("prefill", "decode"):
             samples["bevel"][what].append(ours[what]["median"])
-            # llama.cpp with and without its flash attention: whichever is faster.
-            samples["llama.cpp"][what].append(max(t[what] for t in theirs))
+        for name, values in limits.items():
+            values.append(ours["limits"][name])
+        for who, measure in rivals.items():
+            theirs = measure()
+            for what in ("prefill", "decode"):
+                samples[who][what].append(theirs[what])
     medians = {who: {what: statistics.median(v) for what, v in s.items()} for who, s in samples.items()}
-    ratio = {w: medians["bevel"][w] / medians["llama.cpp"][w] for w in ("prefill", "decode")}
-    return {"threads": threads, "ratio": ratio, "medians": medians, "samples": samples}
+    ratio = {who: {w: medians["bevel"][w] / medians[who][w] for w in ("prefill", "decode")}
+             for who in rivals}
+    limits = {name: statistics.median(values) for name, values in limits.items()}
+    return {"threads": threads, "ratio": ratio, "limits": limits, "medians": medians, "samples": samples}
+
+
+def table(results):
+    """Medians in tokens a second, prefill and decoding, and bevel's multiple of each."""
+    lines = []
+    for model, runs in results.items():
+        for run in runs:
+            limits = run["limits"]
+            lines.append(f"{model}, {run['threads']} threads")
+            for who, median in run["medians"].items():
+                times = run["ratio"].get(who)
+                times = f"   bevel x{times['prefill']:.2f} x{times['decode']:.2f}" if times else ""
+                lines.append(f"  {who:14} {median['prefill']:8.1f} {median['decode']:8.1f}{times}")
+            lines.append(f"  memory gives {limits['read_bandwidth'] / 1e9:.1f} GB/s, of which bevel's "
+                         f"decoding reads {limits['decode_part']:.0%}; its prefill reaches "
+                         f"{limits['prefill_part']:.0%} of the processor's products")
+    return "\n".join(lines)
 
 
 def perplexity(args, model, threads):
@@ -63,11 +112,41 @@ def cpu():
     return platform.processor()
 
 
+def install():
+    """Goes on in an environment of its own where llama-cpp-python is missing."""
+    try:
+        import llama_cpp  # noqa: F401
+        return
+    except ImportError:
+        pass
+    home = HERE.parent / "target/compare"
+    python = home / "bin/python"
+    if sys.prefix == str(home.resolve()):
+        sys.exit("llama-cpp-python is installed but cannot be loaded")
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", home], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "llama-cpp-python==0.3.36"], check=True,
+                       env={**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"})
+    os.execv(python, [python, *sys.argv])
+
+
+def small_models(bevel):
+    """SmolLM2 in four types, in `target/compare`."""
+    home = HERE.parent / "target/compare"
+    models = [home / f"smollm2-{kind}.gguf" for kind in ("Q4_0", "Q4_K_M", "Q8_0", "F16")]
+    for model in models:
+        if not model.exists():
+            kind = model.stem.split("-")[1]
+            subprocess.run([bevel, "quantize", "smollm2", kind, "-o", model], check=True)
+    return models
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["speed", "perplexity"])
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--bevel", default=HERE.parent / "target/release/bevel")
+    parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument("--bevel", type=Path)
+    parser.add_argument("--rival", action="append", default=[], metavar="NAME=LLAMA-BENCH")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--prompt", type=int, default=512)
@@ -77,6 +156,11 @@ def main():
     parser.add_argument("--text")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    install()
+    if not args.bevel:
+        subprocess.run(["cargo", "build", "--release", "-p", "bevel"], cwd=HERE.parent, check=True)
+        args.bevel = HERE.parent / "target/release/bevel"
+    args.models = args.models or small_models(args.bevel)
     measure = {"speed": speed, "perplexity": perplexity}[args.what]
     results = {}
     for model in args.models:
@@ -85,7 +169,13 @@ def main():
             results.setdefault(model.name, []).append(result)
             print(model.name, threads, json.dumps(result["ratio"]), file=sys.stderr, flush=True)
     version = call([sys.executable, "-c", "import llama_cpp, json; print(json.dumps(llama_cpp.__version__))"])
-    options = (["--rounds", args.rounds, "--prompt", args.prompt, "--generate", args.generate]
+    if args.what == "speed":
+        print(table(results))
+    rivals = []
+    for name, _, command in (rival.partition("=") for rival in args.rival):
+        program, *options = shlex.split(command)
+        rivals.append(f'--rival "{" ".join([f"{name}={Path(program).name}", *options])}"')
+    options = (["--rounds", args.rounds, "--prompt", args.prompt, "--generate", args.generate, *rivals]
                if args.what == "speed" else
                ["--text", Path(args.text).name, "--ctx", args.ctx, "--tokens", args.tokens or "all"])
     shown = " ".join(map(str, ["python benches/compare.py", args.what, *(m.name for m in args.models),
