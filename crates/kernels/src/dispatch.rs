@@ -1,7 +1,7 @@
 //! One body, compiled once for each instruction set.
 
-/// Defines `fn name(isa, arguments)`: the body is compiled without special instructions, for AVX2 and
-/// for AVX-512, and `isa` picks the version.
+/// Defines `fn name(isa, arguments)`: the body is compiled without special instructions (on AArch64 that
+/// is with NEON), for AVX2 and for AVX-512, and `isa` picks the version.
 ///
 /// The compiler may vectorise a body but neither reorders its additions nor fuses them with
 /// multiplications, so every version gives the same bits. Sums are therefore written over

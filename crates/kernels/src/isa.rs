@@ -15,6 +15,12 @@ pub enum Isa {
     Avx512,
     /// [`Isa::Avx512`] with BF16.
     Avx512Bf16,
+    /// AArch64 with NEON, which all of them have.
+    Neon,
+    /// [`Isa::Neon`] with the dot products of bytes.
+    NeonDot,
+    /// [`Isa::NeonDot`] with the products of matrices of bytes.
+    NeonI8mm,
 }
 
 impl Isa {
@@ -45,6 +51,16 @@ impl Isa {
                     if is_x86_feature_detected!("avx512bf16") {
                         list.push(Isa::Avx512Bf16);
                     }
+                }
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            list.push(Isa::Neon);
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                list.push(Isa::NeonDot);
+                if std::arch::is_aarch64_feature_detected!("i8mm") {
+                    list.push(Isa::NeonI8mm);
                 }
             }
         }
@@ -89,6 +105,9 @@ impl fmt::Display for Isa {
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Neon => "neon",
+            Isa::NeonDot => "neondot",
+            Isa::NeonI8mm => "neoni8mm",
         })
     }
 }
@@ -97,12 +116,14 @@ impl FromStr for Isa {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Bf16]
+        use Isa::{Avx2, Avx512, Avx512Bf16, AvxVnni, Neon, NeonDot, NeonI8mm, Scalar};
+        [Scalar, Avx2, AvxVnni, Avx512, Avx512Bf16, Neon, NeonDot, NeonI8mm]
             .into_iter()
             .find(|isa| isa.to_string() == name)
             .ok_or_else(|| {
-                let names = "`scalar`, `avx2`, `avxvnni`, `avx512` or `avx512bf16`";
-                format!("BEVEL_ISA is `{name}`; it takes {names}")
+                let x86 = "`avx2`, `avxvnni`, `avx512` or `avx512bf16` (x86-64)";
+                let arm = "`neon`, `neondot` or `neoni8mm` (AArch64)";
+                format!("BEVEL_ISA is `{name}`; it takes `scalar`, {x86}, {arm}")
             })
     }
 }

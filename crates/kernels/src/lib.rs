@@ -15,6 +15,8 @@ pub mod limits;
 pub mod linalg;
 mod math;
 pub mod matmul;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod norm;
 mod rope;
 mod softmax;

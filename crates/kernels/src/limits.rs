@@ -106,6 +106,15 @@ pub fn byte_peak(cpu: &Cpu) -> f64 {
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => (32 * REGISTERS, || unsafe { x86::avx2() }),
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => (8 * REGISTERS, || unsafe { aarch64::widening() }),
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDot => (16 * REGISTERS, || unsafe { aarch64::dot() }),
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonI8mm => (32 * REGISTERS, || unsafe { aarch64::i8mm() }),
         _ => (PORTABLE, scalar),
     };
     let seconds = fastest(|| {
@@ -186,6 +195,59 @@ mod x86 {
         }
         let all = sums.into_iter().fold(a, |all, sum| _mm256_xor_si256(all, sum));
         _mm256_extract_epi32::<0>(all)
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use std::arch::aarch64::*;
+    use std::hint::black_box;
+
+    use super::{REGISTERS, STEPS};
+    use crate::neon::{sdot, smmla};
+
+    #[target_feature(enable = "neon,dotprod,i8mm")]
+    pub(super) fn i8mm() -> i32 {
+        let mut sums = [vdupq_n_s32(0); REGISTERS];
+        let (a, b) = black_box((vdupq_n_s8(1), vdupq_n_s8(2)));
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = smmla(*sum, a, b);
+            }
+        }
+        sums.into_iter().fold(0, |all, sum| all ^ vaddvq_s32(sum))
+    }
+
+    #[target_feature(enable = "neon,dotprod")]
+    pub(super) fn dot() -> i32 {
+        let mut sums = [vdupq_n_s32(0); REGISTERS];
+        let (a, b) = black_box((vdupq_n_s8(1), vdupq_n_s8(2)));
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = sdot::<0>(*sum, a, b);
+            }
+        }
+        sums.into_iter().fold(0, |all, sum| all ^ vaddvq_s32(sum))
+    }
+
+    /// Four products are added up in 16 bits before they are widened, as the kernels do it. Factors
+    /// depend on sums, or the compiler would multiply once.
+    #[target_feature(enable = "neon")]
+    pub(super) fn widening() -> i32 {
+        let mut sums = [vdupq_n_s16(0); REGISTERS];
+        let b = black_box(vdup_n_s8(2));
+        for step in 0..STEPS {
+            for sum in &mut sums {
+                *sum = vmlal_s8(*sum, vreinterpret_s8_s16(vget_low_s16(*sum)), b);
+            }
+            if step % 4 == 0 {
+                for sum in &mut sums {
+                    let wide = vpadalq_s16(vreinterpretq_s32_s16(*sum), *sum);
+                    *sum = vreinterpretq_s16_s32(wide);
+                }
+            }
+        }
+        sums.into_iter().fold(0, |all, sum| all ^ i32::from(vaddvq_s16(sum)))
     }
 }
 

@@ -184,5 +184,101 @@ mod x86 {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use std::arch::aarch64::*;
+
+    use super::{Lanes, bf16, f16};
+
+    /// Codes of four bits less 8.
+    #[inline(always)]
+    fn centred(codes: uint8x8_t) -> [float32x4_t; 2] {
+        // SAFETY: every AArch64 processor has NEON.
+        unsafe { widened(vsub_s8(vreinterpret_s8_u8(codes), vdup_n_s8(8))) }
+    }
+
+    #[inline(always)]
+    fn widened(bytes: int8x8_t) -> [float32x4_t; 2] {
+        // SAFETY: as in `centred`.
+        unsafe {
+            let wide = vmovl_s8(bytes);
+            [vmovl_s16(vget_low_s16(wide)), vmovl_high_s16(wide)].map(|v| vcvtq_f32_s32(v))
+        }
+    }
+
+    /// Pairs of registers, so that a single row has as many sums as it takes for none to wait.
+    pub(in super::super) enum Neon {}
+
+    impl Lanes for Neon {
+        const COUNT: usize = 8;
+        const ROWS: usize = 4;
+        const SUMS: usize = 8;
+        type Vector = [float32x4_t; 2];
+
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self::Vector {
+            // SAFETY: the contract of `Lanes`, here and below.
+            unsafe { [vdupq_n_f32(value); 2] }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self::Vector {
+            // SAFETY: as in `splat`.
+            unsafe { [vld1q_f32(from), vld1q_f32(from.add(4))] }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> Self::Vector {
+            // SAFETY: as in `splat`.
+            unsafe {
+                let bits = vreinterpretq_f16_u16(vld1q_u16(from.cast()));
+                [vcvt_f32_f16(vget_low_f16(bits)), vcvt_high_f32_f16(bits)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> Self::Vector {
+            // SAFETY: as in `splat`.
+            unsafe {
+                let bits = vld1q_u16(from.cast());
+                let wide = [vshll_n_u16::<16>(vget_low_u16(bits)), vshll_high_n_u16::<16>(bits)];
+                [vreinterpretq_f32_u32(wide[0]), vreinterpretq_f32_u32(wide[1])]
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self::Vector {
+            // SAFETY: as in `splat`.
+            unsafe { widened(vld1_s8(from)) }
+        }
+        #[inline(always)]
+        unsafe fn load_low(from: *const u8) -> Self::Vector {
+            // SAFETY: as in `splat`.
+            unsafe { centred(vand_u8(vld1_u8(from), vdup_n_u8(15))) }
+        }
+        #[inline(always)]
+        unsafe fn load_high(from: *const u8) -> Self::Vector {
+            // SAFETY: as in `splat`.
+            unsafe { centred(vshr_n_u8::<4>(vld1_u8(from))) }
+        }
+        #[inline(always)]
+        unsafe fn store(to: *mut f32, value: Self::Vector) {
+            // SAFETY: as in `splat`.
+            unsafe {
+                vst1q_f32(to, value[0]);
+                vst1q_f32(to.add(4), value[1]);
+            }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: Self::Vector, b: Self::Vector) -> Self::Vector {
+            // SAFETY: as in `splat`.
+            unsafe { [vmulq_f32(a[0], b[0]), vmulq_f32(a[1], b[1])] }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
+            // SAFETY: as in `splat`.
+            unsafe { [vfmaq_f32(c[0], a[0], b[0]), vfmaq_f32(c[1], a[1], b[1])] }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(super) use aarch64::Neon;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512};

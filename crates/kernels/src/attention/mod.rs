@@ -301,6 +301,8 @@ fn attend<S: Load>(
         Isa::Avx512 | Isa::Avx512Bf16 => unsafe {
             vector::attend_avx512::<S>(chunk, work, partial)
         },
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => vector::attend_neon::<S>(chunk, work, partial),
         _ => scalar::attend::<S>(chunk, work, partial),
     }
 }
@@ -309,7 +311,7 @@ fn attend<S: Load>(
 const fn micro_rows(isa: Isa) -> usize {
     match isa {
         Isa::Scalar => 1,
-        Isa::Avx2 | Isa::AvxVnni => 4,
+        Isa::Avx2 | Isa::AvxVnni | Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => 4,
         Isa::Avx512 | Isa::Avx512Bf16 => 8,
     }
 }

@@ -1,12 +1,14 @@
 //! Steps 3–7 of attention in vector registers.
 //!
-//! A micro tile is up to 8 rows (4 for AVX2). Both products are register-blocked: `scores` holds
+//! A micro tile is up to 8 rows (4 for AVX2 and NEON). Both products are register-blocked: `scores` holds
 //! [rows, 16–64 positions] while it walks over `head_dim`, `accumulate` holds [rows, a few vectors of
 //! o] while it walks over the tile's positions. Each sum is one chain of fused multiply-adds in the
 //! order of `head_dim` or of positions, whatever the number of rows: batching changes no bit.
 
 use super::TILE;
 use super::lanes::Lanes;
+#[cfg(target_arch = "aarch64")]
+use super::lanes::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2, Avx512};
 use super::load::Load;
@@ -79,6 +81,19 @@ macro_rules! plain_rows {
 plain_rows! {
     Avx2: "avx2,fma,f16c",
     Avx512: "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"
+}
+#[cfg(target_arch = "aarch64")]
+plain_rows! { Neon: "neon" }
+
+/// Attends to one chunk. `work.queries` holds scaled queries in micro tiles of four rows.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn attend_neon<S: Load>(
+    chunk: &Chunk<'_>,
+    work: &mut Work<'_>,
+    partial: &mut Partial<'_>,
+) {
+    // SAFETY: every AArch64 processor has NEON.
+    unsafe { attend::<Neon, S>(chunk, work, partial) }
 }
 
 /// # Safety

@@ -3,6 +3,8 @@
 //! Every element is one chain of fused multiply-adds in the order of `k`, so that all instruction
 //! sets give the same bits. The shape of a tile is that of the instruction set's registers.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -24,6 +26,7 @@ pub(super) fn shape(isa: Isa) -> Shape {
     match isa {
         Isa::Avx512 | Isa::Avx512Bf16 => Shape { rows: 12, cols: 32 },
         Isa::Avx2 | Isa::AvxVnni => Shape { rows: 6, cols: 16 },
+        Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => Shape { rows: 8, cols: 12 },
         Isa::Scalar => Shape { rows: 4, cols: 8 },
     }
 }
@@ -53,6 +56,8 @@ pub(super) unsafe fn accumulate(
             Isa::Avx512 | Isa::Avx512Bf16 => avx512(a, b, sign, tile, stride),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 | Isa::AvxVnni => avx2(a, b, sign, tile, stride),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => neon(a, b, sign, tile, stride),
             _ => scalar(a, b, sign, tile, stride),
         }
     }
@@ -127,6 +132,38 @@ unsafe fn avx512(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize)
                 let place = tile.add(i * stride + j * 16);
                 let updated = _mm512_fmadd_ps(sign, sum, _mm512_loadu_ps(place));
                 _mm512_storeu_ps(place, updated);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// That of [`accumulate`].
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize) {
+    let mut sums = [[vdupq_n_f32(0.0); 3]; 8];
+    for (a, b) in a.as_chunks::<8>().0.iter().zip(b.as_chunks::<12>().0) {
+        // SAFETY: twelve values lie there.
+        let b = unsafe { [0, 4, 8].map(|j| vld1q_f32(b.as_ptr().add(j))) };
+        // SAFETY: eight values lie there.
+        let a = unsafe { [0, 4].map(|i| vld1q_f32(a.as_ptr().add(i))) };
+        for j in 0..3 {
+            for half in 0..2 {
+                let (i, a) = (half * 4, a[half]);
+                sums[i][j] = vfmaq_laneq_f32::<0>(sums[i][j], b[j], a);
+                sums[i + 1][j] = vfmaq_laneq_f32::<1>(sums[i + 1][j], b[j], a);
+                sums[i + 2][j] = vfmaq_laneq_f32::<2>(sums[i + 2][j], b[j], a);
+                sums[i + 3][j] = vfmaq_laneq_f32::<3>(sums[i + 3][j], b[j], a);
+            }
+        }
+    }
+    for (i, sums) in sums.into_iter().enumerate() {
+        for (j, sum) in sums.into_iter().enumerate() {
+            // SAFETY: four values of the tile, by the caller's word.
+            unsafe {
+                let place = tile.add(i * stride + j * 4);
+                vst1q_f32(place, vfmaq_n_f32(vld1q_f32(place), sum, sign));
             }
         }
     }

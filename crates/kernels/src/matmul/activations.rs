@@ -6,7 +6,7 @@
 //! f32    [column][T]                                     4 * T bytes a column
 //! bf16   [pair of columns][T][2]                         4 * T bytes a pair, the last padded with zero
 //! int8   [group of 32 columns] of                       48 * T bytes a group
-//!            [quad 0..8][T][4 columns]   i8 codes
+//!            [quad 0..8][T][4 columns]   i8 codes; `Isa::NeonI8mm`: [pair of quads][T][8 columns]
 //!            [T]                         f32 scale = largest magnitude / 127
 //!            [T]                         i32 -(sum of the 32 codes)
 //!            [T][T]                      i32 -(sum of the first, of the last 16 codes)
@@ -150,7 +150,13 @@ pub(super) fn quantize(cpu: &Cpu, x: &[f32], n: usize, cols: usize, buffer: &mut
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 | Isa::AvxVnni => unsafe { super::avx2::quantize_block(x, tokens, out) },
-        _ => put_rounded(x, tokens, out, round),
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::NeonDot => unsafe { super::neon::quantize_block(x, tokens, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonI8mm => unsafe { super::neon::quantize_pairs(x, tokens, out) },
+        _ => put_rounded::<1>(x, tokens, out, round),
     });
     n * token_bytes
 }
@@ -194,9 +200,10 @@ pub(super) struct Rounded {
     pub(super) negative_sums: [i32; 2],
 }
 
-/// Writes the `tokens` rows of `x` into one block, each group as `round` rounds it.
+/// Writes the `tokens` rows of `x` into one block, each group as `round` rounds it. `TOGETHER` of a
+/// token's quads follow each other before those of the next token do.
 #[inline(always)]
-pub(super) fn put_rounded(
+pub(super) fn put_rounded<const TOGETHER: usize>(
     x: &[f32],
     tokens: usize,
     out: &mut [u8],
@@ -209,8 +216,10 @@ pub(super) fn put_rounded(
             let quads: [[u8; 4]; QUADS] = bytemuck::cast(codes);
             let (words, _) = out.as_chunks_mut::<4>();
             let (quad_words, words) = words.split_at_mut(QUADS * tokens);
-            for (words, quad) in quad_words.chunks_exact_mut(tokens).zip(quads) {
-                words[token] = quad;
+            let quad_words = quad_words.as_chunks_mut::<TOGETHER>().0;
+            let quads = quads.as_chunks::<TOGETHER>().0;
+            for (words, quads) in quad_words.chunks_exact_mut(tokens).zip(quads) {
+                words[token] = *quads;
             }
             words[token] = scale.to_ne_bytes();
             words[tokens + token] = (first + last).to_ne_bytes();

@@ -401,7 +401,7 @@ fn float_column<const F: u8>(run: &[u8], j: usize, half: Half, tables: [__m256; 
 /// Rounds the `tokens` rows of `x` to int8 groups, into one block.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn quantize_block(x: &[f32], tokens: usize, out: &mut [u8]) {
-    put_rounded(x, tokens, out, |group| {
+    put_rounded::<1>(x, tokens, out, |group| {
         let x = [0, 1, 2, 3].map(|i| load_f32(part(group, i * 8)));
         let magnitudes =
             x.map(|v| _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fff_ffff)));

@@ -379,7 +379,7 @@ fn float_column<const F: u8>(run: &[u8], j: usize, table: __m512) -> __m512 {
 /// Rounds the `tokens` rows of `x` to int8 groups, into one block.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) fn quantize_block(x: &[f32], tokens: usize, out: &mut [u8]) {
-    put_rounded(x, tokens, out, |group| {
+    put_rounded::<1>(x, tokens, out, |group| {
         let halves = [0, 1].map(|half| _mm512_castps_si512(load_f32(part(group, half * ROWS))));
         let magnitude = _mm512_set1_epi32(0x7fff_ffff);
         let [first, last] = halves.map(|half| _mm512_and_si512(half, magnitude));

@@ -2,6 +2,8 @@
 
 use super::activations::TOKENS;
 use super::layout::{Dense, Float, Format, Layout, ROWS, Visitor};
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 use super::packed::Tile;
 use super::scalar;
 #[cfg(target_arch = "x86_64")]
@@ -59,6 +61,12 @@ impl Visitor for Select {
             Isa::AvxVnni if crate::isa::has_vex_vnni() => avx2::integer::<F, bytes::Vex>,
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni => avx2::integer::<F, bytes::Evex>,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::integer::<F>,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => neon::integer_dot::<F>,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => neon::integer_i8mm::<F>,
             _ => scalar::integer::<F>,
         }
     }
@@ -78,6 +86,12 @@ fn dense_function(dense: Dense, isa: Isa) -> Function {
         (Isa::Avx2 | Isa::AvxVnni, Dense::F16) => avx2::dense_f16,
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2 | Isa::AvxVnni, Dense::Bf16) => avx2::dense_bf16,
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon | Isa::NeonDot | Isa::NeonI8mm, Dense::F32) => neon::dense_f32,
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon | Isa::NeonDot | Isa::NeonI8mm, Dense::F16) => neon::dense_f16,
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon | Isa::NeonDot | Isa::NeonI8mm, Dense::Bf16) => neon::dense_bf16,
         (_, Dense::F32) => scalar::dense_f32,
         (_, Dense::F16) => scalar::dense_f16,
         (_, Dense::Bf16) => scalar::dense_bf16,
@@ -94,6 +108,10 @@ fn float_function(float: Float, isa: Isa) -> Function {
         (Isa::Avx2 | Isa::AvxVnni, Float::Levels) => avx2::levels,
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx2 | Isa::AvxVnni, Float::Float8) => avx2::float8,
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon | Isa::NeonDot | Isa::NeonI8mm, Float::Levels) => neon::levels,
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon | Isa::NeonDot | Isa::NeonI8mm, Float::Float8) => neon::float8,
         (_, Float::Levels) => scalar::levels,
         (_, Float::Float8) => scalar::float8,
     }

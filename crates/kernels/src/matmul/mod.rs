@@ -19,6 +19,8 @@ pub(crate) mod bytes;
 mod grouped;
 mod kernels;
 mod layout;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod packed;
 #[cfg(target_arch = "x86_64")]
 mod prefetch;

@@ -4,6 +4,7 @@ mod attention;
 mod attention_rules;
 mod divergence;
 mod grouped;
+mod isa;
 mod kv;
 mod limits;
 mod linalg;
