@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bevel_base::DType;
 use bevel_base::grouped::{Coding, GroupedMatrix, Zeros};
-use bevel_kernels::{Cpu, PackedMatrix, Product, Scratch, matmul};
+use bevel_kernels::{Cpu, PackedMatrix, Product, Scratch, limits, matmul};
 
 const SHAPES: [(usize, usize); 4] = [(576, 576), (1536, 576), (576, 1536), (49152, 576)];
 
@@ -21,12 +21,12 @@ fn main() {
     let cpu = Cpu::new(threads).expect("a known instruction set");
     println!("{} threads, {}; the fastest of several runs", cpu.pool().threads(), cpu.isa());
     println!(
-        "{:8} {:>11} {:>6} {:>6} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6}",
-        "type", "shape", "bits", "pack", "n=1", "n=1", "n=2", "n=4", "n=8", "n=16", "n=512"
+        "{:8} {:>11} {:>6} {:>6} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6} {:>5}",
+        "type", "shape", "bits", "pack", "n=1", "n=1", "n=2", "n=4", "n=8", "n=16", "n=512", ""
     );
     println!(
-        "{:8} {:>11} {:>6} {:>6} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6}",
-        "", "", "", "GB/s", "GB/s", "us", "us", "us", "us", "us", "GOP/s"
+        "{:8} {:>11} {:>6} {:>6} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6} {:>5}",
+        "", "", "", "GB/s", "GB/s", "us", "us", "us", "us", "us", "GOP/s", "peak"
     );
     // Bytes at random are blocks, if not reasonable ones.
     let mut state = 1u64;
@@ -98,22 +98,32 @@ fn speed(cpu: &Cpu, name: &str, pack: impl Fn() -> PackedMatrix) {
     let (rows, cols) = (weight.rows(), weight.cols());
     let pack = weight.bytes() as f64 / start.elapsed().as_secs_f64();
     let mut scratch = Scratch::new();
-    let mut time = |n: usize| {
+    let mut time = |n: usize, seconds: f64, between: &mut dyn FnMut()| {
         let x: Vec<f32> = (0..n * cols).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
         let mut out = vec![0.0; n * rows];
-        let mut run = || {
+        let (begin, mut least) = (Instant::now(), f64::INFINITY);
+        while begin.elapsed().as_secs_f64() < seconds {
             let start = Instant::now();
             matmul(cpu, &x, n, &mut [Product { weight: &weight, out: &mut out }], &mut scratch);
-            start.elapsed().as_secs_f64()
-        };
-        let first = run();
-        let runs = ((0.04 / first.min(0.02)) as usize).clamp(5, 2000);
-        (0..runs).map(|_| run()).fold(first, f64::min)
+            least = least.min(start.elapsed().as_secs_f64());
+            between();
+        }
+        least
     };
-    let [one, two, four, eight, sixteen] = [1, 2, 4, 8, 16].map(&mut time);
-    let prompt = if rows < 4096 { time(512) } else { time(64) * 8.0 };
+    let [one, two, four, eight, sixteen] = [1, 2, 4, 8, 16].map(|n| time(n, 0.05, &mut || {}));
+    // What the processor can do is measured between the runs: its clock changes.
+    let peak = if weight.multiplies_bytes() { limits::byte_peak } else { limits::float_peak };
+    let (mut most, mut run) = (0f64, 0);
+    let tokens = if rows < 4096 { 512 } else { 64 };
+    let prompt = time(tokens, 1.0, &mut || {
+        if run % 8 == 0 {
+            most = most.max(peak(cpu));
+        }
+        run += 1;
+    });
+    let speed = 2.0 * (tokens * rows * cols) as f64 / prompt;
     println!(
-        "{:8} {:>11} {:>6.2} {:>6.2} {:>6.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>6.0}",
+        "{:8} {:>11} {:>6.2} {:>6.2} {:>6.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>6.0} {:>4.0}%",
         name,
         format!("{rows}x{cols}"),
         weight.bytes() as f64 * 8.0 / (rows * cols) as f64,
@@ -124,6 +134,7 @@ fn speed(cpu: &Cpu, name: &str, pack: impl Fn() -> PackedMatrix) {
         four * 1e6,
         eight * 1e6,
         sixteen * 1e6,
-        2.0 * 512.0 * (rows * cols) as f64 / 1e9 / prompt,
+        speed / 1e9,
+        100.0 * speed / most,
     );
 }

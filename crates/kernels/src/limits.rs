@@ -59,26 +59,32 @@ impl Wide for Sum<'_> {
 /// Multiplications and additions of single-precision numbers in a second on all threads, each being an
 /// operation of its own, on numbers that stay in registers.
 pub fn float_peak(cpu: &Cpu) -> f64 {
+    match cpu.isa() {
+        Isa::Avx512 | Isa::Avx512Bf16 => chains_peak::<{ 16 * REGISTERS }>(cpu),
+        Isa::Avx2 | Isa::AvxVnni => chains_peak::<{ 8 * REGISTERS }>(cpu),
+        _ => chains_peak::<{ 4 * REGISTERS }>(cpu),
+    }
+}
+
+fn chains_peak<const N: usize>(cpu: &Cpu) -> f64 {
     let threads = cpu.pool().threads();
     let seconds = fastest(|| {
         cpu.pool().run(threads, |_| {
-            black_box(run_wide(cpu.isa(), Chains));
+            black_box(run_wide(cpu.isa(), Chains::<N>));
         });
     });
-    2.0 * (threads * CHAINS) as f64 * f64::from(STEPS) / seconds
+    2.0 * (threads * N) as f64 * f64::from(STEPS) / seconds
 }
 
-/// Chains of multiplications and additions that do not wait for each other.
-const CHAINS: usize = 12 * 16;
+/// `N` multiplications and additions in a row that do not wait for each other.
+struct Chains<const N: usize>;
 
-struct Chains;
-
-impl Wide for Chains {
-    type Output = [f32; CHAINS];
+impl<const N: usize> Wide for Chains<N> {
+    type Output = [f32; N];
 
     #[inline(always)]
-    fn run(self) -> [f32; CHAINS] {
-        let mut sums = [0.5f32; CHAINS];
+    fn run(self) -> [f32; N] {
+        let mut sums = [0.5f32; N];
         let (a, b) = (black_box(0.999f32), black_box(0.001f32));
         for _ in 0..STEPS {
             for sum in &mut sums {
@@ -125,7 +131,7 @@ pub fn byte_peak(cpu: &Cpu) -> f64 {
     2.0 * (threads * products) as f64 * f64::from(STEPS) / seconds
 }
 
-/// Sums that do not wait for each other.
+/// Registers of sums that do not wait for each other: they fit in the sixteen that the smallest set has.
 const REGISTERS: usize = 12;
 
 /// Products of a step in portable code, which compilers make short vectors of.

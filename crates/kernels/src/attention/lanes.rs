@@ -27,6 +27,8 @@ pub(super) trait Lanes {
     unsafe fn load_high(from: *const u8) -> Self::Vector;
     unsafe fn store(to: *mut f32, value: Self::Vector);
     unsafe fn mul(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// The larger of each two numbers.
+    unsafe fn max(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// a · b + c, rounded once.
     unsafe fn mul_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
 }
@@ -41,8 +43,8 @@ mod x86 {
 
     impl Lanes for Avx2 {
         const COUNT: usize = 8;
-        const ROWS: usize = 4;
-        const SUMS: usize = 8;
+        const ROWS: usize = 6;
+        const SUMS: usize = 12;
         type Vector = __m256;
 
         #[inline(always)]
@@ -100,6 +102,11 @@ mod x86 {
         unsafe fn mul(a: __m256, b: __m256) -> __m256 {
             // SAFETY: as in `splat`.
             unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: as in `splat`.
+            unsafe { _mm256_max_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
@@ -175,6 +182,11 @@ mod x86 {
         unsafe fn mul(a: __m512, b: __m512) -> __m512 {
             // SAFETY: as in `splat`.
             unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: as in `splat`.
+            unsafe { _mm512_max_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
@@ -269,6 +281,11 @@ mod aarch64 {
         unsafe fn mul(a: Self::Vector, b: Self::Vector) -> Self::Vector {
             // SAFETY: as in `splat`.
             unsafe { [vmulq_f32(a[0], b[0]), vmulq_f32(a[1], b[1])] }
+        }
+        #[inline(always)]
+        unsafe fn max(a: Self::Vector, b: Self::Vector) -> Self::Vector {
+            // SAFETY: as in `splat`.
+            unsafe { [vmaxnmq_f32(a[0], b[0]), vmaxnmq_f32(a[1], b[1])] }
         }
         #[inline(always)]
         unsafe fn mul_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {

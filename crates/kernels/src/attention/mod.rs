@@ -311,7 +311,8 @@ fn attend<S: Load>(
 const fn micro_rows(isa: Isa) -> usize {
     match isa {
         Isa::Scalar => 1,
-        Isa::Avx2 | Isa::AvxVnni | Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => 4,
+        Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => 4,
+        Isa::Avx2 | Isa::AvxVnni => 6,
         Isa::Avx512 | Isa::Avx512Bf16 => 8,
     }
 }

@@ -15,7 +15,7 @@ use super::load::Load;
 use super::task::{Chunk, Partial, Work};
 use crate::BLOCK_TOKENS;
 use crate::kv::Plain;
-use crate::math::{LANES, exp, max, max_lanes, sum_lanes, tanh};
+use crate::math::{LANES, exp_fused, max, max_lanes, sum_lanes, tanh};
 
 /// Blocks in a tile.
 const BLOCKS: usize = TILE / BLOCK_TOKENS;
@@ -241,7 +241,6 @@ unsafe fn micro_tile<L: Lanes, S: Load, const R: usize>(
     let s = &mut work.scores.as_chunks_mut::<TILE>().0[..R];
     // SAFETY: `s` is [R, TILE]; the rest is this function's contract.
     unsafe { tile_scores::<L, S, R>(s, queries, keys, d, first, end) }; // (4)
-    let mut alpha = [0.0; R];
     for r in 0..R {
         let visible = chunk.visible(row + r, tile);
         if let Some(cap) = chunk.spec.softcap {
@@ -256,37 +255,61 @@ unsafe fn micro_tile<L: Lanes, S: Load, const R: usize>(
                 s[r][j] = if seen { s[r][j] } else { f32::NEG_INFINITY };
             }
         }
-        // (6) and the sum of (7)
-        alpha[r] = online_softmax(&mut s[r], &mut partial.m[row + r], &mut partial.l[row + r]);
     }
+    let (m, l) = (&mut partial.m[row..][..R], &mut partial.l[row..][..R]);
+    // SAFETY: this function's contract.
+    let alpha = unsafe { online_softmax::<L, R>(s, m, l) }; // (6) and the sum of (7)
     let o = &mut partial.o[row * value_row..][..R * value_row];
     // SAFETY: `s` is [R, TILE] and `o` is [R, value_row]; the rest is this function's contract.
     unsafe { tile_values::<L, S, R>(o, &alpha, s, values, value_row, first, end) }; // (7)
 }
 
-/// Turns a row's scores into p, brings its m and l up to date, and returns α.
+/// Turns rows of scores into p, brings their m and l up to date, and returns each row's α.
+///
+/// # Safety
+/// That of [`Lanes`].
 #[inline(always)]
-fn online_softmax(s: &mut [f32; TILE], m: &mut f32, l: &mut f32) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for i in 0..TILE / LANES {
-        for j in 0..LANES {
-            lanes[j] = max(lanes[j], s[i * LANES + j]);
+unsafe fn online_softmax<L: Lanes, const R: usize>(
+    s: &mut [[f32; TILE]],
+    m: &mut [f32],
+    l: &mut [f32],
+) -> [f32; R] {
+    let mut alpha = [0.0; R];
+    for r in 0..R {
+        // SAFETY: this function's contract.
+        let highest = max(unsafe { highest::<L>(&s[r]) }, m[r]);
+        let shift = if highest == f32::NEG_INFINITY { 0.0 } else { highest };
+        let mut lanes = [0.0; LANES];
+        for i in 0..TILE / LANES {
+            for j in 0..LANES {
+                let p = exp_fused(s[r][i * LANES + j] - shift);
+                s[r][i * LANES + j] = p;
+                lanes[j] += p;
+            }
         }
+        alpha[r] = exp_fused(m[r] - shift);
+        l[r] = alpha[r] * l[r] + sum_lanes(lanes);
+        m[r] = highest;
     }
-    let highest = max(max_lanes(lanes), *m);
-    let shift = if highest == f32::NEG_INFINITY { 0.0 } else { highest };
-    let mut lanes = [0.0; LANES];
-    for i in 0..TILE / LANES {
-        for j in 0..LANES {
-            let p = exp(s[i * LANES + j] - shift);
-            s[i * LANES + j] = p;
-            lanes[j] += p;
-        }
-    }
-    let alpha = exp(*m - shift);
-    *l = alpha * *l + sum_lanes(lanes);
-    *m = highest;
     alpha
+}
+
+/// The highest score of a row.
+///
+/// # Safety
+/// That of [`Lanes`].
+#[inline(always)]
+unsafe fn highest<L: Lanes>(s: &[f32; TILE]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    // SAFETY: vectors lie inside the row, and a vector is no more than `LANES` numbers.
+    unsafe {
+        let mut most = L::load(s.as_ptr());
+        for position in (L::COUNT..TILE).step_by(L::COUNT) {
+            most = L::max(most, L::load(s.as_ptr().add(position)));
+        }
+        L::store(lanes.as_mut_ptr(), most);
+    }
+    max_lanes(lanes)
 }
 
 /// s = q Kᵀ at least at positions `first..end`.

@@ -10,6 +10,7 @@
 //!            [T]                         f32 scale = largest magnitude / 127
 //!            [T]                         i32 -(sum of the 32 codes)
 //!            [T][T]                      i32 -(sum of the first, of the last 16 codes)
+//!        on `Isa::Avx2` sums are two of 16 bits: of the first and of the last two codes of each quad
 //! ```
 //! A token's value is `code * scale`. The block of tokens `t ..` starts where `t` tokens before it
 //! end, whatever the sizes of the blocks are.
@@ -17,6 +18,8 @@
 use bevel_base::AlignedVec;
 use half::bf16;
 
+#[cfg(target_arch = "x86_64")]
+use super::bytes::{Twos, Vex};
 use super::layout::{GROUP, Inputs, QUADS};
 use crate::{Cpu, Isa};
 
@@ -149,7 +152,10 @@ pub(super) fn quantize(cpu: &Cpu, x: &[f32], n: usize, cols: usize, buffer: &mut
         Isa::Avx512 | Isa::Avx512Bf16 => unsafe { super::avx512::quantize_block(x, tokens, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::AvxVnni => unsafe { super::avx2::quantize_block(x, tokens, out) },
+        Isa::Avx2 => unsafe { super::avx2::quantize_block::<Twos>(x, tokens, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => unsafe { super::avx2::quantize_block::<Vex>(x, tokens, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
         Isa::Neon | Isa::NeonDot => unsafe { super::neon::quantize_block(x, tokens, out) },
@@ -196,8 +202,8 @@ pub(super) struct Rounded {
     pub(super) codes: [i8; GROUP],
     /// A value is its code times this.
     pub(super) scale: f32,
-    /// -(sum of the codes), of the first and of the last 16.
-    pub(super) negative_sums: [i32; 2],
+    /// -(sum of the codes): of all, of the first and of the last 16.
+    pub(super) negative_sums: [i32; 3],
 }
 
 /// Writes the `tokens` rows of `x` into one block, each group as `round` rounds it. `TOGETHER` of a
@@ -212,7 +218,7 @@ pub(super) fn put_rounded<const TOGETHER: usize>(
     for (token, row) in x.chunks_exact(x.len() / tokens).enumerate() {
         let (groups, _) = row.as_chunks::<GROUP>();
         for (group, out) in groups.iter().zip(out.chunks_exact_mut(tokens * GROUP_BYTES)) {
-            let Rounded { codes, scale, negative_sums: [first, last] } = round(group);
+            let Rounded { codes, scale, negative_sums } = round(group);
             let quads: [[u8; 4]; QUADS] = bytemuck::cast(codes);
             let (words, _) = out.as_chunks_mut::<4>();
             let (quad_words, words) = words.split_at_mut(QUADS * tokens);
@@ -222,9 +228,9 @@ pub(super) fn put_rounded<const TOGETHER: usize>(
                 words[token] = *quads;
             }
             words[token] = scale.to_ne_bytes();
-            words[tokens + token] = (first + last).to_ne_bytes();
-            words[2 * tokens + token] = first.to_ne_bytes();
-            words[3 * tokens + token] = last.to_ne_bytes();
+            for (i, sum) in negative_sums.into_iter().enumerate() {
+                words[(1 + i) * tokens + token] = sum.to_ne_bytes();
+            }
         }
     }
 }
@@ -253,5 +259,6 @@ fn round(x: &[f32; GROUP]) -> Rounded {
     let codes = x.map(|v| (v * factor).round_ties_even() as i8);
     let sum = |codes: &[i8]| codes.iter().map(|&code| i32::from(code)).sum::<i32>();
     let (first, last) = codes.split_at(GROUP / 2);
-    Rounded { codes, scale, negative_sums: [-sum(first), -sum(last)] }
+    let (first, last) = (-sum(first), -sum(last));
+    Rounded { codes, scale, negative_sums: [first + last, first, last] }
 }

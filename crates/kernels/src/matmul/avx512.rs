@@ -4,9 +4,12 @@ use std::arch::x86_64::*;
 
 use super::activations::{GROUP_BYTES, Rounded, factor_and_scale, put_pairs, put_rounded};
 use super::kernels::Sums;
-use super::layout::{Dense, Float, Format, GROUP, QUADS, ROWS, RUN, Scales};
+use super::layout::{Dense, Format, GROUP, QUADS, ROWS, Scales};
 use super::packed::Tile;
 use super::prefetch::fetch_ahead;
+
+/// How far ahead codes are asked for: of 1 to 12 KiB the fastest, if by little.
+const AHEAD: usize = 4 << 10;
 
 /// Products of an integer tile with a block of tokens.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
@@ -28,7 +31,10 @@ fn integer_block<F: Format, const T: usize>(tile: &Tile<'_>, block: &[u8], sums:
     let planes = tile.codes.chunks_exact(const { F::CODING.group_bytes() });
     for (group, (block, planes)) in blocks.zip(planes).enumerate() {
         let (registers, _) = planes.as_chunks::<64>();
-        fetch_ahead(registers, coding.bits, T);
+        // 8-bit codes with a token or two are as fast as the processor fetches by itself.
+        if coding.bits < 8 || T > 2 {
+            fetch_ahead(planes, AHEAD);
+        }
         let scales = scales::<F>(tile, group);
         let mut parts = [_mm512_setzero_ps(); T];
         let spans = const { if F::CODING.scales.halves() { 2 } else { 1 } };
@@ -185,6 +191,12 @@ pub(super) fn dense_bf16(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mu
     dense::<{ Dense::Bf16 as u8 }>(tile, block, tokens, sums);
 }
 
+/// As [`dense_f32`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(super) fn dense_f8(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    dense::<{ Dense::F8 as u8 }>(tile, block, tokens, sums);
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn dense<const D: u8>(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
@@ -198,33 +210,61 @@ fn dense<const D: u8>(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut S
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn dense_block<const D: u8, const T: usize>(tile: &Tile<'_>, block: &[u8], sums: &mut Sums) {
-    let column_bytes = const { if D == Dense::F32 as u8 { 64 } else { 32 } };
+    let column_bytes = const { Dense::of(D).bytes() * ROWS };
     let mut totals = [[_mm512_setzero_ps(); 2]; T];
-    let mut step = |column: &[u8], x: &[u8], parity: usize| {
-        let weights = if D == Dense::F32 as u8 {
-            _mm512_castsi512_ps(load(part(column, 0)))
-        } else if D == Dense::F16 as u8 {
-            _mm512_cvtph_ps(load256(part(column, 0)))
-        } else {
-            let bits = _mm512_cvtepu16_epi32(load256(part(column, 0)));
-            _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))
+    // Numbers without scales are one group.
+    let columns = if D == Dense::F8 as u8 { tile.columns } else { usize::MAX };
+    let groups = tile.codes.chunks(columns.saturating_mul(column_bytes));
+    let blocks = block.chunks(columns.saturating_mul(const { T * 4 }));
+    for (group, (codes, block)) in groups.zip(blocks).enumerate() {
+        let scale = match D == Dense::F8 as u8 {
+            // 2^8: see `numbers`.
+            true => _mm512_mul_ps(singles(tile.scales, group), _mm512_set1_ps(256.0)),
+            false => _mm512_set1_ps(1.0),
         };
-        for t in 0..T {
-            let x = _mm512_castsi512_ps(word(x, t));
-            totals[t][parity] = _mm512_fmadd_ps(weights, x, totals[t][parity]);
+        let mut step = |column: &[u8], x: &[u8], parity: usize| {
+            let mut weights = numbers::<D>(column);
+            if D == Dense::F8 as u8 {
+                weights = _mm512_mul_ps(weights, scale);
+            }
+            for t in 0..T {
+                let x = _mm512_castsi512_ps(word(x, t));
+                totals[t][parity] = _mm512_fmadd_ps(weights, x, totals[t][parity]);
+            }
+        };
+        let mut columns = codes.chunks_exact(2 * column_bytes);
+        let mut blocks = block.chunks_exact(const { 2 * T * 4 });
+        for (pair, x) in columns.by_ref().zip(blocks.by_ref()) {
+            step(&pair[..column_bytes], &x[..T * 4], 0);
+            step(&pair[column_bytes..], &x[T * 4..], 1);
         }
-    };
-    let mut columns = tile.codes.chunks_exact(2 * column_bytes);
-    let mut blocks = block.chunks_exact(const { 2 * T * 4 });
-    for (pair, x) in columns.by_ref().zip(blocks.by_ref()) {
-        step(&pair[..column_bytes], &x[..T * 4], 0);
-        step(&pair[column_bytes..], &x[T * 4..], 1);
-    }
-    if !columns.remainder().is_empty() {
-        step(columns.remainder(), blocks.remainder(), 0);
+        if !columns.remainder().is_empty() {
+            step(columns.remainder(), blocks.remainder(), 0);
+        }
     }
     for t in 0..T {
         store(&mut sums[t], _mm512_add_ps(totals[t][0], totals[t][1]));
+    }
+}
+
+/// The numbers of a column of a dense tile.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn numbers<const D: u8>(column: &[u8]) -> __m512 {
+    match const { Dense::of(D) } {
+        Dense::F32 => _mm512_castsi512_ps(load(part(column, 0))),
+        Dense::F16 => _mm512_cvtph_ps(load256(part(column, 0))),
+        Dense::Bf16 => {
+            let bits = _mm512_cvtepu16_epi32(load256(part(column, 0)));
+            _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))
+        }
+        Dense::F8 => {
+            // As a half with the same bits the number is 2^8 times smaller: the exponents' biases are
+            // 7 and 15.
+            let signed = _mm256_cvtepi8_epi16(load128(part(column, 0)));
+            let bits = _mm256_slli_epi16(signed, 7);
+            _mm512_cvtph_ps(_mm256_and_si256(bits, _mm256_set1_epi16(!0x4000)))
+        }
     }
 }
 
@@ -297,85 +337,6 @@ fn as_bf16(bits: __m512i) -> __m512bh {
     unsafe { std::mem::transmute(bits) }
 }
 
-/// Products of a tile of 4-bit level numbers with a block of tokens.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(super) fn levels(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
-    float::<{ Float::Levels as u8 }>(tile, block, tokens, sums);
-}
-
-/// Products of a tile of F8_E4M3 codes with a block of tokens.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(super) fn float8(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
-    float::<{ Float::Float8 as u8 }>(tile, block, tokens, sums);
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn float<const F: u8>(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
-    match tokens {
-        8 => float_block::<F, 8>(tile, block, sums),
-        4 => float_block::<F, 4>(tile, block, sums),
-        2 => float_block::<F, 2>(tile, block, sums),
-        _ => float_block::<F, 1>(tile, block, sums),
-    }
-}
-
-/// Even and odd columns are summed apart, as in a dense tile.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn float_block<const F: u8, const T: usize>(tile: &Tile<'_>, block: &[u8], sums: &mut Sums) {
-    let run_bytes = const { Float::of(F).run_bytes() };
-    let table = load_f32(tile.table);
-    let mut totals = [_mm512_setzero_ps(); T];
-    let groups = tile.codes.chunks(tile.columns / RUN * run_bytes);
-    let blocks = block.chunks(tile.columns * T * 4);
-    for ((codes, block), scales) in groups.zip(blocks).zip(tile.scales.chunks_exact(ROWS * 4)) {
-        let mut parts = [[_mm512_setzero_ps(); 2]; T];
-        let runs = codes.chunks_exact(run_bytes);
-        for (run, x) in runs.zip(block.chunks_exact(const { RUN * T * 4 })) {
-            // The loop over pairs stays short: sums whose place is not known when it is compiled
-            // would not be kept in registers.
-            for pair in 0..RUN / 2 {
-                for parity in 0..2 {
-                    let j = 2 * pair + parity;
-                    let weights = float_column::<F>(run, j, table);
-                    for t in 0..T {
-                        let x = _mm512_castsi512_ps(word(x, j * T + t));
-                        parts[t][parity] = _mm512_fmadd_ps(weights, x, parts[t][parity]);
-                    }
-                }
-            }
-        }
-        let mut scales = singles(scales, 0);
-        if F == Float::Float8 as u8 {
-            scales = _mm512_mul_ps(scales, _mm512_set1_ps(256.0));
-        }
-        for t in 0..T {
-            let sum = _mm512_add_ps(parts[t][0], parts[t][1]);
-            totals[t] = _mm512_fmadd_ps(sum, scales, totals[t]);
-        }
-    }
-    for t in 0..T {
-        store(&mut sums[t], totals[t]);
-    }
-}
-
-/// Column `j` of a run.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn float_column<const F: u8>(run: &[u8], j: usize, table: __m512) -> __m512 {
-    if F == Float::Levels as u8 {
-        // A lane's low four bits choose the level.
-        let numbers = _mm512_srlv_epi32(load(part(run, 0)), _mm512_set1_epi32(4 * j as i32));
-        _mm512_permutexvar_ps(numbers, table)
-    } else {
-        // As a half with the same bits the number is 2^8 times smaller: the exponents' biases are
-        // 7 and 15.
-        let signed = _mm256_cvtepi8_epi16(load128(part(run, j * ROWS)));
-        let bits = _mm256_slli_epi16(signed, 7);
-        _mm512_cvtph_ps(_mm256_and_si256(bits, _mm256_set1_epi16(!0x4000)))
-    }
-}
-
 /// Rounds the `tokens` rows of `x` to int8 groups, into one block.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) fn quantize_block(x: &[f32], tokens: usize, out: &mut [u8]) {
@@ -387,7 +348,7 @@ pub(super) fn quantize_block(x: &[f32], tokens: usize, out: &mut [u8]) {
             factor_and_scale(_mm512_reduce_max_epu32(_mm512_max_epu32(first, last)));
         let factor = _mm512_set1_ps(factor);
         let mut codes = [0; GROUP];
-        let mut negative_sums = [0; 2];
+        let mut negative_sums = [0; 3];
         for half in 0..2 {
             // Converting rounds to nearest, ties to even.
             let scaled = _mm512_mul_ps(_mm512_castsi512_ps(halves[half]), factor);
@@ -396,8 +357,9 @@ pub(super) fn quantize_block(x: &[f32], tokens: usize, out: &mut [u8]) {
             let fours = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), bytes);
             let twos = _mm_add_epi32(fours, _mm_shuffle_epi32(fours, 0b01_00_11_10));
             let sum = _mm_add_epi32(twos, _mm_shuffle_epi32(twos, 0b10_11_00_01));
-            negative_sums[half] = -_mm_cvtsi128_si32(sum);
+            negative_sums[1 + half] = -_mm_cvtsi128_si32(sum);
         }
+        negative_sums[0] = negative_sums[1] + negative_sums[2];
         Rounded { codes, scale, negative_sums }
     });
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bevel_base::grouped::{Coding, GroupedMatrix, Zeros};
 use bevel_base::pack::e4m3;
 
-use super::layout::{Dense, Float, Format, GROUP, Integer, Layout, ROWS, RUN, Scales, Visitor};
+use super::layout::{Dense, Format, GROUP, Integer, Layout, ROWS, Scales, Visitor};
 use super::packed::{PackedMatrix, fill, put_codes};
 use crate::Cpu;
 
@@ -13,10 +13,11 @@ impl PackedMatrix {
     /// Repacks some rows of a matrix of codes. Every weight keeps its value, but for the last bit of
     /// a sum `scale · code + minimum`.
     ///
-    /// Integer codes take groups of any multiple of 16 columns, or one group for all, in a row of
-    /// whole 32 columns; levels that are no integers and FP8 take groups and rows of any multiple of
-    /// 8. What fits neither, and columns that are not sorted by group (see [`sort_columns`]), is
-    /// stored as f32: [`PackedMatrix::is_widened`] tells.
+    /// Groups are of any multiple of 16 columns, or one for all, in a row of whole 32 columns; those of
+    /// FP8 of any even number. What does not fit, and columns that are not sorted by group (see
+    /// [`sort_columns`]), is stored as f32: [`PackedMatrix::is_widened`] tells.
+    ///
+    /// Products take levels as integers: those of NF4 are rounded to a 112th of the largest.
     ///
     /// # Panics
     /// Where the matrix is none that [`GroupedMatrix::checked`] accepts, or has fewer rows.
@@ -29,9 +30,9 @@ impl PackedMatrix {
         let (codes, scales) = fill(cpu, rows.len(), bytes, |row, lane, codes, scales| {
             let source = Row { matrix, row: first + row, lane };
             match layout {
+                Layout::Dense(Dense::F8) => source.put_float8(codes, scales),
                 Layout::Dense(_) => source.put_dense(codes),
                 Layout::Pairs => unreachable!("codes stay codes or become f32"),
-                Layout::Float(float) => source.put_float(float, codes, scales),
                 Layout::Integer(integer) => {
                     integer.visit(PutInteger { plan: &plan, source, codes, scales });
                 }
@@ -39,14 +40,13 @@ impl PackedMatrix {
         });
         let mut packed = Self::of_parts(plan.name(matrix), layout, rows.len(), cols, codes, scales);
         packed.columns = plan.columns;
-        packed.widened = matches!(layout, Layout::Dense(_));
-        if let Coding::Levels(levels) = &matrix.coding {
-            packed.table = *levels;
-            if let Some(unit) = plan.level_unit {
-                packed.levels = levels.map(|level| ((level / unit) as i8 as u8) ^ 0x80);
+        packed.widened = layout == Layout::Dense(Dense::F32);
+        match &matrix.coding {
+            Coding::Levels(levels) => {
+                packed.with_levels(levels.map(|level| level / plan.level_unit))
             }
+            _ => packed,
         }
-        packed
     }
 }
 
@@ -56,32 +56,30 @@ struct Plan {
     layout: Layout,
     /// Columns that share a record of scales.
     columns: usize,
-    /// What integer levels are multiplied with to be the matrix's.
-    level_unit: Option<f32>,
+    /// What levels are multiplied with to be the matrix's.
+    level_unit: f32,
 }
 
 impl Plan {
     fn of(matrix: &GroupedMatrix) -> Self {
-        let dense = Self { layout: Layout::Dense(Dense::F32), columns: GROUP, level_unit: None };
+        let dense = Self { layout: Layout::Dense(Dense::F32), columns: GROUP, level_unit: 1.0 };
         let (cols, size) = (matrix.cols, matrix.group_size.min(matrix.cols));
         if matrix.group_of.is_some() || size == 0 {
             return dense;
         }
-        // One group has no end that would have to lie between two registers.
-        let whole = |unit: usize| cols.is_multiple_of(unit) && size.is_multiple_of(unit);
-        let float = |float| match whole(RUN) {
-            true => Self { layout: Layout::Float(float), columns: size, level_unit: None },
-            false => dense,
-        };
-        let level_unit = match &matrix.coding {
-            Coding::Float8 if matrix.codes.iter().any(|&code| e4m3(code).is_nan()) => return dense,
-            Coding::Float8 => return float(Float::Float8),
-            Coding::Levels(levels) => match integer_unit(levels) {
-                None => return float(Float::Levels),
-                unit => unit,
-            },
-            Coding::Integer { .. } | Coding::Affine { .. } => None,
-        };
+        let mut level_unit = 1.0;
+        match &matrix.coding {
+            Coding::Float8 => {
+                // Even and odd columns are summed apart.
+                let fits = size.is_multiple_of(2) || size == cols;
+                if !fits || matrix.codes.iter().any(|&code| e4m3(code).is_nan()) {
+                    return dense;
+                }
+                return Self { layout: Layout::Dense(Dense::F8), columns: size, level_unit };
+            }
+            Coding::Levels(levels) => level_unit = unit_of_levels(levels),
+            Coding::Integer { .. } | Coding::Affine { .. } => {}
+        }
         if !cols.is_multiple_of(GROUP) || !size.is_multiple_of(GROUP / 2) {
             return dense;
         }
@@ -112,8 +110,9 @@ impl Plan {
                 (false, 6) => Integer::SpanAffine6,
                 (false, _) => Integer::SpanAffine8,
             },
-            Coding::Levels(_) | Coding::Float8 if halves => Integer::HalvesTable4,
-            Coding::Levels(_) | Coding::Float8 => Integer::SpanTable4,
+            Coding::Levels(_) if halves => Integer::HalvesTable4,
+            Coding::Levels(_) => Integer::SpanTable4,
+            Coding::Float8 => unreachable!("returned above"),
         };
         Self { layout: Layout::Integer(integer), columns, level_unit }
     }
@@ -125,7 +124,7 @@ impl Plan {
             Coding::Levels(_) => "4-bit levels".to_owned(),
             Coding::Float8 => "F8_E4M3".to_owned(),
         };
-        let stored = if matches!(self.layout, Layout::Dense(_)) { ", as F32" } else { "" };
+        let stored = if self.layout == Layout::Dense(Dense::F32) { ", as F32" } else { "" };
         format!("{codes} in groups of {}{stored}", matrix.group_size)
     }
 }
@@ -138,15 +137,26 @@ fn is_symmetric(bits: u32, zeros: &Zeros) -> bool {
     }
 }
 
-/// The largest power of two of which all levels are whole multiples that fit in a signed byte.
-fn integer_unit(levels: &[f32; 16]) -> Option<f32> {
-    let units = (0..8).map(|k| 0.5f32.powi(k));
-    units.into_iter().find(|unit| {
-        levels.iter().all(|level| {
-            let multiple = level / unit;
-            multiple.fract() == 0.0 && multiple.abs() <= 127.0
-        })
-    })
+/// The unit in which levels are closest to integers that fit in a signed byte: the largest power of two
+/// of which they are whole multiples, if there is one.
+///
+/// NF4's levels then are off by 0.0017 of the largest (root of the mean square), a twentieth of what
+/// rounding a weight to the nearest level costs.
+fn unit_of_levels(levels: &[f32; 16]) -> f32 {
+    const MOST: f32 = 127.0;
+    let largest = levels.iter().fold(0f32, |most, level| most.max(level.abs()));
+    if largest == 0.0 {
+        return 1.0;
+    }
+    let error = |unit: f32| -> f64 {
+        let square =
+            |level: &f32| f64::from(level - (level / unit).round_ties_even() * unit).powi(2);
+        levels.iter().map(square).sum()
+    };
+    let powers = (-16..16).rev().map(|k| 2f32.powi(k)).filter(|unit| largest / unit <= MOST);
+    // From the largest level on 127 to half of that.
+    let others = (0..=6350).map(|i| largest / (MOST - 0.01 * i as f32));
+    powers.chain(others).min_by(|&a, &b| error(a).total_cmp(&error(b))).expect("many units")
 }
 
 /// A row of a matrix and the lane of the tile it goes to.
@@ -175,15 +185,9 @@ impl Row<'_> {
         }
     }
 
-    fn put_float(&self, float: Float, tile: &mut [u8], scales: &mut [u8]) {
-        let runs = tile.chunks_exact_mut(float.run_bytes());
-        for (run, codes) in runs.zip(self.codes().chunks_exact(RUN)) {
-            for (j, &code) in codes.iter().enumerate() {
-                match float {
-                    Float::Levels => run[self.lane * 4 + j / 2] |= (code & 15) << (j % 2 * 4),
-                    Float::Float8 => run[j * ROWS + self.lane] = code,
-                }
-            }
+    fn put_float8(&self, tile: &mut [u8], scales: &mut [u8]) {
+        for (column, &code) in tile.chunks_exact_mut(ROWS).zip(self.codes()) {
+            column[self.lane] = code;
         }
         for (group, record) in scales.chunks_exact_mut(ROWS * 4).enumerate() {
             let at = self.row * self.matrix.groups() + group;
@@ -236,7 +240,7 @@ impl Visitor for PutInteger<'_> {
                     Coding::Affine { minima, .. } => minima[at] + scale * zero,
                     Coding::Levels(_) | Coding::Float8 => 0.0,
                 };
-                (scale * plan.level_unit.unwrap_or(1.0), minimum)
+                (scale * plan.level_unit, minimum)
             };
             let mut put = |index, value| put_single(record, index, source.lane, value);
             match coding.scales {

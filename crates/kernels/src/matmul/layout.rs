@@ -3,10 +3,11 @@
 //! A matrix is cut into **tiles** of 16 rows; the last tile is padded with zero rows. A vector
 //! register holds the same columns of all 16 rows, so a kernel never sums across a register.
 //!
-//! # Dense tiles: F32, F16, BF16
+//! # Dense tiles: F32, F16, BF16, F8_E4M3
 //! ```text
-//! [column][16 rows]      a column of a tile: 64 bytes of f32, 32 bytes of f16 or bf16
+//! [column][16 rows]      a column of a tile: 64 bytes of f32, 32 of f16 or bf16, 16 of f8
 //! ```
+//! Numbers of 8 bits have scales, `[group][16 rows] f32`; a group is any even number of columns.
 //!
 //! # Pair tiles: bf16 whose products take bf16 inputs
 //! ```text
@@ -33,14 +34,6 @@
 //! bits   8: [8]   6: [4][2]   5: [4][1]   4: [4]   3: [2][1]   2: [2]   low bits first
 //! ```
 //! Scales lie in a buffer of their own, tile by tile, in one of the shapes of [`Scales`].
-//!
-//! # Float tiles
-//! Codes whose levels are no integers are multiplied as f32. Columns come in runs of 8:
-//! ```text
-//! levels    [run][16 rows] u32    64 bytes a run: column 8k + j of a row is bits 4j .. 4j + 4
-//! float8    [run][8 columns][16 rows] u8    128 bytes a run
-//! ```
-//! Their scales are `[group][16 rows] f32`; a group is any number of runs.
 
 use bevel_base::DType;
 use bevel_base::pack::iq4::IQ4_LEVELS;
@@ -54,8 +47,6 @@ pub(super) const ROWS: usize = 16;
 pub(super) const GROUP: usize = 32;
 /// Quads of a group.
 pub(super) const QUADS: usize = GROUP / 4;
-/// Columns of a run of a float tile.
-pub(super) const RUN: usize = 8;
 /// Groups of a super-block of 256 columns.
 pub(super) const SUPER: usize = 8;
 
@@ -252,44 +243,33 @@ formats! {
     HalvesTable4 = Coding::table(4, Scales::Halves);
 }
 
-/// What the codes of a float tile are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Float {
-    /// Numbers of levels, of 4 bits.
-    Levels,
-    /// Numbers of the type F8_E4M3, none of which is NaN.
-    Float8,
-}
-
-impl Float {
-    /// The kind whose number a kernel was compiled for.
-    pub(super) const fn of(number: u8) -> Self {
-        if number == Float::Levels as u8 { Float::Levels } else { Float::Float8 }
-    }
-
-    /// Bytes of a run of 8 columns.
-    pub(super) const fn run_bytes(self) -> usize {
-        match self {
-            Float::Levels => RUN * ROWS / 2,
-            Float::Float8 => RUN * ROWS,
-        }
-    }
-}
-
 /// Number formats of dense tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dense {
     F32,
     F16,
     Bf16,
+    /// F8_E4M3 without NaN.
+    F8,
 }
 
 impl Dense {
+    /// The format whose number a kernel was compiled for.
+    pub(super) const fn of(number: u8) -> Self {
+        match number {
+            0 => Dense::F32,
+            1 => Dense::F16,
+            2 => Dense::Bf16,
+            _ => Dense::F8,
+        }
+    }
+
     /// Bytes of a value.
-    pub(super) fn bytes(self) -> usize {
+    pub(super) const fn bytes(self) -> usize {
         match self {
             Dense::F32 => 4,
             Dense::F16 | Dense::Bf16 => 2,
+            Dense::F8 => 1,
         }
     }
 }
@@ -319,7 +299,6 @@ pub(super) enum Layout {
     Dense(Dense),
     Pairs,
     Integer(Integer),
-    Float(Float),
 }
 
 impl Layout {
@@ -354,7 +333,7 @@ impl Layout {
     /// What products take.
     pub(super) fn inputs(self) -> Inputs {
         match self {
-            Layout::Dense(_) | Layout::Float(_) => Inputs::F32,
+            Layout::Dense(_) => Inputs::F32,
             Layout::Pairs => Inputs::Bf16,
             Layout::Integer(_) => Inputs::Int8,
         }
@@ -364,14 +343,12 @@ impl Layout {
     /// layout leaves their number open.
     pub(super) fn tile_bytes(self, cols: usize, columns: usize) -> (usize, usize) {
         match self {
+            Layout::Dense(Dense::F8) => (cols * ROWS, cols.div_ceil(columns) * ROWS * 4),
             Layout::Dense(dense) => (cols * ROWS * dense.bytes(), 0),
             Layout::Pairs => (cols.div_ceil(2) * ROWS * 4, 0),
             Layout::Integer(integer) => {
                 let (coding, groups) = (integer.coding(), cols / GROUP);
                 (groups * coding.group_bytes(), coding.scales.bytes(groups, span_log(columns)))
-            }
-            Layout::Float(float) => {
-                (cols / RUN * float.run_bytes(), cols.div_ceil(columns) * ROWS * 4)
             }
         }
     }

@@ -3,7 +3,8 @@
 //! A file's blocks are repacked at load into a few tile layouts ([`PackedMatrix`], diagrams in
 //! `layout.rs`); a new file format is a repacker, not a kernel. Products with dense weights use f32
 //! activations, or bf16 ones ([`PackedMatrix::pack_bf16`]). Products with integer weights use activations rounded to int8 in groups of 32
-//! columns, once for all matrices that share an input.
+//! columns, once for all matrices that share an input; or, exactly, activations as they are
+//! ([`PackedMatrix::with_exact_products`]).
 //!
 //! Each output value is computed by one task in an order of operations that depends neither on the
 //! number of threads nor on the other tokens of the batch.
@@ -16,6 +17,7 @@ mod avx512;
 mod blocks;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod bytes;
+mod exact;
 mod grouped;
 mod kernels;
 mod layout;
@@ -30,8 +32,8 @@ pub use activations::Scratch;
 pub use grouped::sort_columns;
 pub use packed::PackedMatrix;
 
-use activations::block_tokens;
-use kernels::Sums;
+use activations::TOKENS;
+use kernels::{PANEL_TOKENS, Panel};
 use layout::{Inputs, ROWS};
 
 use crate::Cpu;
@@ -148,29 +150,24 @@ unsafe fn multiply(
     let kernel = weight.kernel(cpu);
     let (cols, rows) = (weight.cols(), weight.rows());
     let token_bytes = weight.inputs().bytes(cols);
-    let panel = (PANEL_BYTES / token_bytes / 8 * 8).max(8);
-    let mut sums: Sums = [[0.0; ROWS]; activations::TOKENS];
+    let panel = (PANEL_BYTES / token_bytes / TOKENS * TOKENS).clamp(TOKENS, PANEL_TOKENS);
+    let mut sums = [[0.0; ROWS]; PANEL_TOKENS];
     for start in (0..n).step_by(panel) {
+        let tokens = panel.min(n - start);
+        let activations = &activations[start * token_bytes..][..tokens * token_bytes];
         for index in tiles.clone() {
-            let tile = weight.tile(index);
+            kernel.run(&weight.tile(index), Panel::new(activations, tokens), &mut sums);
             let (row, width) = (index * ROWS, ROWS.min(rows - index * ROWS));
-            let mut token = start;
-            while token < n.min(start + panel) {
-                let tokens = block_tokens(token, n);
-                let block = &activations[token * token_bytes..][..tokens * token_bytes];
-                kernel.run(&tile, block, tokens, &mut sums);
-                for (i, sums) in sums[..tokens].iter().enumerate() {
-                    // SAFETY: row `row .. row + width` of token `token + i` lies inside the output,
-                    // and no other task writes it.
-                    let out = unsafe {
-                        std::slice::from_raw_parts_mut(
-                            output.0.add((token + i) * rows + row),
-                            width,
-                        )
-                    };
-                    out.copy_from_slice(&sums[..width]);
+            for (i, sums) in sums[..tokens].iter().enumerate() {
+                // SAFETY: row `row .. row + width` of token `start + i` lies inside the output, and no
+                // other task writes it.
+                let out = unsafe {
+                    std::slice::from_raw_parts_mut(output.0.add((start + i) * rows + row), width)
+                };
+                match out.first_chunk_mut() {
+                    Some(out) => *out = *sums,
+                    None => out.copy_from_slice(&sums[..width]),
                 }
-                token += tokens;
             }
         }
     }

@@ -20,13 +20,15 @@ pub struct PackedMatrix {
     pub(super) columns: usize,
     /// True where the weights take more bits than their codes.
     pub(super) widened: bool,
+    /// True where products take activations as they are.
+    exact: bool,
     /// Codes or values, tile by tile.
     codes: SlabBytes,
     /// Scales, tile by tile; none for dense layouts.
     scales: SlabBytes,
-    /// Levels of look-up types, plus 128.
+    /// Levels of look-up types, plus 128: rounded, where they are no integers.
     pub(super) levels: [u8; 16],
-    /// Levels that are no integers.
+    /// The same exactly, without the 128.
     pub(super) table: [f32; 16],
     /// A power of two that every scale is multiplied by; not 1 only in some look-up types.
     factor: f32,
@@ -35,15 +37,15 @@ pub struct PackedMatrix {
 /// One tile, as kernels see it.
 #[derive(Clone, Copy)]
 pub(super) struct Tile<'a> {
-    /// `[group][64 * bits]` bytes, `[column][16]` values, or runs of a float tile.
+    /// `[group][64 * bits]` bytes or `[column][16]` values.
     pub(super) codes: &'a [u8],
     /// In the shape of the coding's [`Scales`], or f32.
     pub(super) scales: &'a [u8],
     /// Columns that share a record of scales, where the layout leaves their number open.
     pub(super) columns: usize,
-    /// Levels of look-up types, plus 128.
+    /// Levels of look-up types, plus 128: rounded, where they are no integers.
     pub(super) levels: &'a [u8; 16],
-    /// Levels that are no integers.
+    /// The same exactly, without the 128.
     pub(super) table: &'a [f32; 16],
     /// What scales are multiplied by in look-up types.
     pub(super) factor: f32,
@@ -146,6 +148,13 @@ impl PackedMatrix {
         scalar::read_row(self.layout, &self.tile(index / ROWS), index % ROWS, out);
     }
 
+    /// With products of activations as they are, not rounded to int8, and of levels that are not rounded
+    /// to integers either. They take several times as long, and have the same bits on every instruction
+    /// set.
+    pub fn with_exact_products(self) -> Self {
+        Self { exact: true, ..self }
+    }
+
     /// True where products are of 8-bit integers, and of floating-point numbers otherwise.
     pub fn multiplies_bytes(&self) -> bool {
         self.inputs() == Inputs::Int8
@@ -174,11 +183,14 @@ impl PackedMatrix {
 
     /// What products take.
     pub(super) fn inputs(&self) -> Inputs {
-        self.layout.inputs()
+        match self.layout.inputs() {
+            Inputs::Int8 if self.exact => Inputs::F32,
+            inputs => inputs,
+        }
     }
 
     pub(super) fn kernel(&self, cpu: &Cpu) -> Kernel {
-        Kernel::select(self.layout, cpu)
+        Kernel::select(self.layout, self.exact, cpu)
     }
 
     fn new(cpu: &Cpu, dtype: DType, rows: usize, cols: usize, pieces: &[&[u8]]) -> Result<Self> {
@@ -200,7 +212,7 @@ impl PackedMatrix {
         });
         let (levels, factor) = layout::levels(dtype);
         let packed = Self::of_parts(dtype.to_string(), layout, rows, cols, codes, scales);
-        Ok(Self { levels: levels.map(|level| (level as u8) ^ 0x80), factor, ..packed })
+        Ok(Self { factor, ..packed.with_levels(levels.map(f32::from)) })
     }
 
     /// A matrix of tiles without levels.
@@ -219,12 +231,19 @@ impl PackedMatrix {
             cols,
             columns: GROUP,
             widened: false,
+            exact: false,
             codes,
             scales,
             levels: [0; 16],
             table: [0.0; 16],
             factor: 1.0,
         }
+    }
+
+    /// With the levels of a look-up type, in units of its scales.
+    pub(super) fn with_levels(self, table: [f32; 16]) -> Self {
+        let levels = table.map(|level| (level.round_ties_even() as i8 as u8) ^ 0x80);
+        Self { table, levels, ..self }
     }
 }
 
@@ -310,9 +329,7 @@ fn put_row(
     let coding = match layout {
         Layout::Dense(dense) => return put_dense(dtype, dense, row, lane, codes),
         Layout::Integer(integer) => integer.coding(),
-        Layout::Pairs | Layout::Float(_) => {
-            unreachable!("{dtype} has a dense or an integer layout")
-        }
+        Layout::Pairs => unreachable!("{dtype} has a dense or an integer layout"),
     };
     let groups = dtype.block_len() / GROUP;
     blocks::each_block(dtype, row, &mut |index, parts| {
@@ -424,5 +441,6 @@ fn put_dense(dtype: DType, dense: Dense, row: &[u8], lane: usize, tile: &mut [u8
         }),
         (_, Dense::F32) => put(row, lane, tile, |v: [u8; 4]| v),
         (_, Dense::F16 | Dense::Bf16) => put(row, lane, tile, |v: [u8; 2]| v),
+        (_, Dense::F8) => unreachable!("plain numbers of 8 bits are stored as bf16"),
     }
 }

@@ -1,10 +1,11 @@
 //! The kernels in portable code: the specification of the fast ones, reading the same tiles.
 
+use bevel_base::pack::e4m3;
 use half::{bf16, f16};
 
-use super::activations::{GROUP_BYTES, TOKENS};
+use super::activations::GROUP_BYTES;
 use super::kernels::Sums;
-use super::layout::{Coding, Dense, Float, Format, GROUP, Layout, ROWS, RUN, Scales, Visitor};
+use super::layout::{Coding, Dense, Format, GROUP, Layout, ROWS, Scales, Visitor};
 use super::packed::Tile;
 
 /// Products of an integer tile with a block of tokens. For each group:
@@ -64,6 +65,11 @@ pub(super) fn dense_bf16(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mu
     dense(tile, block, tokens, sums, |bytes| bf16::from_le_bytes(bytes).to_f32());
 }
 
+/// Products of a tile of F8_E4M3 numbers with a block of tokens.
+pub(super) fn dense_f8(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
+    dense(tile, block, tokens, sums, |[byte]| e4m3(byte));
+}
+
 /// Products of a tile of bf16 pairs with a block of tokens.
 pub(super) fn pairs(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
     sums[..tokens].fill([0.0; ROWS]);
@@ -96,8 +102,12 @@ fn dense<const N: usize>(
 ) {
     sums[..tokens].fill([0.0; ROWS]);
     let columns = tile.codes.as_chunks::<N>().0.as_chunks::<ROWS>().0;
-    for (weights, block) in columns.iter().zip(block.chunks_exact(tokens * 4)) {
-        let weights = weights.map(&convert);
+    for (column, (weights, block)) in columns.iter().zip(block.chunks_exact(tokens * 4)).enumerate()
+    {
+        let mut weights = weights.map(&convert);
+        if let Some(scales) = number_scales(tile, column) {
+            weights = std::array::from_fn(|row| weights[row] * scales[row]);
+        }
         for (sums, &x) in sums.iter_mut().zip(block.as_chunks().0) {
             let x = f32::from_ne_bytes(x);
             for row in 0..ROWS {
@@ -107,61 +117,25 @@ fn dense<const N: usize>(
     }
 }
 
-/// Products of a tile of 4-bit level numbers with a block of tokens: for each group,
-/// sum += scale · Σ level · x.
-pub(super) fn levels(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
-    float(Float::Levels, tile, block, tokens, sums);
-}
-
-/// Products of a tile of F8_E4M3 codes with a block of tokens, as in [`levels`].
-pub(super) fn float8(tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
-    float(Float::Float8, tile, block, tokens, sums);
-}
-
-fn float(kind: Float, tile: &Tile<'_>, block: &[u8], tokens: usize, sums: &mut Sums) {
-    sums[..tokens].fill([0.0; ROWS]);
-    let (x, _) = block.as_chunks::<4>();
-    for (group, x) in x.chunks(tile.columns * tokens).enumerate() {
-        let scales = float_scales(tile, group);
-        let mut parts = [[0.0; ROWS]; TOKENS];
-        for (column, x) in x.chunks_exact(tokens).enumerate() {
-            let weights = float_column(kind, tile, group * tile.columns + column);
-            for (part, &x) in parts.iter_mut().zip(x) {
-                for row in 0..ROWS {
-                    part[row] += weights[row] * f32::from_ne_bytes(x);
-                }
-            }
-        }
-        for (sums, part) in sums.iter_mut().zip(&parts[..tokens]) {
-            for row in 0..ROWS {
-                sums[row] += scales[row] * part[row];
-            }
-        }
-    }
-}
-
-/// The levels of a column of a float tile.
-fn float_column(kind: Float, tile: &Tile<'_>, column: usize) -> [f32; ROWS] {
-    let run = &tile.codes[column / RUN * kind.run_bytes()..][..kind.run_bytes()];
-    std::array::from_fn(|row| match kind {
-        Float::Levels => {
-            let byte = run[row * 4 + column % RUN / 2];
-            tile.table[usize::from(byte >> (column % 2 * 4) & 15)]
-        }
-        Float::Float8 => bevel_base::pack::e4m3(run[column % RUN * ROWS + row]),
-    })
-}
-
-fn float_scales(tile: &Tile<'_>, group: usize) -> [f32; ROWS] {
-    let (scales, _) = tile.scales[group * ROWS * 4..].as_chunks();
-    std::array::from_fn(|row| f32::from_le_bytes(scales[row]))
+/// What the numbers of a column of a dense tile are multiplied with to be the weights.
+fn number_scales(tile: &Tile<'_>, column: usize) -> Option<[f32; ROWS]> {
+    let (scales, _) = tile.scales.as_chunks::<4>().0.as_chunks::<ROWS>();
+    (!scales.is_empty()).then(|| scales[column / tile.columns].map(f32::from_le_bytes))
 }
 
 /// The levels of a group minus their zero: `[column][row]`.
 fn group_levels(coding: Coding, tile: &Tile<'_>, group: usize) -> [[i16; ROWS]; GROUP] {
+    let level = |code: u8| if coding.lookup { tile.levels[usize::from(code)] } else { code };
+    group_codes(coding, tile, group)
+        .map(|codes| codes.map(|code| i16::from(level(code)) - i16::from(coding.zero)))
+}
+
+/// The codes of a group: `[column][row]`.
+#[inline(always)]
+fn group_codes(coding: Coding, tile: &Tile<'_>, group: usize) -> [[u8; ROWS]; GROUP] {
     let planes = &tile.codes[group * coding.group_bytes()..][..coding.group_bytes()];
     let (registers, _) = planes.as_chunks::<64>();
-    let mut levels = [[0; ROWS]; GROUP];
+    let mut codes = [[0; ROWS]; GROUP];
     for column in 0..GROUP {
         let quad = column / 4;
         for row in 0..ROWS {
@@ -169,7 +143,7 @@ fn group_levels(coding: Coding, tile: &Tile<'_>, group: usize) -> [[i16; ROWS]; 
             let nibble = || registers[quad % 4][lane] >> (quad / 4 * 4) & 15;
             let pair = |plane: usize| registers[plane + quad / 4][lane] >> (quad % 4 * 2) & 3;
             let bit = |plane: usize| registers[plane][lane] >> quad & 1;
-            let code = match coding.bits {
+            codes[column][row] = match coding.bits {
                 8 => registers[quad][lane],
                 6 => nibble() | pair(4) << 4,
                 5 => nibble() | bit(4) << 4,
@@ -177,15 +151,14 @@ fn group_levels(coding: Coding, tile: &Tile<'_>, group: usize) -> [[i16; ROWS]; 
                 3 => pair(0) | bit(2) << 2,
                 _ => pair(0),
             };
-            let level = if coding.lookup { tile.levels[usize::from(code)] } else { code };
-            levels[column][row] = i16::from(level) - i16::from(coding.zero);
         }
     }
-    levels
+    codes
 }
 
 /// Scales and minima (which are added) of the group's halves, the first being the whole group's
 /// where halves share them.
+#[inline(always)]
 fn scales(coding: Coding, tile: &Tile<'_>, group: usize) -> [([f32; ROWS], [f32; ROWS]); 2] {
     let (start, position) = coding.scales.locate(group, tile.span_log());
     let record = &tile.scales[start..];
@@ -235,6 +208,28 @@ fn scales(coding: Coding, tile: &Tile<'_>, group: usize) -> [([f32; ROWS], [f32;
     }
 }
 
+/// The weights of a group: `[column][row]`.
+#[inline(always)]
+pub(super) fn group_weights(coding: Coding, tile: &Tile<'_>, group: usize) -> [[f32; ROWS]; GROUP] {
+    let codes = group_codes(coding, tile, group);
+    let scales = scales(coding, tile, group);
+    std::array::from_fn(|column| {
+        let (scale, min) = &scales[column / (GROUP / 2)];
+        std::array::from_fn(|row| {
+            scale[row] * exact_level(coding, tile, codes[column][row]) + min[row]
+        })
+    })
+}
+
+/// The level of a code minus the zero, as it is before products round it to an integer.
+#[inline(always)]
+fn exact_level(coding: Coding, tile: &Tile<'_>, code: u8) -> f32 {
+    match coding.lookup {
+        true => tile.table[usize::from(code)],
+        false => f32::from(code) - f32::from(coding.zero),
+    }
+}
+
 /// Reads row `lane` of a tile.
 pub(super) fn read_row(layout: Layout, tile: &Tile<'_>, lane: usize, out: &mut [f32]) {
     struct Read<'a>(&'a Tile<'a>, usize, &'a mut [f32]);
@@ -245,11 +240,9 @@ pub(super) fn read_row(layout: Layout, tile: &Tile<'_>, lane: usize, out: &mut [
         fn visit<F: Format>(self) {
             let Read(tile, lane, out) = self;
             for (group, out) in out.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-                let levels = group_levels(F::CODING, tile, group);
-                let scales = scales(F::CODING, tile, group);
-                for (column, out) in out.iter_mut().enumerate() {
-                    let (scale, min) = &scales[column / (GROUP / 2)];
-                    *out = scale[lane] * f32::from(levels[column][lane]) + min[lane];
+                let weights = group_weights(F::CODING, tile, group);
+                for (out, weights) in out.iter_mut().zip(weights) {
+                    *out = weights[lane];
                 }
             }
         }
@@ -269,18 +262,15 @@ pub(super) fn read_row(layout: Layout, tile: &Tile<'_>, lane: usize, out: &mut [
 
     match layout {
         Layout::Integer(integer) => integer.visit(Read(tile, lane, out)),
-        Layout::Float(float) => {
-            for (group, out) in out.chunks_mut(tile.columns).enumerate() {
-                let scale = float_scales(tile, group)[lane];
-                for (i, out) in out.iter_mut().enumerate() {
-                    let column = group * tile.columns + i;
-                    *out = scale * float_column(float, tile, column)[lane];
-                }
-            }
-        }
         Layout::Dense(Dense::F32) => read(tile, lane, out, f32::from_le_bytes),
         Layout::Dense(Dense::F16) => read(tile, lane, out, |v| f16::from_le_bytes(v).to_f32()),
         Layout::Dense(Dense::Bf16) => read(tile, lane, out, |v| bf16::from_le_bytes(v).to_f32()),
+        Layout::Dense(Dense::F8) => {
+            read(tile, lane, out, |[byte]| e4m3(byte));
+            for (column, out) in out.iter_mut().enumerate() {
+                *out *= number_scales(tile, column).map_or(1.0, |scales| scales[lane]);
+            }
+        }
         Layout::Pairs => {
             let pairs = tile.codes.as_chunks::<4>().0.as_chunks::<ROWS>().0;
             for (out, &weights) in out.chunks_mut(2).zip(pairs) {

@@ -6,20 +6,7 @@ use bevel_kernels::{Cpu, Error, Isa, PackedMatrix, Product, Scratch, matmul};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
 
-/// A small generator: tests must not depend on a library's stream of numbers.
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 32) as u32
-    }
-
-    /// In -1 .. 1.
-    fn value(&mut self) -> f32 {
-        self.bits() as i32 as f32 / 2f32.powi(31)
-    }
-}
+use crate::random::Random;
 
 fn weight_types() -> impl Iterator<Item = DType> {
     DType::all().filter(|dtype| dtype.is_weight())
@@ -53,7 +40,7 @@ fn file_rows(dtype: DType, rows: usize, cols: usize, random: &mut Random) -> Vec
         pack::quantize(dtype, &values, None, &mut data).unwrap();
         return data;
     }
-    let mut data: Vec<u8> = (0..bytes).map(|_| random.bits() as u8).collect();
+    let mut data: Vec<u8> = (0..bytes).map(|_| random.below(256) as u8).collect();
     for block in data.chunks_exact_mut(dtype.block_bytes()) {
         for &offset in scale_offsets(dtype) {
             let scale = half::f16::from_f32(random.value() * 0.1);
@@ -109,7 +96,7 @@ fn multiply(cpu: &Cpu, weight: &PackedMatrix, x: &[f32], n: usize) -> Vec<f32> {
 /// kernels multiply, loosely with the activations before they were rounded to int8.
 #[track_caller]
 fn check(dtype: DType, rows: usize, blocks: usize, n: usize, seed: u64) {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let cols = blocks * dtype.block_len();
     let data = file_rows(dtype, rows, cols, &mut random);
     let x: Vec<f32> = (0..n * cols).map(|_| random.value()).collect();
@@ -120,10 +107,19 @@ fn check(dtype: DType, rows: usize, blocks: usize, n: usize, seed: u64) {
 fn check_data(dtype: DType, rows: usize, cols: usize, data: &[u8], x: &[f32], n: usize) {
     let w = dequantized(dtype, data, rows * cols);
     let used = if is_dense(dtype) { x.to_vec() } else { rounded(x) };
+    let mut exact_elsewhere: Option<Vec<f32>> = None;
     for isa in Isa::available() {
         let cpu = Cpu::with_isa(1, isa);
         let weight = PackedMatrix::pack(&cpu, dtype, rows, cols, data).unwrap();
         let out = multiply(&cpu, &weight, x, n);
+        let exact = multiply(&cpu, &weight.with_exact_products(), x, n);
+        if !is_dense(dtype) {
+            let elsewhere = exact_elsewhere.get_or_insert_with(|| exact.clone());
+            assert_eq!(
+                exact, *elsewhere,
+                "{dtype} {isa}: exact products have the same bits everywhere"
+            );
+        }
         for token in 0..n {
             let x = &x[token * cols..][..cols];
             let used = &used[token * cols..][..cols];
@@ -137,6 +133,13 @@ fn check_data(dtype: DType, rows: usize, cols: usize, data: &[u8], x: &[f32], n:
                 assert!(error <= 3e-6, "{what}: {error:e} of its size away from {}", dot(w, used));
                 let error = (found - dot(w, x)).abs() / size;
                 assert!(error <= 1e-2, "{what}: {error:e} of its size lost by rounding");
+                let exact = f64::from(exact[token * rows + row]);
+                let error = (exact - dot(w, x)).abs() / (norm(w) * norm(x) + 1e-30);
+                assert!(
+                    error <= 3e-6,
+                    "{what}, exact: {error:e} of its size away from {}",
+                    dot(w, x)
+                );
             }
         }
     }
@@ -175,7 +178,7 @@ proptest! {
         n in 1usize..=33,
         seed in any::<u64>(),
     ) {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let mut values = |len: usize| (0..len).map(|_| random.value()).collect::<Vec<f32>>();
         let (w, x) = (values(rows * cols), values(n * cols));
         check_bf16(rows, cols, &w, &x, n);
@@ -209,7 +212,7 @@ fn check_bf16(rows: usize, cols: usize, w: &[f32], x: &[f32], n: usize) {
 #[test]
 fn products_of_bf16_depend_on_neither_threads_nor_the_rest_of_the_batch() {
     let (rows, cols, n) = (200, 513, 27);
-    let mut random = Random(12);
+    let mut random = Random::new(12);
     let mut values = |len: usize| (0..len).map(|_| random.value()).collect::<Vec<f32>>();
     let (w, mut x) = (values(rows * cols), values(n * cols));
     // What is not finite stays with its token.
@@ -242,7 +245,7 @@ fn a_row_is_read_back_as_it_is_dequantized() {
     let cpu = Cpu::with_isa(2, Isa::Scalar);
     for dtype in weight_types() {
         let (rows, cols) = (37, 512);
-        let data = file_rows(dtype, rows, cols, &mut Random(7));
+        let data = file_rows(dtype, rows, cols, &mut Random::new(7));
         let expected = dequantized(dtype, &data, rows * cols);
         let weight = PackedMatrix::pack(&cpu, dtype, rows, cols, &data).unwrap();
         let mut row = vec![0.0; cols];
@@ -264,7 +267,7 @@ fn results_depend_on_neither_threads_nor_the_rest_of_the_batch() {
         let (one, three) = (Cpu::with_isa(1, isa), Cpu::with_isa(3, isa));
         for dtype in [DType::Q4_0, DType::Q6_K, DType::Q8_0, DType::IQ4_NL, DType::BF16] {
             let (rows, cols, n) = (200, 512, 27);
-            let mut random = Random(11);
+            let mut random = Random::new(11);
             let data = file_rows(dtype, rows, cols, &mut random);
             let x: Vec<f32> = (0..n * cols).map(|_| random.value()).collect();
             let weight = PackedMatrix::pack(&one, dtype, rows, cols, &data).unwrap();
@@ -286,7 +289,7 @@ fn results_depend_on_neither_threads_nor_the_rest_of_the_batch() {
 fn products_that_share_an_input_equal_products_alone() {
     let cpu = Cpu::with_isa(2, *Isa::available().last().unwrap());
     let (cols, n) = (256, 5);
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     let x: Vec<f32> = (0..n * cols).map(|_| random.value()).collect();
     let weights: Vec<PackedMatrix> = [(DType::Q4_K, 33), (DType::F16, 7), (DType::Q8_0, 64)]
         .into_iter()
@@ -309,7 +312,7 @@ fn products_that_share_an_input_equal_products_alone() {
 fn rows_gathered_from_pieces_are_the_rows_of_one_matrix() {
     let cpu = Cpu::with_isa(2, Isa::Scalar);
     let (rows, cols) = (50, 64);
-    let data = file_rows(DType::Q5_1, rows, cols, &mut Random(5));
+    let data = file_rows(DType::Q5_1, rows, cols, &mut Random::new(5));
     let row_bytes = DType::Q5_1.row_bytes(cols).unwrap();
     let pieces = [&data[..20 * row_bytes], &[], &data[20 * row_bytes..]];
     let whole = PackedMatrix::pack(&cpu, DType::Q5_1, rows, cols, &data).unwrap();
@@ -346,7 +349,7 @@ fn extreme_codes_neither_overflow_nor_saturate() {
 fn tiny_and_zero_values_stay_what_they_are() {
     let (rows, cols, n) = (16, 256, 3);
     for dtype in weight_types() {
-        let data = file_rows(dtype, rows, cols, &mut Random(9));
+        let data = file_rows(dtype, rows, cols, &mut Random::new(9));
         for x in [0.0, 1e-42, 1e-36, 1e-30] {
             for isa in Isa::available() {
                 let cpu = Cpu::with_isa(1, isa);
@@ -374,7 +377,7 @@ fn tiny_and_zero_values_stay_what_they_are() {
 fn what_is_not_finite_stays_visible() {
     let (rows, cols, n) = (16, 256, 3);
     for dtype in weight_types() {
-        let data = file_rows(dtype, rows, cols, &mut Random(9));
+        let data = file_rows(dtype, rows, cols, &mut Random::new(9));
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for isa in Isa::available() {
                 let cpu = Cpu::with_isa(1, isa);

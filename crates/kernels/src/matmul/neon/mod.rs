@@ -3,12 +3,12 @@
 //! Every body exists once. The integer kernels take what the instruction sets differ in from
 //! [`dot::Dot`]; all others need no more than NEON.
 
+mod dense;
 mod dot;
-mod float;
 mod integer;
 mod quantize;
 
-pub(super) use float::{dense_bf16, dense_f16, dense_f32, float8, levels};
+pub(super) use dense::{dense_bf16, dense_f8, dense_f16, dense_f32};
 pub(super) use integer::{integer, integer_dot, integer_i8mm};
 pub(super) use quantize::{quantize_block, quantize_pairs};
 

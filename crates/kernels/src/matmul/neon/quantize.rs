@@ -29,14 +29,15 @@ fn round(group: &[f32; GROUP]) -> Rounded {
     // Converting rounds to nearest, ties to even.
     let q = x.map(|v| vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v, factor))));
     let mut codes = [0; GROUP];
-    let mut negative_sums = [0; 2];
+    let mut negative_sums = [0; 3];
     for half in 0..2 {
         let [a, b, c, d] = [0, 1, 2, 3].map(|i| q[half * 4 + i]);
         let bytes = vcombine_s8(vmovn_s16(vcombine_s16(a, b)), vmovn_s16(vcombine_s16(c, d)));
         let (halves, _) = codes.as_chunks_mut::<16>();
         // SAFETY: writes exactly an array of 16 bytes.
         unsafe { vst1q_s8(halves[half].as_mut_ptr(), bytes) };
-        negative_sums[half] = -i32::from(vaddlvq_s8(bytes));
+        negative_sums[1 + half] = -i32::from(vaddlvq_s8(bytes));
     }
+    negative_sums[0] = negative_sums[1] + negative_sums[2];
     Rounded { codes, scale, negative_sums }
 }
