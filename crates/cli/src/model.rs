@@ -69,8 +69,8 @@ pub(crate) struct Loaded {
     pub(crate) load_time: Duration,
 }
 
-/// Loads a MODEL argument.
-pub(crate) fn load(name: &str, global: &Global) -> Result<Loaded> {
+/// Loads a MODEL argument. Where `exact`, activations are not rounded.
+pub(crate) fn load(name: &str, exact: bool, global: &Global) -> Result<Loaded> {
     let path = resolve(name, global)?;
     let cpu = cpu(global)?;
     let start = Instant::now();
@@ -84,6 +84,7 @@ pub(crate) fn load(name: &str, global: &Global) -> Result<Loaded> {
     });
     let (tokenizer, weights) = (tokenizer?, weights?);
     checkpoint.warnings().iter().chain(weights.warnings()).for_each(|warning| global.warn(warning));
+    let weights = if exact { weights.with_exact_products() } else { weights };
     let model = Model::new(checkpoint, weights);
     Ok(Loaded { model, tokenizer, cpu, load_time: start.elapsed() })
 }

@@ -49,6 +49,15 @@ pub(crate) struct Sampling {
     pub(crate) stop: Vec<String>,
 }
 
+/// Options of the arithmetic, shared by all verbs that run a model.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Products {
+    /// Multiply with activations as they are, instead of rounded to 8 bits where weights are integers:
+    /// several times slower
+    #[arg(long)]
+    pub(crate) exact: bool,
+}
+
 /// Options of the key–value memory, shared by all verbs that run a model.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Context")]

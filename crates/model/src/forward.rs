@@ -153,6 +153,11 @@ impl Model {
         Self { checkpoint, weights }
     }
 
+    /// With [`Weights::with_exact_products`].
+    pub fn with_exact_products(self) -> Self {
+        Self { weights: self.weights.with_exact_products(), ..self }
+    }
+
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         self.checkpoint.config()

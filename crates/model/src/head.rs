@@ -47,6 +47,10 @@ impl Head {
         Ok(Self { norm, output })
     }
 
+    pub(crate) fn with_exact_products(self) -> Self {
+        Self { output: self.output.with_exact_products(), ..self }
+    }
+
     /// Replaces the weights by rows of another type, `[vocab, dim]`.
     ///
     /// # Errors

@@ -29,6 +29,11 @@ impl Linear {
         Self { order: Some(order), ..Self::new(weight) }
     }
 
+    /// With [`PackedMatrix::with_exact_products`].
+    pub(crate) fn with_exact_products(self) -> Self {
+        Self { weight: self.weight.with_exact_products(), ..self }
+    }
+
     /// Writes row `index` of the weight into `out`, `[in]`.
     pub(crate) fn row(&self, index: usize, out: &mut [f32]) {
         self.weight.row(index, out);

@@ -48,6 +48,21 @@ pub(crate) struct LayerWeights {
 }
 
 impl LayerWeights {
+    fn with_exact_products(self) -> Self {
+        let exact = Linear::with_exact_products;
+        let mlp =
+            |Mlp { gate, up, down }| Mlp { gate: exact(gate), up: exact(up), down: exact(down) };
+        let ffn = match self.ffn {
+            Ffn::Dense(dense) => Ffn::Dense(Box::new(mlp(*dense))),
+            Ffn::Experts { router, experts } => Ffn::Experts {
+                router: Box::new(exact(*router)),
+                experts: experts.into_iter().map(mlp).collect(),
+            },
+        };
+        let [q, k, v, o] = [self.q, self.k, self.v, self.o].map(exact);
+        Self { q, k, v, o, ffn, ..self }
+    }
+
     /// Its linear layers; true for those of experts.
     fn linears(&self) -> Vec<(&Linear, bool)> {
         let (router, mlps) = match &self.ffn {
@@ -122,6 +137,13 @@ impl Weights {
         let head = Head::load_with(&mut loader)?;
         let warnings = loader.warnings();
         Ok(Self { embedding, layers, head, warnings })
+    }
+
+    /// With products of activations as they are, see [`PackedMatrix::with_exact_products`]: those of a file
+    /// of integer weights then differ from the dequantized model's by rounding in single precision alone.
+    pub fn with_exact_products(self) -> Self {
+        let layers = self.layers.into_iter().map(LayerWeights::with_exact_products).collect();
+        Self { layers, head: self.head.with_exact_products(), ..self }
     }
 
     /// What takes more memory than it should, a sentence each.

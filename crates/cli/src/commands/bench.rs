@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::args::Global;
 use crate::model::{self, Loaded};
-use crate::sampling::Kv;
+use crate::sampling::{Kv, Products};
 use crate::ui::print_json;
 use crate::ui::progress::{Progress, Unit};
 use crate::ui::table::Table;
@@ -52,6 +52,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     kv: Kv,
+
+    #[command(flatten)]
+    products: Products,
 }
 
 /// What `--json` prints.
@@ -70,7 +73,8 @@ struct Output<'a> {
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
-    let Loaded { model, cpu, load_time, .. } = model::load(&args.model, global)?;
+    let Loaded { model, cpu, load_time, .. } =
+        model::load(&args.model, args.products.exact, global)?;
     let config = BenchConfig {
         prompt: args.prompt,
         decode: args.decode,

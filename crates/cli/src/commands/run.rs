@@ -13,7 +13,7 @@ use crate::answer::{Stats, answer};
 use crate::args::Global;
 use crate::generation::GenerationConfig;
 use crate::model::{self, Loaded};
-use crate::sampling::{Kv, Sampling, context};
+use crate::sampling::{Kv, Products, Sampling, context};
 use crate::text;
 use crate::ui::interrupt::{self, Interrupted};
 use crate::ui::print_json;
@@ -61,6 +61,9 @@ pub(crate) struct Args {
     kv: Kv,
 
     #[command(flatten)]
+    products: Products,
+
+    #[command(flatten)]
     sampling: Sampling,
 }
 
@@ -81,7 +84,8 @@ struct Output<'a> {
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let prompt = args.prompt()?;
-    let Loaded { model, mut tokenizer, cpu, load_time } = model::load(&args.model, global)?;
+    let Loaded { model, mut tokenizer, cpu, load_time } =
+        model::load(&args.model, args.products.exact, global)?;
     let generation_config = GenerationConfig::of(model.checkpoint())?;
     tokenizer.add_end_of_generation(generation_config.eos().iter().copied());
     let tokens = args.encode(&tokenizer, &prompt)?;

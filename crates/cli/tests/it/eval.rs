@@ -130,6 +130,38 @@ fn divergence_from_another_model() {
     check_failure(&output(&other), 1, &["another model", "base.logits"]);
     let window = ["eval", &small, "--against", &logits, "--text", TEXT];
     check_failure(&output(&window), 1, &["--ctx 64"]);
+    for more in [&["--against", &logits][..], &["--against", &small, "--base-logits", &logits]] {
+        let exact =
+            [&["eval", &small, "--text", TEXT, "--ctx", "64", "--base-exact"], more].concat();
+        check_failure(&output(&exact), 1, &["predictions already", "--base-exact"]);
+    }
+}
+
+#[test]
+fn exact_products_tell_what_rounding_activations_costs() {
+    let dir = scratch();
+    let small = dir.path().join("small.gguf");
+    let small = small.to_str().unwrap();
+    stdout(&output(&["quantize", "tiny-austen", "Q8_0", "-o", small]));
+    let run = |more: &[&str]| {
+        let common = ["eval", small, "--text", TEXT, "--ctx", "64", "--tokens", "256", "--json"];
+        json(&[&common, more].concat())
+    };
+    let kl = |more: &[&str]| {
+        let value = run(&[&["--against", small], more].concat());
+        value["kl"]["value"].as_f64().unwrap()
+    };
+    let rounding = kl(&["--base-exact"]);
+    assert!((1e-7..1e-3).contains(&rounding), "{rounding}");
+    assert!(kl(&["--exact"]) < 1e-9, "both are exact");
+    let perplexity = |more: &[&str]| run(more)["perplexity"].as_f64().unwrap();
+    let (exact, rounded) = (perplexity(&["--exact"]), perplexity(&[]));
+    assert!(exact != rounded && (exact / rounded - 1.0).abs() < 5e-3, "{exact}, {rounded}");
+    for verb in ["run", "bench"] {
+        let more: &[&str] =
+            if verb == "run" { &["It was", "-n", "4"] } else { &["-p", "8", "-n", "4", "-r", "1"] };
+        json(&[&[verb, small, "--exact", "--json"], more].concat());
+    }
 }
 
 #[test]

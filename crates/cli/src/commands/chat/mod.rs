@@ -17,7 +17,7 @@ use crate::answer::{Stats, answer};
 use crate::args::Global;
 use crate::generation::GenerationConfig;
 use crate::model::{self, Loaded};
-use crate::sampling::{Kv, Sampling, context};
+use crate::sampling::{Kv, Products, Sampling, context};
 use crate::ui::{interrupt, print_json};
 use command::{Command, HELP};
 use conversation::{Conversation, Turn};
@@ -47,6 +47,9 @@ pub(crate) struct Args {
     kv: Kv,
 
     #[command(flatten)]
+    products: Products,
+
+    #[command(flatten)]
     sampling: Sampling,
 }
 
@@ -63,7 +66,8 @@ struct Output<'a> {
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
-    let Loaded { model, mut tokenizer, cpu, .. } = model::load(&args.model, global)?;
+    let Loaded { model, mut tokenizer, cpu, .. } =
+        model::load(&args.model, args.products.exact, global)?;
     let template = match tokenizer.chat_template(false) {
         Ok(template) => template,
         Err(TemplateError::Missing) => bail!(

@@ -79,7 +79,8 @@ pub(super) fn run(args: &Args, base: &str, global: &Global) -> Result<()> {
     };
     let path = model::resolve(&args.model, global)?;
     let (base, base_file) = open_base(args, base, &config, &content, global)?;
-    let Loaded { model, tokenizer, cpu, .. } = model::load(&args.model, global)?;
+    let Loaded { model, tokenizer, cpu, .. } =
+        model::load(&args.model, args.products.exact, global)?;
     let text = args.encode(&tokenizer, &content)?;
     warn_of_long_windows(context, model.config().context, global);
 
@@ -118,20 +119,30 @@ fn open_base(
             args.base_logits.is_none(),
             "`{base}` is a file of predictions already; leave --base-logits out"
         );
+        ensure!(
+            !args.base_exact,
+            "`{base}` is a file of predictions already; leave --base-exact out"
+        );
         return Ok((Base::File(BaseLogits::open(Path::new(base))?), None));
     }
     let path = model::resolve(base, global)?;
+    let exact = args.products.exact || args.base_exact;
     let Some(file) = &args.base_logits else {
-        return Ok((Base::Model(Box::new(model::load(base, global)?)), Some(path)));
+        return Ok((Base::Model(Box::new(model::load(base, exact, global)?)), Some(path)));
     };
     if file.exists() {
+        ensure!(
+            !args.base_exact,
+            "`{}` holds predictions already, with or without --base-exact: leave it out, or name another file",
+            file.display()
+        );
         let logits = BaseLogits::open(file)?;
         let checkpoint = model::open(base, global)?;
         let cpu = model::cpu(global)?;
         logits.check_model(&ModelDigest::of(&checkpoint, &cpu)?)?;
         return Ok((Base::File(logits), Some(path)));
     }
-    let loaded = model::load(base, global)?;
+    let loaded = model::load(base, exact, global)?;
     let candidate = model::open(&args.model, global)?;
     // Before the base runs for nothing.
     check_vocabulary(&loaded.tokenizer, &candidate.tokenizer()?)?;

@@ -14,7 +14,7 @@ use bevel_eval::Text;
 use bevel_model::tokenizer::Tokenizer;
 
 use crate::args::Global;
-use crate::sampling::{Kv, KvName};
+use crate::sampling::{Kv, KvName, Products};
 use crate::text;
 
 const EXPLANATION: &str = "\
@@ -31,7 +31,8 @@ longer.
 --base-logits wrote or llama.cpp's. With --base-logits FILE the base runs once and its predictions \
 are kept there, two bytes for each token of the vocabulary and scored token of the text; further \
 models are compared with them without running the base. `--against MODEL --base-kv f16 --kv q4_0` tells \
-what storing keys and values in fewer bits does to a model.
+what storing keys and values in fewer bits does to a model, `--against MODEL --base-exact` what \
+rounding activations does.
 
 --choices FILE asks questions: each line a JSON object such as
     {\"question\": \"...\", \"choices\": [\"...\", \"...\"], \"answer\": 1, \"subject\": \"history\"}
@@ -86,8 +87,15 @@ pub(crate) struct Args {
     #[arg(long, requires = "choices")]
     chat: bool,
 
+    /// Run the base as with --exact
+    #[arg(long, requires = "against", conflicts_with = "choices")]
+    base_exact: bool,
+
     #[command(flatten)]
     kv: Kv,
+
+    #[command(flatten)]
+    products: Products,
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
