@@ -229,7 +229,7 @@ impl<'m> Group<'m> {
     fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
         for sequence in &mut self.sequences {
             self.cache.extend(sequence, tokens.len())?;
-            let parts = [Part { tokens: tokens.len(), sequence }];
+            let parts = [Part { tokens: tokens.len(), sequence, tree: &[] }];
             let batch = Batch { tokens, parts: &parts, outputs: &[] };
             self.model.forward(self.cpu, &batch, &mut self.cache, &mut self.state)?;
         }
@@ -244,7 +244,7 @@ impl<'m> Group<'m> {
         self.tokens.clear();
         self.tokens.resize(self.sequences.len(), token);
         let parts: Vec<Part<'_>> =
-            self.sequences.iter().map(|sequence| Part { tokens: 1, sequence }).collect();
+            self.sequences.iter().map(|sequence| Part { tokens: 1, sequence, tree: &[] }).collect();
         let batch = Batch { tokens: &self.tokens, parts: &parts, outputs: &self.outputs };
         self.model.forward(self.cpu, &batch, &mut self.cache, &mut self.state)?;
         Ok(())

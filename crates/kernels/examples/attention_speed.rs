@@ -82,7 +82,7 @@ fn time(
     let new = &kv[..queries * kv_heads * head_dim];
     let mut out = vec![0.0; q.len()];
     let mut scratch = AttentionScratch::new();
-    let span = SequenceSpan { first_query: 0, queries, context, blocks: &blocks };
+    let span = SequenceSpan { first_query: 0, queries, context, blocks: &blocks, tree: &[] };
     let mut times: Vec<f64> = (0..10 * layers)
         .map(|i| {
             let start = Instant::now();

@@ -23,7 +23,10 @@ mod softmax;
 mod wide;
 
 pub use activation::{gelu_erf_mul, gelu_tanh_mul, silu_mul};
-pub use attention::{AttentionScratch, AttentionSpec, SequenceSpan, attention};
+pub use attention::{
+    AttentionScratch, AttentionSpec, SequenceSpan, TREE_QUERIES, attention, attention_tree,
+    depth_in_tree,
+};
 pub use cpu::Cpu;
 pub use divergence::{RowDivergence, kl_divergence, log_sum_exp};
 pub use elementwise::{add, add_bias, add_scaled, scale, softcap};

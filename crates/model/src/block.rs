@@ -85,7 +85,7 @@ impl Block {
         tap: &mut Tap<'_>,
     ) -> Result<ControlFlow<()>> {
         run.begin(cpu, config, x)?;
-        let parts = [Part { tokens: run.sequence.len(), sequence: &run.sequence }];
+        let parts = [Part { tokens: run.sequence.len(), sequence: &run.sequence, tree: &[] }];
         let (spans, cache) = (spans(&parts, Vec::new()), &mut run.cache);
         let done =
             self.weights.attention(cpu, config, self.place, &spans, cache, &mut run.state, tap);
@@ -239,7 +239,7 @@ impl BlockState {
         let n = x.len() / config.dim;
         self.cache.truncate(&mut self.sequence, 0);
         self.cache.extend(&mut self.sequence, n)?;
-        let parts = [Part { tokens: n, sequence: &self.sequence }];
+        let parts = [Part { tokens: n, sequence: &self.sequence, tree: &[] }];
         self.state.place(cpu, config, n, &parts);
         std::mem::swap(&mut self.state.x, x);
         Ok(())

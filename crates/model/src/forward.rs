@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use bevel_kernels::{
     AttentionScratch, AttentionSpec, Cpu, RopeSpec, RopeTable, SequenceSpan, Slot, add_scaled,
-    attention, rms_norm, rms_norm_in_place, rope, scale,
+    attention, depth_in_tree, rms_norm, rms_norm_in_place, rope, scale,
 };
 
 use crate::cache::{KvCache, Sequence};
@@ -44,6 +44,9 @@ pub struct Part<'a> {
     pub tokens: usize,
     /// The sequence, these tokens counted.
     pub sequence: &'a Sequence,
+    /// The tree that the tokens form, of [`bevel_kernels::attention_tree`]; empty where each follows the one
+    /// before. Logits of a node are those of the path that leads to it, bit for bit.
+    pub tree: &'a [u64],
 }
 
 /// The buffers of a forward pass. They grow to the largest batch seen and are then reused.
@@ -125,9 +128,11 @@ impl State {
         self.positions.clear();
         self.slots.clear();
         for part in parts {
-            for position in part.sequence.len() - part.tokens..part.sequence.len() {
+            let base = part.sequence.len() - part.tokens;
+            for token in 0..part.tokens {
+                let position = base + depth_in_tree(part.tree, token);
                 self.positions.push(u32::try_from(position).expect("positions fit in u32"));
-                self.slots.push(Sequence::slot(part.sequence.blocks(), position));
+                self.slots.push(Sequence::slot(part.sequence.blocks(), base + token));
             }
         }
         assert_eq!(self.positions.len(), n, "the parts of a batch add up to its tokens");
@@ -354,6 +359,7 @@ pub(crate) fn spans<'a>(
             queries: part.tokens,
             context: part.sequence.len(),
             blocks: part.sequence.blocks(),
+            tree: part.tree,
         }
     };
     spans.extend(parts.iter().map(span));

@@ -82,7 +82,7 @@ impl<'m> Session<'m> {
         let before = self.sequence.len();
         self.check_room(tokens.len())?;
         self.cache.extend(&mut self.sequence, tokens.len())?;
-        let parts = [Part { tokens: tokens.len(), sequence: &self.sequence }];
+        let parts = [Part { tokens: tokens.len(), sequence: &self.sequence, tree: &[] }];
         let batch = Batch { tokens, parts: &parts, outputs };
         match self.model.forward(self.cpu, &batch, &mut self.cache, &mut self.state) {
             Ok(_) => {

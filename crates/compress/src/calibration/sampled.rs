@@ -143,7 +143,7 @@ impl Sampler<'_> {
         let parts: Vec<Part<'_>> = lanes
             .iter()
             .zip(&counts)
-            .map(|(lane, &tokens)| Part { tokens, sequence: &lane.sequence })
+            .map(|(lane, &tokens)| Part { tokens, sequence: &lane.sequence, tree: &[] })
             .collect();
         // (2)
         let batch = Batch { tokens: &tokens, parts: &parts, outputs: &outputs };

@@ -48,7 +48,7 @@ fn logits(model: &Path, sequences: &[Vec<u32>]) -> Vec<Vec<f32>> {
         let mut cache = KvCache::new(config, KvType::F32, tokens.len()).unwrap();
         let mut sequence = Sequence::new();
         cache.extend(&mut sequence, tokens.len()).unwrap();
-        let parts = [Part { tokens: tokens.len(), sequence: &sequence }];
+        let parts = [Part { tokens: tokens.len(), sequence: &sequence, tree: &[] }];
         let outputs: Vec<usize> = (0..tokens.len()).collect();
         let batch = Batch { tokens, parts: &parts, outputs: &outputs };
         let mut state = State::new(config, tokens.len());

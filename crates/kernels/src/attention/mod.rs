@@ -28,15 +28,18 @@
 //! instruction set with vectors. Packed keys and values are unpacked as they are read, which is exact
 //! ([`load`]): the arithmetic is that of the same numbers in an f32 cache, bit for bit.
 //!
+//! Queries may form a tree ([`tree`]), whose branches stand at the same positions.
+//!
 //! A row's arithmetic depends on its own position and on nothing else: tiles and chunks lie at fixed
 //! positions, and a tile a row does not see leaves its m, l and o as they were, bit for bit. So a
-//! token's output is the same whether its prompt came in one piece or in many, alone or in a batch,
-//! on one thread or several, and whether chunks ran one after the other or apart.
+//! token's output is the same whether its prompt came in one piece or in many, alone, in a batch or on a
+//! branch, on one thread or several, and whether chunks ran one after the other or apart.
 
 mod lanes;
 mod load;
 mod scalar;
 mod task;
+mod tree;
 mod vector;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -93,11 +96,42 @@ pub struct SequenceSpan<'a> {
     /// Number of its queries: its newest tokens, in order.
     pub queries: usize,
     /// Its tokens in the cache, the queries' own included. Query i stands at position
-    /// `context − queries + i`.
+    /// `context − queries + i`, or at `context − queries` + its depth in a tree.
     pub context: usize,
-    /// Its blocks: position p lies in `blocks[p / 16]`. Blocks that lie wholly before every query's
+    /// Its blocks: token p lies in `blocks[p / 16]`. Blocks that lie wholly before every query's
     /// window are not looked at.
     pub blocks: &'a [u32],
+    /// The tree that the queries form, as [`attention_tree`] makes it: for each query the set of queries that it
+    /// sees, its ancestors and itself, as bits. Empty where each query follows the one before.
+    pub tree: &'a [u64],
+}
+
+/// Most queries of a tree.
+pub const TREE_QUERIES: usize = u64::BITS as usize;
+
+/// The masks of a tree ([`SequenceSpan::tree`]) of which each node's parent is given, `None` for nodes that
+/// follow the tokens before the tree. A node at depth d takes position `context − queries` + d.
+///
+/// # Panics
+/// Where a parent is not before its child, or there are more than [`TREE_QUERIES`] nodes.
+pub fn attention_tree(parents: &[Option<usize>]) -> Vec<u64> {
+    assert!(parents.len() <= TREE_QUERIES, "{} nodes: a tree has {TREE_QUERIES}", parents.len());
+    let mut masks = Vec::with_capacity(parents.len());
+    for (node, parent) in parents.iter().enumerate() {
+        let ancestors = match *parent {
+            Some(parent) => *masks.get(parent).expect("a parent comes before its children"),
+            None => 0,
+        };
+        masks.push(ancestors | 1 << node);
+    }
+    masks
+}
+
+/// The depth of node `query` of a tree, or of a chain where `tree` is empty: its position behind the tokens
+/// before the tree.
+#[inline(always)]
+pub fn depth_in_tree(tree: &[u64], query: usize) -> usize {
+    tree.get(query).map_or(query, |mask| mask.count_ones() as usize - 1)
 }
 
 /// Buffers that [`attention`] works in, kept from call to call so that nothing is allocated once
@@ -193,6 +227,7 @@ fn check(
         let used = &span.blocks[first..span.context.div_ceil(BLOCK_TOKENS)];
         let inside = used.iter().all(|&block| (block as usize) < kv.blocks());
         assert!(inside, "a block outside the pool of {}: {span:?}", kv.blocks());
+        tree::check(span);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Steps 3–7 of attention, one row and one position at a time: the specification.
 
-use super::TILE;
 use super::task::{Chunk, Partial, Work};
+use super::{TILE, tree};
 use crate::BLOCK_TOKENS;
 use crate::kv::Store;
 use crate::math::{exp, tanh};
@@ -10,22 +10,23 @@ use crate::math::{exp, tanh};
 pub(super) fn attend<S: Store>(chunk: &Chunk<'_>, work: &mut Work<'_>, partial: &mut Partial<'_>) {
     let (d, value_row) = (chunk.spec.head_dim, partial.value_row);
     let s = &mut work.scores[..TILE];
-    let (keys, values) = work.tile.split_at_mut(TILE * d);
     for tile in chunk.tiles() {
         // (3)
-        let used = tile.max(chunk.keys.start) / BLOCK_TOKENS
-            ..chunk.keys.end.min(tile + TILE).div_ceil(BLOCK_TOKENS);
-        for block in used {
-            let i = block - tile / BLOCK_TOKENS;
-            let k = &mut keys[i * d * BLOCK_TOKENS..][..d * BLOCK_TOKENS]; // [head_dim, 16]
-            let v = &mut values[i * value_row * BLOCK_TOKENS..][..value_row * BLOCK_TOKENS];
-            S::keys(chunk.blocks.keys(chunk.table[block], chunk.kv_head), k);
-            S::values(chunk.blocks.values(chunk.table[block], chunk.kv_head), v);
+        let branches = tree::reaches(chunk, tile);
+        let (keys, values) = work.tile.split_at_mut(TILE * d);
+        if branches {
+            tree::unpack::<S>(chunk, tile, (keys, values), work.nodes);
+        } else {
+            let used = tile.max(chunk.keys.start)..chunk.keys.end.min(tile + TILE);
+            chunk.unpack::<S>(used, tile, keys, values);
         }
         for row in 0..chunk.rows.len() {
             let visible = chunk.visible(row, tile); // (5): no other position is looked at
             if visible.is_empty() {
                 continue;
+            }
+            if branches && (row == 0 || chunk.query(row) != chunk.query(row - 1)) {
+                tree::gather(chunk, chunk.query(row), tile, (keys, values), work.nodes);
             }
             let q = &work.queries[row * d..][..d];
             let mut m = partial.m[row];

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::{AttentionSpec, CHUNK, ROWS, SPLIT_ROWS, SequenceSpan, TILE};
-use crate::Isa;
+use super::{AttentionSpec, CHUNK, ROWS, SPLIT_ROWS, SequenceSpan, TILE, depth_in_tree, tree};
 use crate::dispatch::for_each_isa;
 use crate::hadamard::hadamard;
-use crate::kv::LayerBlocks;
+use crate::kv::{LayerBlocks, Store};
 use crate::math::exp;
+use crate::{BLOCK_TOKENS, Isa};
 
 /// Rows of one span that run together, for every key–value head.
 ///
@@ -96,7 +96,7 @@ pub(super) fn pack_queries(
     for (i, row) in item.rows.clone().enumerate() {
         let mut query = &q[spec.row_start(span, kv_head, row)..][..d];
         if rotation > 1 {
-            let rotated = &mut work.row[..d];
+            let rotated = &mut work.few[..d];
             rotated.copy_from_slice(query);
             hadamard(isa, rotated, rotation);
             query = rotated;
@@ -121,7 +121,12 @@ impl AttentionSpec {
     /// Positions that some of a span's rows see.
     fn visible_to(&self, span: &SequenceSpan<'_>, rows: &Range<usize>) -> Range<usize> {
         let (base, group) = (span.context - span.queries, self.heads / self.kv_heads);
-        self.first_visible(base + rows.start / group)..base + (rows.end - 1) / group + 1
+        let (first, last) = (rows.start / group, (rows.end - 1) / group);
+        let (low, high) = match span.tree.get(first..=last) {
+            Some(nodes) => tree::depths(nodes),
+            None => (first, last),
+        };
+        self.first_visible(base + low)..base + high + 1
     }
 }
 
@@ -136,8 +141,11 @@ pub(super) struct Chunk<'a> {
     pub(super) rows: Range<usize>,
     /// The chunk's positions that some row sees.
     pub(super) keys: Range<usize>,
-    /// Position of the span's first query.
-    base: usize,
+    /// Tokens of the sequence before the span's first query, which is the position of that.
+    pub(super) base: usize,
+    /// Tokens in the cache.
+    pub(super) context: usize,
+    pub(super) tree: &'a [u64],
 }
 
 impl<'a> Chunk<'a> {
@@ -159,18 +167,45 @@ impl<'a> Chunk<'a> {
             rows: item.rows.clone(),
             keys: keys.start.max(index * CHUNK)..keys.end.min((index + 1) * CHUNK),
             base: span.context - span.queries,
+            context: span.context,
+            tree: span.tree,
         }
+    }
+
+    /// The query of row `row`, counted from the item's first.
+    #[inline(always)]
+    pub(super) fn query(&self, row: usize) -> usize {
+        (self.rows.start + row) / (self.spec.heads / self.spec.kv_heads)
     }
 
     /// What row `row`, counted from the item's first, sees of the tile that starts at position `tile`,
     /// counted from there.
     #[inline(always)]
     pub(super) fn visible(&self, row: usize, tile: usize) -> Range<usize> {
-        let group = self.spec.heads / self.spec.kv_heads;
-        let position = self.base + (self.rows.start + row) / group;
+        let position = self.base + depth_in_tree(self.tree, self.query(row));
         let first = self.spec.first_visible(position).clamp(tile, tile + TILE);
         let end = (position + 1).clamp(first, tile + TILE);
         first - tile..end - tile
+    }
+
+    /// Unpacks the blocks of tokens `used`, as f32, to where they lie counted from token `first`, the first of a
+    /// block: `[blocks, head_dim, 16]` and `[tokens, value_row]`.
+    pub(super) fn unpack<S: Store>(
+        &self,
+        used: Range<usize>,
+        first: usize,
+        keys: &mut [f32],
+        values: &mut [f32],
+    ) {
+        let d = self.spec.head_dim;
+        let value_row = d.next_multiple_of(BLOCK_TOKENS);
+        for block in used.start / BLOCK_TOKENS..used.end.div_ceil(BLOCK_TOKENS) {
+            let at = (block - first / BLOCK_TOKENS) * BLOCK_TOKENS;
+            let (k, v) = (&mut keys[at * d..], &mut values[at * value_row..]);
+            let (table, head) = (self.table[block], self.kv_head);
+            S::keys(self.blocks.keys(table, head), &mut k[..d * BLOCK_TOKENS]);
+            S::values(self.blocks.values(table, head), &mut v[..value_row * BLOCK_TOKENS]);
+        }
     }
 
     /// Where tiles with a visible position start.
@@ -276,8 +311,10 @@ pub(super) struct Work<'a> {
     pub(super) scores: &'a mut [f32],
     /// A tile's keys and values as f32: `[4, head_dim, 16]` and `[TILE, value_row]`.
     pub(super) tile: &'a mut [f32],
-    /// A query, `[value_row]`.
-    row: &'a mut [f32],
+    /// A tree's own tokens, see [`tree`].
+    pub(super) nodes: &'a mut [f32],
+    /// Queries of a few rows, `[head_dim, 8]`.
+    pub(super) few: &'a mut [f32],
 }
 
 /// Most rows of a micro tile.
@@ -288,8 +325,8 @@ impl<'a> Room<'a> {
     pub(super) fn len(head_dim: usize, value_row: usize) -> usize {
         ROWS * head_dim
             + MICRO_ROWS * TILE
-            + TILE * (head_dim + value_row)
-            + value_row
+            + (TILE + tree::TOKENS) * (head_dim + value_row)
+            + MICRO_ROWS * value_row
             + 2 * Partial::len(ROWS, value_row)
     }
 
@@ -297,9 +334,10 @@ impl<'a> Room<'a> {
         let (queries, rest) = values.split_at_mut(ROWS * head_dim);
         let (scores, rest) = rest.split_at_mut(MICRO_ROWS * TILE);
         let (tile, rest) = rest.split_at_mut(TILE * (head_dim + value_row));
-        let (row, rest) = rest.split_at_mut(value_row);
+        let (nodes, rest) = rest.split_at_mut(tree::TOKENS * (head_dim + value_row));
+        let (few, rest) = rest.split_at_mut(MICRO_ROWS * value_row);
         let (partial, whole) = rest.split_at_mut(Partial::len(ROWS, value_row));
-        Self { work: Work { queries, scores, tile, row }, partial, whole }
+        Self { work: Work { queries, scores, tile, nodes, few }, partial, whole }
     }
 }
 

@@ -1,11 +1,10 @@
 //! Steps 3–7 of attention in vector registers.
 //!
-//! A micro tile is up to 8 rows (4 for AVX2 and NEON). Both products are register-blocked: `scores` holds
+//! A micro tile is up to 8 rows (6 for AVX2, 4 for NEON). Both products are register-blocked: `scores` holds
 //! [rows, 16–64 positions] while it walks over `head_dim`, `accumulate` holds [rows, a few vectors of
 //! o] while it walks over the tile's positions. Each sum is one chain of fused multiply-adds in the
 //! order of `head_dim` or of positions, whatever the number of rows: batching changes no bit.
 
-use super::TILE;
 use super::lanes::Lanes;
 #[cfg(target_arch = "aarch64")]
 use super::lanes::Neon;
@@ -13,6 +12,7 @@ use super::lanes::Neon;
 use super::lanes::{Avx2, Avx512};
 use super::load::Load;
 use super::task::{Chunk, Partial, Work};
+use super::{TILE, tree};
 use crate::BLOCK_TOKENS;
 use crate::kv::Plain;
 use crate::math::{LANES, exp_fused, max, max_lanes, sum_lanes, tanh};
@@ -20,7 +20,7 @@ use crate::math::{LANES, exp_fused, max, max_lanes, sum_lanes, tanh};
 /// Blocks in a tile.
 const BLOCKS: usize = TILE / BLOCK_TOKENS;
 
-/// Attends to one chunk. `work.queries` holds scaled queries in micro tiles of four rows.
+/// Attends to one chunk. `work.queries` holds scaled queries in micro tiles of six rows.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn attend_avx2<S: Load>(
@@ -53,9 +53,20 @@ trait PlainRows: Lanes {
         tile: usize,
         keys: [*const u8; BLOCKS],
         values: [*const u8; BLOCKS],
-        work: &mut Work<'_>,
+        queries: Queries<'_>,
+        scores: &mut [f32],
         partial: &mut Partial<'_>,
     );
+}
+
+/// Queries of some rows.
+#[derive(Clone, Copy)]
+struct Queries<'a> {
+    /// The first row.
+    row: usize,
+    rows: usize,
+    /// Scaled, in micro tiles: `[rows / L::ROWS, head_dim, L::ROWS]`, the last one with what remains.
+    values: &'a [f32],
 }
 
 macro_rules! plain_rows {
@@ -67,11 +78,14 @@ macro_rules! plain_rows {
                 tile: usize,
                 keys: [*const u8; BLOCKS],
                 values: [*const u8; BLOCKS],
-                work: &mut Work<'_>,
+                queries: Queries<'_>,
+                scores: &mut [f32],
                 partial: &mut Partial<'_>,
             ) {
                 // SAFETY: this function's contract.
-                unsafe { rows::<$lanes, Plain<f32>>(chunk, tile, keys, values, work, partial) }
+                unsafe {
+                    rows::<$lanes, Plain<f32>>(chunk, tile, keys, values, queries, scores, partial)
+                }
             }
         }
     )*};
@@ -106,6 +120,11 @@ unsafe fn attend<L: PlainRows, S: Load>(
 ) {
     let (d, value_row) = (chunk.spec.head_dim, partial.value_row);
     for tile in chunk.tiles() {
+        if tree::reaches(chunk, tile) {
+            // SAFETY: this function's contract.
+            unsafe { branches::<L, S>(chunk, tile, work, partial) };
+            continue;
+        }
         // (3) Block pointers; places outside the chunk's positions repeat a block inside.
         let (first, last) = (chunk.keys.start / BLOCK_TOKENS, (chunk.keys.end - 1) / BLOCK_TOKENS);
         let mut keys = [std::ptr::null(); BLOCKS];
@@ -115,9 +134,10 @@ unsafe fn attend<L: PlainRows, S: Load>(
             keys[i] = chunk.blocks.keys(block, chunk.kv_head).as_ptr();
             values[i] = chunk.blocks.values(block, chunk.kv_head).as_ptr();
         }
+        let queries = Queries { row: 0, rows: chunk.rows.len(), values: work.queries };
         if S::PLAIN {
             // SAFETY: this function's contract; pointers are to whole tiles.
-            unsafe { L::plain_rows(chunk, tile, keys, values, work, partial) };
+            unsafe { L::plain_rows(chunk, tile, keys, values, queries, work.scores, partial) };
         } else if chunk.rows.len() > S::DIRECT * L::ROWS {
             let (wide_keys, wide_values) = work.tile.split_at_mut(TILE * d);
             let (mut wide_keys, mut wide_values) = (
@@ -132,10 +152,53 @@ unsafe fn attend<L: PlainRows, S: Load>(
                 (keys[i], values[i]) = (k.as_ptr().cast(), v.as_ptr().cast());
             }
             // SAFETY: as above.
-            unsafe { L::plain_rows(chunk, tile, keys, values, work, partial) };
+            unsafe { L::plain_rows(chunk, tile, keys, values, queries, work.scores, partial) };
         } else {
             // SAFETY: as above.
-            unsafe { rows::<L, S>(chunk, tile, keys, values, work, partial) };
+            unsafe { rows::<L, S>(chunk, tile, keys, values, queries, work.scores, partial) };
+        }
+    }
+}
+
+/// All rows against a tile that reaches into a tree: the rows of a node against its path.
+///
+/// # Safety
+/// That of [`Lanes`].
+#[inline(always)]
+unsafe fn branches<L: PlainRows, S: Load>(
+    chunk: &Chunk<'_>,
+    tile: usize,
+    work: &mut Work<'_>,
+    partial: &mut Partial<'_>,
+) {
+    let (d, value_row, total) = (chunk.spec.head_dim, partial.value_row, chunk.rows.len());
+    let (keys, values) = work.tile.split_at_mut(TILE * d);
+    tree::unpack::<S>(chunk, tile, (keys, values), work.nodes);
+    let mut row = 0;
+    while row < total {
+        let node = chunk.query(row);
+        tree::gather(chunk, node, tile, (keys, values), work.nodes);
+        let end = (row..total).find(|&row| chunk.query(row) != node).unwrap_or(total);
+        while row < end {
+            let rows = (end - row).min(L::ROWS);
+            for r in 0..rows {
+                let first = (row + r) / L::ROWS * L::ROWS;
+                let width = L::ROWS.min(total - first);
+                let packed = work.queries[first * d..].iter().skip(row + r - first).step_by(width);
+                for (q, packed) in work.few.iter_mut().skip(r).step_by(rows).zip(packed).take(d) {
+                    *q = *packed;
+                }
+            }
+            let queries = Queries { row, rows, values: work.few };
+            let mut blocks = [[std::ptr::null(); BLOCKS]; 2];
+            for i in 0..BLOCKS {
+                blocks[0][i] = keys[i * d * BLOCK_TOKENS..].as_ptr().cast();
+                blocks[1][i] = values[i * value_row * BLOCK_TOKENS..].as_ptr().cast();
+            }
+            let [keys, values] = blocks;
+            // SAFETY: this function's contract; pointers are to whole tiles.
+            unsafe { L::plain_rows(chunk, tile, keys, values, queries, work.scores, partial) };
+            row += rows;
         }
     }
 }
@@ -177,7 +240,7 @@ unsafe fn convert<L: Lanes, S: Load>(
     }
 }
 
-/// All rows against one tile, a micro tile at a time.
+/// Some rows against one tile, a micro tile at a time.
 ///
 /// # Safety
 /// That of [`Lanes`]; `keys` and `values` point to whole tiles.
@@ -187,20 +250,22 @@ unsafe fn rows<L: Lanes, S: Load>(
     tile: usize,
     keys: [*const u8; BLOCKS],
     values: [*const u8; BLOCKS],
-    work: &mut Work<'_>,
+    queries: Queries<'_>,
+    scores: &mut [f32],
     partial: &mut Partial<'_>,
 ) {
-    let total = chunk.rows.len();
-    for row in (0..total).step_by(L::ROWS) {
+    let d = chunk.spec.head_dim;
+    for first in (0..queries.rows).step_by(L::ROWS) {
+        let (row, q) = (queries.row + first, &queries.values[first * d..]);
         macro_rules! micro_tile {
             ($rows:literal) => {
                 // SAFETY: this function's contract.
                 unsafe {
-                    micro_tile::<L, S, $rows>(chunk, tile, row, &keys, &values, work, partial)
+                    micro_tile::<L, S, $rows>(chunk, tile, row, &keys, &values, q, scores, partial)
                 }
             };
         }
-        match (total - row).min(L::ROWS) {
+        match (queries.rows - first).min(L::ROWS) {
             1 => micro_tile!(1),
             2 => micro_tile!(2),
             3 => micro_tile!(3),
@@ -224,25 +289,31 @@ unsafe fn micro_tile<L: Lanes, S: Load, const R: usize>(
     row: usize,
     keys: &[*const u8; BLOCKS],
     values: &[*const u8; BLOCKS],
-    work: &mut Work<'_>,
+    queries: &[f32],
+    scores: &mut [f32],
     partial: &mut Partial<'_>,
 ) {
     if R > L::ROWS {
         return; // never: `rows` takes no more; this spares the compiler the code
     }
     let (d, value_row) = (chunk.spec.head_dim, partial.value_row);
-    // Visible positions grow with the row, so the first and the last one bound all.
-    let first = chunk.visible(row, tile).start;
-    let end = chunk.visible(row + R - 1, tile).end;
+    let mut visible = [const { 0..0 }; R];
+    let (mut first, mut end) = (TILE, 0);
+    for r in 0..R {
+        visible[r] = chunk.visible(row + r, tile);
+        if !visible[r].is_empty() {
+            (first, end) = (first.min(visible[r].start), end.max(visible[r].end));
+        }
+    }
     if first >= end {
         return;
     }
-    let queries = &work.queries[row * d..][..R * d]; // [head_dim, R]
-    let s = &mut work.scores.as_chunks_mut::<TILE>().0[..R];
+    let queries = &queries[..R * d]; // [head_dim, R]
+    let s = &mut scores.as_chunks_mut::<TILE>().0[..R];
     // SAFETY: `s` is [R, TILE]; the rest is this function's contract.
     unsafe { tile_scores::<L, S, R>(s, queries, keys, d, first, end) }; // (4)
     for r in 0..R {
-        let visible = chunk.visible(row + r, tile);
+        let visible = &visible[r];
         if let Some(cap) = chunk.spec.softcap {
             let inverse = 1.0 / cap;
             for s in &mut s[r] {

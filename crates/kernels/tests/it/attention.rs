@@ -2,7 +2,7 @@
 
 use bevel_kernels::{
     AttentionScratch, AttentionSpec, BLOCK_TOKENS, Cpu, Isa, KvPool, KvShape, KvType, SequenceSpan,
-    Slot, attention,
+    Slot, attention, depth_in_tree,
 };
 use proptest::prelude::*;
 
@@ -14,6 +14,8 @@ pub(crate) struct Case {
     pub(crate) kv_type: KvType,
     /// (queries, context) of each sequence.
     pub(crate) sequences: Vec<(usize, usize)>,
+    /// Trees of the sequences' queries; chains where there is none.
+    pub(crate) trees: Vec<Vec<u64>>,
     /// Scores are of this size.
     pub(crate) size: f32,
     pub(crate) seed: u64,
@@ -27,6 +29,8 @@ pub(crate) struct Batch {
     /// For each sequence `[context, kv_heads, head_dim]`, as the cache holds them.
     pub(crate) k: Vec<Vec<f32>>,
     pub(crate) v: Vec<Vec<f32>>,
+    /// The same before the cache rounded them.
+    pub(crate) unrounded: Vec<[Vec<f32>; 2]>,
 }
 
 /// Every type of cache.
@@ -51,7 +55,12 @@ pub(crate) const SPEC: AttentionSpec = AttentionSpec {
 
 impl Case {
     pub(crate) fn new(spec: AttentionSpec, sequences: &[(usize, usize)]) -> Self {
-        Self { spec, kv_type: KvType::F32, sequences: sequences.to_vec(), size: 3.0, seed: 1 }
+        let (kv_type, sequences) = (KvType::F32, sequences.to_vec());
+        Self { spec, kv_type, sequences, trees: Vec::new(), size: 3.0, seed: 1 }
+    }
+
+    fn tree(&self, sequence: usize) -> &[u64] {
+        self.trees.get(sequence).map_or(&[], |tree| tree)
     }
 
     /// Fills a pool of two layers; the other layer and all places without a token hold NaN.
@@ -80,6 +89,7 @@ impl Case {
             k.push(random.values(context * token, spread));
             v.push(random.values(context * token, 1.0));
         }
+        let unrounded = k.iter().cloned().zip(v.iter().cloned()).map(|(k, v)| [k, v]).collect();
         let mut free: Vec<u32> = (0..blocks as u32).collect();
         if shuffled {
             random.shuffle(&mut free);
@@ -96,14 +106,17 @@ impl Case {
             }
             tables.push(table);
         }
-        Batch { pool, tables, q, k, v }
+        Batch { pool, tables, q, k, v, unrounded }
     }
 
     pub(crate) fn run(&self, cpu: &Cpu, batch: &Batch) -> Vec<f32> {
         let mut spans = Vec::new();
         let mut first_query = 0;
-        for (&(queries, context), table) in self.sequences.iter().zip(&batch.tables) {
-            spans.push(SequenceSpan { first_query, queries, context, blocks: table });
+        for (i, (&(queries, context), table)) in
+            self.sequences.iter().zip(&batch.tables).enumerate()
+        {
+            let tree = self.tree(i);
+            spans.push(SequenceSpan { first_query, queries, context, blocks: table, tree });
             first_query += queries;
         }
         let mut out = vec![f32::NAN; batch.q.len()];
@@ -119,12 +132,22 @@ impl Case {
         let mut rows = batch.q.chunks_exact(head_dim);
         for (i, &(queries, context)) in self.sequences.iter().enumerate() {
             for query in 0..queries {
-                let position = context - queries + query;
+                let base = context - queries;
+                let position = base + depth_in_tree(self.tree(i), query);
+                // What is seen of the queries' own tokens, with positions.
+                let sees = |&node: &usize| match self.tree(i).get(query) {
+                    Some(mask) => mask >> node & 1 == 1,
+                    None => node <= query,
+                };
+                let own = (0..queries).filter(sees);
+                let own = own.map(|node| (base + node, base + depth_in_tree(self.tree(i), node)));
+                let all: Vec<(usize, usize)> = (0..base).map(|j| (j, j)).chain(own).collect();
                 for head in 0..heads {
                     let q = rows.next().unwrap();
                     let at = |j: usize| (j * kv_heads + head / (heads / kv_heads)) * head_dim;
-                    let seen = |j: &usize| window.is_none_or(|w| position - j < w);
-                    let keys: Vec<usize> = (0..=position).filter(seen).collect();
+                    let seen = |at: usize| window.is_none_or(|w| position - at < w);
+                    let keys: Vec<usize> =
+                        all.iter().filter(|&&(_, at)| seen(at)).map(|&(j, _)| j).collect();
                     let scores = keys.iter().map(|&j| {
                         let k = &batch.k[i][at(j)..][..head_dim];
                         let dot: f64 =
@@ -153,7 +176,7 @@ impl Case {
 
 /// Every instruction set is within 1e-5 of the definition; values are of size 1.
 #[track_caller]
-fn check(case: &Case) {
+pub(crate) fn check(case: &Case) {
     check_within(case, 1e-5);
 }
 
@@ -276,16 +299,16 @@ fn any_case() -> impl Strategy<Value = Case> {
             let scale = 1.0 / (head_dim as f32).sqrt();
             let heads = kv_heads * group;
             let spec = AttentionSpec { heads, kv_heads, head_dim, scale, softcap, window };
-            let sequences = sequences.into_iter().map(|(q, c)| (q.min(c), c)).collect();
-            Case { spec, kv_type, sequences, size: 3.0, seed }
+            let sequences: Vec<_> = sequences.into_iter().map(|(q, c)| (q.min(c), c)).collect();
+            Case { kv_type, seed, ..Case::new(spec, &sequences) }
         },
     )
 }
 
 impl std::fmt::Debug for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Case { spec, kv_type, sequences, size, seed } = self;
-        write!(f, "{spec:?} {kv_type:?} {sequences:?} size {size} seed {seed}")
+        let Case { spec, kv_type, sequences, trees, size, seed } = self;
+        write!(f, "{spec:?} {kv_type:?} {sequences:?} {trees:x?} size {size} seed {seed}")
     }
 }
 

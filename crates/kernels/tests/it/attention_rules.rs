@@ -101,6 +101,7 @@ fn the_size_of_pieces_changes_no_bit() {
                         queries: end - start,
                         context: end,
                         blocks: &batch.tables[0],
+                        tree: &[],
                     };
                     let part = start * row..end * row;
                     let (out, q) = (&mut out[part.clone()], &batch.q[part]);
@@ -137,7 +138,13 @@ fn rows_outside_all_spans_stay() {
     let batch = case.batch(true);
     let row = SPEC.heads * SPEC.head_dim;
     let q = Random::new(5).values(10 * row, 1.0);
-    let span = SequenceSpan { first_query: 3, queries: 4, context: 40, blocks: &batch.tables[0] };
+    let span = SequenceSpan {
+        first_query: 3,
+        queries: 4,
+        context: 40,
+        blocks: &batch.tables[0],
+        tree: &[],
+    };
     for isa in Isa::available() {
         let cpu = Cpu::with_isa(2, isa);
         let mut out = vec![7.0; q.len()];
@@ -159,7 +166,7 @@ fn a_row_that_sees_only_minus_infinity_is_zero() {
         let mut pool = KvPool::new(shape, 1).unwrap();
         pool.write(&cpu, 0, &[-1e30; 16], &[1.0; 16], &[Slot { block: 0, offset: 0 }]);
         let mut out = [f32::NAN; 16];
-        let span = SequenceSpan { first_query: 0, queries: 1, context: 1, blocks: &[0] };
+        let span = SequenceSpan { first_query: 0, queries: 1, context: 1, blocks: &[0], tree: &[] };
         let mut scratch = AttentionScratch::new();
         attention(&cpu, &mut out, &[1e30; 16], &pool, 0, &[span], &spec, &mut scratch);
         assert_eq!(out, [0.0; 16], "{isa}");
@@ -180,7 +187,7 @@ fn scratch_is_linear_in_the_context() {
         let mut scratch = AttentionScratch::new();
         let q = vec![0.5; queries * 32];
         let mut out = q.clone();
-        let span = SequenceSpan { first_query: 0, queries, context, blocks: &blocks };
+        let span = SequenceSpan { first_query: 0, queries, context, blocks: &blocks, tree: &[] };
         attention(&cpu, &mut out, &q, &pool, 0, &[span], &spec, &mut scratch);
         scratch.bytes()
     };
@@ -203,6 +210,7 @@ fn once_grown_scratch_stays() {
         queries,
         context,
         blocks: &batch.tables[4],
+        tree: &[],
     };
     let mut scratch = AttentionScratch::new();
     let mut out = vec![0.0; batch.q.len()];

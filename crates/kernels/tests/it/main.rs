@@ -2,6 +2,7 @@
 
 mod attention;
 mod attention_rules;
+mod attention_tree;
 mod divergence;
 mod grouped;
 mod isa;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use bevel_base::DType;
 use bevel_formats::gguf::{GgufFile, GgufWriter, Metadata};
 use bevel_formats::{TensorSpec, safetensors};
-use bevel_kernels::{Cpu, Isa, KvType, rms_norm_in_place};
+use bevel_kernels::{Cpu, Isa, KvType, attention_tree, rms_norm_in_place};
 use bevel_model::{
     Batch, Block, BlockState, Checkpoint, Error, KvCache, Model, NormPlacement, Part, Precision,
     Sequence, Site, Stage, State,
@@ -45,7 +45,7 @@ pub(crate) fn logits(model: &Model, cpu: &Cpu, tokens: &[u32], steps: &[usize]) 
             break;
         }
         cache.extend(&mut sequence, now.len()).unwrap();
-        let parts = [Part { tokens: now.len(), sequence: &sequence }];
+        let parts = [Part { tokens: now.len(), sequence: &sequence, tree: &[] }];
         let outputs: Vec<usize> = (0..now.len()).collect();
         let batch = Batch { tokens: now, parts: &parts, outputs: &outputs };
         all.extend_from_slice(model.forward(cpu, &batch, &mut cache, &mut state).unwrap());
@@ -272,7 +272,7 @@ fn a_batch_of_sequences_equals_each_alone() {
     let parts: Vec<Part<'_>> = sequences
         .iter()
         .zip(prompts)
-        .map(|(sequence, prompt)| Part { tokens: prompt.len(), sequence })
+        .map(|(sequence, prompt)| Part { tokens: prompt.len(), sequence, tree: &[] })
         .collect();
     let all = prompts.concat();
     let outputs = [4, 25, 26];
@@ -286,6 +286,48 @@ fn a_batch_of_sequences_equals_each_alone() {
     }
 }
 
+/// The logits of a tree's nodes are those of their paths, fed token by token, bit for bit.
+#[test]
+fn a_tree_of_tokens_gives_the_logits_of_its_paths() {
+    for name in ["llama", "gemma2"] {
+        let (tokens, _) = expected(name);
+        for isa in Isa::available() {
+            let cpu = Cpu::with_isa(2, isa);
+            let checkpoint = Checkpoint::open(&golden(name)).unwrap();
+            let model = Model::load(checkpoint, &cpu, &mut |_| {}).unwrap();
+            let vocab = model.config().vocab_size;
+            let prompt = &tokens[..12];
+            let parents = [None, Some(0), Some(0), Some(1), Some(2), Some(2), None, Some(5)];
+            let (tree, nodes) = (attention_tree(&parents), &tokens[12..20]);
+
+            let mut cache = KvCache::new(model.config(), KvType::F16, 64).unwrap();
+            let mut state = State::new(model.config(), 64);
+            let mut sequence = Sequence::new();
+            let mut step = |tokens: &[u32], tree: &[u64]| {
+                cache.extend(&mut sequence, tokens.len()).unwrap();
+                let parts = [Part { tokens: tokens.len(), sequence: &sequence, tree }];
+                let outputs: Vec<usize> = (0..tokens.len()).collect();
+                let batch = Batch { tokens, parts: &parts, outputs: &outputs };
+                model.forward(&cpu, &batch, &mut cache, &mut state).unwrap().to_vec()
+            };
+            step(prompt, &[]);
+            let together = step(nodes, &tree);
+
+            for (node, mask) in tree.iter().enumerate() {
+                let mut session = bevel_model::Session::new(&model, &cpu, 64, KvType::F16).unwrap();
+                session.feed(prompt).unwrap();
+                let path = (0..nodes.len()).filter(|i| mask >> i & 1 == 1);
+                let mut last = Vec::new();
+                for i in path {
+                    last = session.feed(&nodes[i..=i]).unwrap().to_vec();
+                }
+                let found = &together[node * vocab..][..vocab];
+                assert_eq!(last, found, "{name} {isa}: node {node}");
+            }
+        }
+    }
+}
+
 #[test]
 fn half_precision_cache_stays_close() {
     let (tokens, want) = expected("llama");
@@ -296,7 +338,7 @@ fn half_precision_cache_stays_close() {
     let mut state = State::new(model.config(), 64);
     let mut sequence = Sequence::new();
     cache.extend(&mut sequence, tokens.len()).unwrap();
-    let parts = [Part { tokens: tokens.len(), sequence: &sequence }];
+    let parts = [Part { tokens: tokens.len(), sequence: &sequence, tree: &[] }];
     let outputs: Vec<usize> = (0..tokens.len()).collect();
     let batch = Batch { tokens: &tokens, parts: &parts, outputs: &outputs };
     let got = model.forward(&cpu, &batch, &mut cache, &mut state).unwrap();

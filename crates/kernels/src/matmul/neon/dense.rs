@@ -6,7 +6,7 @@ use std::array;
 use super::super::kernels::Sums;
 use super::super::layout::{Dense, ROWS};
 use super::super::packed::Tile;
-use super::{QUARTERS, Quarter, bf16s, halves, load, part, single, store, word};
+use super::{QUARTERS, Quarter, bf16s, halves, part, single, store, word};
 
 /// Products of a dense tile with a block of tokens. Even and odd columns are summed apart, so that
 /// the sum of one token does not wait for every addition.
