@@ -1,18 +1,25 @@
 """bevel and its rivals in turn on the same files, with the same threads.
 
-    python benches/compare.py speed [MODEL.gguf ...] [--rounds 5] [--threads 1 2] --out benches/runs/NAME.json
-    python benches/compare.py perplexity MODEL.gguf ... --text TEXT.txt [--tokens N] --out ...
+    python benches/compare.py speed [MODEL.gguf ...] [--sequences 8] [--depth 8192] [--busy 2] --out FILE.json
+    python benches/compare.py load [MODEL.gguf ...] --out FILE.json
+    python benches/compare.py perplexity MODEL.gguf ... --text TEXT.txt [--tokens N] --out FILE.json
+
+`speed`: a prompt, and decoding, of one sequence or of several together, behind `--depth` tokens. With
+`--busy N` as many other processes keep processors busy in every second measurement, and what is left of the
+speed is told. `load`: seconds until a model is loaded, and the most memory that the process takes, of the file's size.
 
 llama.cpp is llama-cpp-python, which the first run installs into `target/compare`, built for this machine
 (ten minutes on two cores), and bevel is built. Without models: SmolLM2 in four types.
-Other builds of llama.cpp join by their llama-bench: `--rival "ik_llama.cpp=PATH/llama-bench -rtr 1"`.
+Other builds of llama.cpp join `speed` by their llama-bench: `--rival "ik_llama.cpp=PATH/llama-bench -rtr 1"`;
+with `--sequences` by their llama-batched-bench.
 
-Each round measures every program once, one after the other, so that all see the same machine. The
+Each round (`--rounds`) measures every program once, one after the other, so that all see the same machine. The
 result holds every sample, the medians and the ratios of medians, bevel over each rival. What part of the
 machine's limits each decoding reaches is held against the bandwidth that bevel measured in the same runs.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -20,6 +27,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -35,45 +43,119 @@ def call(command):
 def llama_cpp_python(args, model, threads):
     """llama.cpp with and without its flash attention: whichever is faster."""
     command = [sys.executable, HERE / "rival.py", "speed", model, "--prompt", args.prompt, "--generate",
-               args.generate, "--repeat", 1, "--threads", threads]
+               args.generate, "--sequences", args.sequences, "--depth", args.depth, "--repeat", 1,
+               "--threads", threads]
     runs = [call([*command, *flash]) for flash in ([], ["--flash"])]
     return {what: max(run[what] for run in runs) for what in ("prefill", "decode")}
 
 
 def llama_bench(command, args, model, threads):
-    """A llama-bench, with and without flash attention: whichever is faster."""
+    """A llama-bench, with and without flash attention: whichever is faster. Forks that know of no depth are
+    told of none."""
+    depth = ["-d", args.depth] if args.depth else []
     best = {"prefill": 0, "decode": 0}
     for flash in (0, 1):
         for run in call([*shlex.split(command), "-m", model, "-p", args.prompt, "-n", args.generate,
-                         "-t", threads, "-r", 1, "-fa", flash, "-o", "json"]):
+                         "-t", threads, "-r", 1, "-fa", flash, *depth, "-o", "json"]):
             what = "prefill" if run["n_prompt"] else "decode"
             best[what] = max(best[what], run["avg_ts"])
     return best
 
 
+def llama_batched_bench(command, args, model, threads):
+    """A llama-batched-bench, whose prompts are of one token: decoding alone."""
+    room = args.sequences * (args.generate + 8)
+    done = subprocess.run([*shlex.split(command), "-m", str(model), "-t", str(threads), "-c", str(room),
+                           "-npp", "1", "-ntg", str(args.generate), "-npl", str(args.sequences),
+                           "--output-format", "jsonl"], capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return {"decode": json.loads(lines[-1])["speed_tg"]}
+
+
+def bevel_bench(args, model, threads):
+    ours = call([args.bevel, "bench", model, "-p", args.prompt, "-n", args.generate, "-r", 1, "-t", threads,
+                 "--sequences", args.sequences, "-d", args.depth, "--json"])
+    return {what: ours[what]["median"] for what in ("prefill", "decode")} | {"limits": ours["limits"]}
+
+
+@contextlib.contextmanager
+def busy(processes):
+    """Other work for some processors."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(spin) for _ in range(processes)]
+    try:
+        time.sleep(0.2 if processes else 0)
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def speed(args, model, threads):
-    rivals = {"llama.cpp": lambda: llama_cpp_python(args, model, threads)}
+    programs = {"bevel": bevel_bench, "llama.cpp": llama_cpp_python}
     for rival in args.rival:
         name, _, command = rival.partition("=")
-        rivals[name] = lambda command=command: llama_bench(command, args, model, threads)
-    samples = {who: {"prefill": [], "decode": []} for who in ("bevel", *rivals)}
+        bench = llama_batched_bench if args.sequences > 1 else llama_bench
+        programs[name] = lambda *a, bench=bench, command=command: bench(command, *a)
+    kinds = ["samples", "busy_samples"] if args.busy else ["samples"]
+    samples = {kind: {who: {"prefill": [], "decode": []} for who in programs} for kind in kinds}
     limits = {"read_bandwidth": [], "decode_part": [], "prefill_part": []}
     for _ in range(args.rounds):
-        ours = call([args.bevel, "bench", model, "-p", args.prompt, "-n", args.generate, "-r", 1,
-                     "-t", threads, "--json"])
-        for what in ("prefill", "decode"):
-            samples["bevel"][what].append(ours[what]["median"])
-        for name, values in limits.items():
-            values.append(ours["limits"][name])
-        for who, measure in rivals.items():
-            theirs = measure()
-            for what in ("prefill", "decode"):
-                samples[who][what].append(theirs[what])
-    medians = {who: {what: statistics.median(v) for what, v in s.items()} for who, s in samples.items()}
-    ratio = {who: {w: medians["bevel"][w] / medians[who][w] for w in ("prefill", "decode")}
-             for who in rivals}
-    limits = {name: statistics.median(values) for name, values in limits.items()}
-    return {"threads": threads, "ratio": ratio, "limits": limits, "medians": medians, "samples": samples}
+        for who, measure in programs.items():
+            for kind in kinds:
+                with busy(args.busy if kind == "busy_samples" else 0):
+                    run = measure(args, model, threads)
+                for what, values in samples[kind][who].items():
+                    values += [run[what]] if what in run else []
+                if who == "bevel" and kind == "samples":
+                    for name, values in limits.items():
+                        values.append(run["limits"][name])
+    middle = {kind: {who: {what: statistics.median(v) for what, v in s.items() if v} for who, s in all.items()}
+              for kind, all in samples.items()}
+    result = {"threads": threads, **samples, "medians": middle["samples"],
+              "limits": {name: statistics.median(values) for name, values in limits.items()}}
+    ours = middle["samples"]["bevel"]
+    result["ratio"] = {who: {what: ours[what] / theirs[what] for what in theirs}
+                       for who, theirs in middle["samples"].items() if who != "bevel"}
+    if args.busy:
+        result["kept"] = {who: {what: busy_speed / middle["samples"][who][what] for what, busy_speed in s.items()}
+                          for who, s in middle["busy_samples"].items()}
+    return result
+
+
+def measured(command):
+    """What a command prints, and its peak memory in bytes."""
+    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    out = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(map(str, command))}: status {status}")
+    return json.loads(out), usage.ru_maxrss * 1024
+
+
+def load(args, model, threads):
+    """Seconds to load, and memory in parts of the file."""
+    commands = {
+        "bevel": [args.bevel, "bench", model, "-p", 1, "-n", 1, "-r", 1, "--ctx", args.ctx, "-t", threads, "--json"],
+        "llama.cpp": [sys.executable, HERE / "rival.py", "load", model, "--ctx", args.ctx, "--threads", threads],
+    }
+    runs = {who: [] for who in commands}
+    for _ in range(args.rounds):
+        for who, command in commands.items():
+            runs[who].append(measured(command))
+    size = model.stat().st_size
+    result = {"threads": threads, "file_bytes": size}
+    for who, values in runs.items():
+        result[who] = {
+            "load_seconds": statistics.median(run["load_seconds"] for run, _ in values),
+            "peak_bytes": statistics.median(peak for _, peak in values),
+        }
+        result[who]["peak_of_file"] = result[who]["peak_bytes"] / size
+        result[who]["load_seconds_a_gigabyte"] = result[who]["load_seconds"] / size * 1e9
+    result["ratio"] = {what: result["bevel"][what] / result["llama.cpp"][what]
+                       for what in ("load_seconds", "peak_bytes")}
+    return result
 
 
 def table(results):
@@ -84,9 +166,12 @@ def table(results):
             limits = run["limits"]
             lines.append(f"{model}, {run['threads']} threads")
             for who, median in run["medians"].items():
-                times = run["ratio"].get(who)
-                times = f"   bevel x{times['prefill']:.2f} x{times['decode']:.2f}" if times else ""
-                lines.append(f"  {who:14} {median['prefill']:8.1f} {median['decode']:8.1f}{times}")
+                times = run["ratio"].get(who, {})
+                times = "".join(f" x{times[what]:.2f}" for what in ("prefill", "decode") if what in times)
+                kept = run.get("kept", {}).get(who)
+                kept = f"   keeps {kept['decode']:.0%} of its decoding beside busy processes" if kept else ""
+                lines.append(f"  {who:14} {median.get('prefill', 0):8.1f} {median['decode']:8.1f}"
+                             f"{'   bevel' + times if times else ''}{kept}")
             lines.append(f"  memory gives {limits['read_bandwidth'] / 1e9:.1f} GB/s, of which bevel's "
                          f"decoding reads {limits['decode_part']:.0%}; its prefill reaches "
                          f"{limits['prefill_part']:.0%} of the processor's products")
@@ -143,7 +228,7 @@ def small_models(bevel):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["speed", "perplexity"])
+    parser.add_argument("what", choices=["speed", "load", "perplexity"])
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--bevel", type=Path)
     parser.add_argument("--rival", action="append", default=[], metavar="NAME=LLAMA-BENCH")
@@ -151,6 +236,9 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=128)
+    parser.add_argument("--sequences", type=int, default=1, help="decoded together")
+    parser.add_argument("--depth", type=int, default=0, help="tokens before each measurement")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="measure beside N busy processes too")
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--text")
@@ -161,7 +249,7 @@ def main():
         subprocess.run(["cargo", "build", "--release", "-p", "bevel"], cwd=HERE.parent, check=True)
         args.bevel = HERE.parent / "target/release/bevel"
     args.models = args.models or small_models(args.bevel)
-    measure = {"speed": speed, "perplexity": perplexity}[args.what]
+    measure = {"speed": speed, "load": load, "perplexity": perplexity}[args.what]
     results = {}
     for model in args.models:
         for threads in args.threads:
@@ -175,9 +263,12 @@ def main():
     for name, _, command in (rival.partition("=") for rival in args.rival):
         program, *options = shlex.split(command)
         rivals.append(f'--rival "{" ".join([f"{name}={Path(program).name}", *options])}"')
-    options = (["--rounds", args.rounds, "--prompt", args.prompt, "--generate", args.generate, *rivals]
-               if args.what == "speed" else
-               ["--text", Path(args.text).name, "--ctx", args.ctx, "--tokens", args.tokens or "all"])
+    options = {
+        "speed": ["--rounds", args.rounds, "--prompt", args.prompt, "--generate", args.generate,
+                  "--sequences", args.sequences, "--depth", args.depth, "--busy", args.busy, *rivals],
+        "load": ["--rounds", args.rounds, "--ctx", args.ctx],
+        "perplexity": ["--text", Path(args.text or "").name, "--ctx", args.ctx, "--tokens", args.tokens or "all"],
+    }[args.what]
     shown = " ".join(map(str, ["python benches/compare.py", args.what, *(m.name for m in args.models),
                                "--threads", *args.threads, *options]))
     args.out.write_text(json.dumps({

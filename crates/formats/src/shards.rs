@@ -67,6 +67,17 @@ impl Shards {
         }
     }
 
+    pub(crate) fn release_bytes(&self, bytes: &[u8]) {
+        let range = bytes.as_ptr_range();
+        for mapping in &self.mappings {
+            let whole = mapping.bytes().as_ptr_range();
+            if whole.start <= range.start && range.end <= whole.end {
+                let start = range.start.addr() - whole.start.addr();
+                mapping.release(start..start + bytes.len());
+            }
+        }
+    }
+
     pub(crate) fn file_size(&self) -> u64 {
         self.mappings.iter().map(|mapping| mapping.bytes().len() as u64).sum()
     }

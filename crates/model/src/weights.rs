@@ -430,11 +430,9 @@ impl<'a> Loader<'a> {
             }
             return Ok(pack_f32(self.cpu, rows, cols, &values, bf16));
         }
-        PackedMatrix::pack(self.cpu, dtype, rows, cols, data).map_err(|source| Error::Kernel {
-            path: path(),
-            tensor,
-            source,
-        })
+        let release = |bytes: &[u8]| self.checkpoint.release_bytes(bytes);
+        PackedMatrix::pack_releasing(self.cpu, dtype, rows, cols, data, &release)
+            .map_err(|source| Error::Kernel { path: path(), tensor, source })
     }
 }
 

@@ -51,10 +51,10 @@ pub(crate) struct Args {
     ctx: Option<usize>,
 
     #[command(flatten)]
-    kv: Kv,
+    products: Products,
 
     #[command(flatten)]
-    products: Products,
+    kv: Kv,
 }
 
 /// What `--json` prints.

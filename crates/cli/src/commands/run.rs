@@ -58,10 +58,10 @@ pub(crate) struct Args {
     ctx: Option<usize>,
 
     #[command(flatten)]
-    kv: Kv,
+    products: Products,
 
     #[command(flatten)]
-    products: Products,
+    kv: Kv,
 
     #[command(flatten)]
     sampling: Sampling,

@@ -100,6 +100,12 @@ impl GgufFile {
         self.shards.release(name);
     }
 
+    /// Lets the system drop the pages of some bytes of the files, such as a part of a tensor's; bytes that lie
+    /// elsewhere are left alone.
+    pub fn release_bytes(&self, bytes: &[u8]) {
+        self.shards.release_bytes(bytes);
+    }
+
     /// Bytes of all files together.
     pub fn file_size(&self) -> u64 {
         self.shards.file_size()

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use bevel_base::{DType, SlabBytes};
 use half::bf16;
 
@@ -66,6 +68,22 @@ impl PackedMatrix {
     /// [`crate::Error::Base`] where `dtype` holds no weights, where blocks do not divide a row, and where
     /// `data` has another length than `rows * cols` values take.
     pub fn pack(cpu: &Cpu, dtype: DType, rows: usize, cols: usize, data: &[u8]) -> Result<Self> {
+        Self::pack_releasing(cpu, dtype, rows, cols, data, &|_| {})
+    }
+
+    /// The same. `release` is told, on any thread, each part of `data` that is not needed any more, so that
+    /// a matrix that is mapped from a file need not lie in memory twice.
+    ///
+    /// # Errors
+    /// Those of [`PackedMatrix::pack`].
+    pub fn pack_releasing(
+        cpu: &Cpu,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        data: &[u8],
+        release: &(dyn Fn(&[u8]) + Sync),
+    ) -> Result<Self> {
         let expected = bevel_base::Shape::from([rows, cols]).byte_len(dtype)?;
         if data.len() != expected {
             let what = format!("matrix [{rows}, {cols}] of {dtype}");
@@ -73,9 +91,12 @@ impl PackedMatrix {
             return Err(bevel_base::Error::ByteLength { what, expected, found }.into());
         }
         if cols == 0 {
-            return Self::new(cpu, dtype, rows, cols, &[]);
+            return Self::new(cpu, dtype, rows, cols, &[], &|_| {});
         }
-        Self::new(cpu, dtype, rows, cols, &[data])
+        let row_bytes = expected / rows.max(1);
+        let done =
+            |rows: Range<usize>| release(&data[rows.start * row_bytes..rows.end * row_bytes]);
+        Self::new(cpu, dtype, rows, cols, &[data], &done)
     }
 
     /// Repacks the rows of several pieces, one piece below the other: tensors that are multiplied as
@@ -95,7 +116,7 @@ impl PackedMatrix {
             }
             rows += piece.len() / row_bytes;
         }
-        Self::new(cpu, dtype, rows, cols, pieces)
+        Self::new(cpu, dtype, rows, cols, pieces, &|_| {})
     }
 
     /// Rounds `values`, `[rows, cols]`, to bf16. Products round their inputs to bf16 too and add up in
@@ -193,7 +214,15 @@ impl PackedMatrix {
         Kernel::select(self.layout, self.exact, cpu)
     }
 
-    fn new(cpu: &Cpu, dtype: DType, rows: usize, cols: usize, pieces: &[&[u8]]) -> Result<Self> {
+    /// `done` is told the rows that were repacked.
+    fn new(
+        cpu: &Cpu,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        pieces: &[&[u8]],
+        done: &(dyn Fn(Range<usize>) + Sync),
+    ) -> Result<Self> {
         let layout = Layout::of(dtype).ok_or(bevel_base::Error::NotWeight(dtype))?;
         let row_bytes = dtype.row_bytes(cols)?;
         let row = |index: usize| {
@@ -207,9 +236,10 @@ impl PackedMatrix {
             &[]
         };
         let bytes = layout.tile_bytes(cols, GROUP);
-        let (codes, scales) = fill(cpu, rows, bytes, |index, lane, codes, scales| {
+        let put = |index, lane, codes: &mut [u8], scales: &mut [u8]| {
             put_row(dtype, layout, row(index), lane, codes, scales);
-        });
+        };
+        let (codes, scales) = fill_parts(cpu, rows, bytes, put, done);
         let (levels, factor) = layout::levels(dtype);
         let packed = Self::of_parts(dtype.to_string(), layout, rows, cols, codes, scales);
         Ok(Self { factor, ..packed.with_levels(levels.map(f32::from)) })
@@ -255,6 +285,17 @@ pub(super) fn fill(
     (code_bytes, scale_bytes): (usize, usize),
     put: impl Fn(usize, usize, &mut [u8], &mut [u8]) + Sync,
 ) -> (SlabBytes, SlabBytes) {
+    fill_parts(cpu, rows, (code_bytes, scale_bytes), put, &|_| {})
+}
+
+/// The same; `done` is told each run of rows that was put.
+fn fill_parts(
+    cpu: &Cpu,
+    rows: usize,
+    (code_bytes, scale_bytes): (usize, usize),
+    put: impl Fn(usize, usize, &mut [u8], &mut [u8]) + Sync,
+    done: &(dyn Fn(Range<usize>) + Sync),
+) -> (SlabBytes, SlabBytes) {
     let tiles = rows.div_ceil(ROWS);
     let mut codes = SlabBytes::zeroed(tiles * code_bytes);
     let mut scales = SlabBytes::zeroed(tiles * scale_bytes);
@@ -281,6 +322,8 @@ pub(super) fn fill(
                 put(first + lane, lane, codes, scales);
             }
         }
+        let first = index * part * ROWS;
+        done(first..rows.min(first + codes.len() / code_bytes * ROWS));
     });
     (codes, scales)
 }

@@ -309,6 +309,24 @@ fn products_that_share_an_input_equal_products_alone() {
 }
 
 #[test]
+fn packing_tells_which_bytes_it_is_done_with() {
+    let (rows, cols) = (1000, 2048);
+    let data = file_rows(DType::Q8_0, rows, cols, &mut Random::new(6));
+    let done = std::sync::Mutex::new(Vec::new());
+    let start = data.as_ptr().addr();
+    let cpu = Cpu::with_isa(3, Isa::Scalar);
+    let release = |part: &[u8]| {
+        let first = part.as_ptr().addr() - start;
+        done.lock().unwrap().push(first..first + part.len());
+    };
+    PackedMatrix::pack_releasing(&cpu, DType::Q8_0, rows, cols, &data, &release).unwrap();
+    let mut done = done.into_inner().unwrap();
+    done.sort_by_key(|part| part.start);
+    assert!(done.len() > 1 && done[0].start == 0 && done.last().unwrap().end == data.len());
+    assert!(done.windows(2).all(|pair| pair[0].end == pair[1].start), "{done:?}");
+}
+
+#[test]
 fn rows_gathered_from_pieces_are_the_rows_of_one_matrix() {
     let cpu = Cpu::with_isa(2, Isa::Scalar);
     let (rows, cols) = (50, 64);

@@ -332,6 +332,14 @@ impl Checkpoint {
         }
     }
 
+    /// Lets the system take back the memory of bytes that were read in place.
+    pub(crate) fn release_bytes(&self, bytes: &[u8]) {
+        match &self.source {
+            Source::Gguf(file) => file.release_bytes(bytes),
+            Source::HuggingFace { files, .. } => files.release_bytes(bytes),
+        }
+    }
+
     fn stored(&self, name: &str) -> Result<TensorView<'_>> {
         Ok(match &self.source {
             Source::Gguf(file) => file.tensor(name)?,

@@ -92,10 +92,10 @@ pub(crate) struct Args {
     base_exact: bool,
 
     #[command(flatten)]
-    kv: Kv,
+    products: Products,
 
     #[command(flatten)]
-    products: Products,
+    kv: Kv,
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
