@@ -63,13 +63,14 @@ def llama_bench(command, args, model, threads):
 
 
 def llama_batched_bench(command, args, model, threads):
-    """A llama-batched-bench, whose prompts are of one token: decoding alone."""
+    """A llama-batched-bench, whose prompts are of one token: decoding alone. It prints a table."""
     room = args.sequences * (args.generate + 8)
     done = subprocess.run([*shlex.split(command), "-m", str(model), "-t", str(threads), "-c", str(room),
-                           "-npp", "1", "-ntg", str(args.generate), "-npl", str(args.sequences),
-                           "--output-format", "jsonl"], capture_output=True, text=True, check=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    return {"decode": json.loads(lines[-1])["speed_tg"]}
+                           "-npp", "1", "-ntg", str(args.generate), "-npl", str(args.sequences)],
+                          capture_output=True, text=True, check=True)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()
+            if line.startswith("|")]
+    return {"decode": float(rows[-1][rows[0].index("S_TG t/s")])}
 
 
 def bevel_bench(args, model, threads):
@@ -137,7 +138,7 @@ def measured(command):
 def load(args, model, threads):
     """Seconds to load, and memory in parts of the file."""
     commands = {
-        "bevel": [args.bevel, "bench", model, "-p", 1, "-n", 1, "-r", 1, "--ctx", args.ctx, "-t", threads, "--json"],
+        "bevel": [args.bevel, "run", model, "Hello", "-n", 1, "--ctx", args.ctx, "-t", threads, "--json"],
         "llama.cpp": [sys.executable, HERE / "rival.py", "load", model, "--ctx", args.ctx, "--threads", threads],
     }
     runs = {who: [] for who in commands}
@@ -267,7 +268,8 @@ def main():
         "speed": ["--rounds", args.rounds, "--prompt", args.prompt, "--generate", args.generate,
                   "--sequences", args.sequences, "--depth", args.depth, "--busy", args.busy, *rivals],
         "load": ["--rounds", args.rounds, "--ctx", args.ctx],
-        "perplexity": ["--text", Path(args.text or "").name, "--ctx", args.ctx, "--tokens", args.tokens or "all"],
+        "perplexity": ["--text", Path(args.text or "").name, "--ctx", args.ctx,
+                       "--tokens", args.tokens or "all"],
     }[args.what]
     shown = " ".join(map(str, ["python benches/compare.py", args.what, *(m.name for m in args.models),
                                "--threads", *args.threads, *options]))

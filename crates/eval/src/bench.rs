@@ -53,6 +53,9 @@ pub struct Limits {
     pub read_bandwidth: f64,
     /// Multiplications and additions of 8-bit integers.
     pub byte_operations: f64,
+    /// Multiplications and additions of bf16 numbers, where the model has them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bf16_operations: Option<f64>,
     /// Multiplications and additions of single-precision numbers.
     pub float_operations: f64,
     /// Bytes of weights and of keys and values that the decoding measured here read in a second.
@@ -70,6 +73,7 @@ impl Limits {
         let byte_operations = limits::byte_peak(cpu);
         let float_operations = limits::float_peak(cpu);
         let cost = model.weights().step_cost(model.config());
+        let bf16_operations = (cost.bf16_products > 0.0).then(|| limits::bf16_peak(cpu));
         let decode_bytes = bench.decode.as_ref().map(|decode| {
             let sequences = bench.sequences as f64;
             let tokens = bench.depth as f64 + decode.tokens as f64 / sequences / 2.0;
@@ -78,10 +82,12 @@ impl Limits {
             steps * (cost.bytes + cached)
         });
         let seconds = 2.0 * cost.byte_products / byte_operations
+            + bf16_operations.map_or(0.0, |operations| 2.0 * cost.bf16_products / operations)
             + 2.0 * cost.float_products / float_operations;
         Self {
             read_bandwidth,
             byte_operations,
+            bf16_operations,
             float_operations,
             decode_bytes,
             decode_part: decode_bytes.map(|bytes| bytes / read_bandwidth),

@@ -112,12 +112,11 @@ fn speed(cpu: &Cpu, name: &str, pack: impl Fn() -> PackedMatrix) {
     };
     let [one, two, four, eight, sixteen] = [1, 2, 4, 8, 16].map(|n| time(n, 0.05, &mut || {}));
     // What the processor can do is measured between the runs: its clock changes.
-    let peak = if weight.multiplies_bytes() { limits::byte_peak } else { limits::float_peak };
     let (mut most, mut run) = (0f64, 0);
     let tokens = if rows < 4096 { 512 } else { 64 };
     let prompt = time(tokens, 1.0, &mut || {
         if run % 8 == 0 {
-            most = most.max(peak(cpu));
+            most = most.max(limits::peak(cpu, weight.factors()));
         }
         run += 1;
     });

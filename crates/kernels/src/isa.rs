@@ -67,10 +67,11 @@ impl Isa {
         list
     }
 
-    /// True where products of bf16 numbers take half the time of those of f32, see
-    /// [`PackedMatrix::pack_bf16`](crate::PackedMatrix::pack_bf16).
+    /// True where products of bf16 numbers take less time than those of f32, see
+    /// [`PackedMatrix::pack_bf16`](crate::PackedMatrix::pack_bf16). The first call measures it, for a
+    /// millisecond: of the processors that have such instructions some run them at half the speed.
     pub fn has_bf16_products(self) -> bool {
-        self == Isa::Avx512Bf16
+        self == Isa::Avx512Bf16 && crate::limits::bf16_products_pay()
     }
 
     /// The fastest available set, or the one `BEVEL_ISA` names.

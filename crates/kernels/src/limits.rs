@@ -8,6 +8,7 @@ use bevel_base::SlabBytes;
 
 #[cfg(target_arch = "x86_64")]
 use crate::isa::has_vex_vnni;
+use crate::matmul::Factors;
 #[cfg(target_arch = "x86_64")]
 use crate::matmul::bytes::{Evex, Vex};
 use crate::{Cpu, Isa, Wide, run_wide};
@@ -64,6 +65,52 @@ pub fn float_peak(cpu: &Cpu) -> f64 {
         Isa::Avx2 | Isa::AvxVnni => chains_peak::<{ 8 * REGISTERS }>(cpu),
         _ => chains_peak::<{ 4 * REGISTERS }>(cpu),
     }
+}
+
+/// Multiplications and additions of some numbers in a second on all threads, by the instructions that the
+/// kernels use for them.
+pub fn peak(cpu: &Cpu, factors: Factors) -> f64 {
+    match factors {
+        Factors::Bytes => byte_peak(cpu),
+        Factors::F32 => float_peak(cpu),
+        Factors::Bf16 => bf16_peak(cpu),
+    }
+}
+
+/// Those of bf16 numbers, of which a register holds twice as many; those of f32 where the processor has no
+/// such products.
+pub fn bf16_peak(cpu: &Cpu) -> f64 {
+    let threads = cpu.pool().threads();
+    match cpu.isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => {
+            let seconds = fastest(|| {
+                cpu.pool().run(threads, |_| {
+                    // SAFETY: `Cpu` holds an instruction set only where the processor has it.
+                    black_box(unsafe { x86::bf16(STEPS) });
+                });
+            });
+            2.0 * (threads * 32 * REGISTERS) as f64 * f64::from(STEPS) / seconds
+        }
+        _ => float_peak(cpu),
+    }
+}
+
+/// True where AVX-512's products of bf16 numbers are faster than those of f32, by a third at least so that one
+/// machine always finds the same.
+pub(crate) fn bf16_products_pay() -> bool {
+    static PAY: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    #[cfg(target_arch = "x86_64")]
+    let measure = || {
+        const SOME: u32 = STEPS / 32;
+        // SAFETY: asked only where the processor has both.
+        let [f32, bf16] = [|| unsafe { x86::f32(SOME) }, || unsafe { x86::bf16(SOME) }]
+            .map(|chains: fn() -> f32| fastest(|| _ = black_box(chains())));
+        2.0 * f32 > 1.33 * bf16
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let measure = || false;
+    *PAY.get_or_init(measure)
 }
 
 fn chains_peak<const N: usize>(cpu: &Cpu) -> f64 {
@@ -167,6 +214,31 @@ mod x86 {
         }
         let all = sums.into_iter().fold(a, |all, sum| _mm512_xor_si512(all, sum));
         _mm512_reduce_add_epi32(all)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn f32(steps: u32) -> f32 {
+        let mut sums = [_mm512_setzero_ps(); REGISTERS];
+        let (a, b) = black_box((_mm512_set1_ps(0.5), _mm512_set1_ps(0.25)));
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(a, b, *sum);
+            }
+        }
+        _mm512_reduce_add_ps(sums.into_iter().fold(a, |all, sum| _mm512_add_ps(all, sum)))
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) fn bf16(steps: u32) -> f32 {
+        let mut sums = [_mm512_setzero_ps(); REGISTERS];
+        let half = black_box(_mm512_set1_ps(0.5));
+        let a = _mm512_cvtne2ps_pbh(half, half);
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, a, a);
+            }
+        }
+        _mm512_reduce_add_ps(sums.into_iter().fold(half, |all, sum| _mm512_add_ps(all, sum)))
     }
 
     #[target_feature(enable = "avx2")]

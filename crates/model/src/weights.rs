@@ -1,6 +1,7 @@
 use std::ops::Range;
 
 use bevel_base::{DType, pack};
+use bevel_kernels::matmul::{Factors, Packing};
 use bevel_kernels::{Cpu, PackedMatrix};
 
 use crate::family::QkNorm;
@@ -25,7 +26,9 @@ pub struct StepCost {
     pub bytes: f64,
     /// Products of 8-bit integers; each is added to a sum.
     pub byte_products: f64,
-    /// Products of floating-point numbers.
+    /// Products of bf16 numbers.
+    pub bf16_products: f64,
+    /// Products of single-precision numbers.
     pub float_products: f64,
 }
 
@@ -120,7 +123,8 @@ impl Weights {
     /// # Errors
     /// Those of reading and packing a tensor.
     pub fn load(checkpoint: &Checkpoint, cpu: &Cpu, progress: &mut dyn FnMut(u64)) -> Result<Self> {
-        let mut loader = Loader { exact: false, ..Loader::exact(checkpoint, cpu, progress) };
+        let bf16 = cpu.isa().has_bf16_products();
+        let mut loader = Loader { exact: false, bf16, ..Loader::exact(checkpoint, cpu, progress) };
         let tied = loader.config.tied;
         let embedding = match checkpoint.entry(EMBEDDING)?.is_coded() {
             true if tied => Embedding::Tied,
@@ -174,9 +178,10 @@ impl Weights {
             let share = if is_expert { used } else { 1.0 };
             let products = share * (weight.rows() * weight.cols()) as f64;
             cost.bytes += share * weight.bytes() as f64;
-            match weight.multiplies_bytes() {
-                true => cost.byte_products += products,
-                false => cost.float_products += products,
+            match weight.factors() {
+                Factors::Bytes => cost.byte_products += products,
+                Factors::Bf16 => cost.bf16_products += products,
+                Factors::F32 => cost.float_products += products,
             }
         }
         cost
@@ -228,7 +233,7 @@ pub(crate) struct Loader<'a> {
     bytes: u64,
     /// Packed types become floating point.
     exact: bool,
-    /// Linear layers multiply in bf16.
+    /// Linear layers multiply in bf16: all where `exact`, else those whose weights fit.
     bf16: bool,
     /// Tensors whose codes became floating point because no layout fits their groups.
     widened: Vec<String>,
@@ -267,7 +272,7 @@ impl<'a> Loader<'a> {
     pub(crate) fn head(&mut self) -> Result<(Vec<f32>, Linear)> {
         let norm = self.checkpoint.read_f32("output_norm.weight")?;
         let name = if self.config.tied { EMBEDDING } else { "output.weight" };
-        Ok((norm, self.matrix(name, None, 0, false)?))
+        Ok((norm, self.matrix(name, None, 0, self.bf16 && !self.exact)?))
     }
 
     pub(crate) fn layer(&mut self, layer: usize) -> Result<LayerWeights> {
@@ -317,6 +322,7 @@ impl<'a> Loader<'a> {
                 down: self.linear(&name("ffn_down"), None)?,
             })),
             Some(experts) => Ffn::Experts {
+                // A little less precision would choose other experts.
                 router: Box::new(self.matrix(&name("ffn_gate_inp.weight"), None, 0, false)?),
                 experts: (0..experts.count)
                     .map(|e| {
@@ -423,15 +429,15 @@ impl<'a> Loader<'a> {
         bf16: bool,
     ) -> Result<PackedMatrix> {
         let (path, tensor) = (|| self.checkpoint.path().to_owned(), tensor.to_owned());
-        if bf16 || (self.exact && dtype.is_packed()) {
+        if self.exact && (bf16 || dtype.is_packed()) {
             let mut values = vec![0f32; rows * cols];
             if let Err(source) = pack::dequantize(dtype, data, &mut values) {
                 return Err(Error::Tensor { path: path(), tensor, source });
             }
             return Ok(pack_f32(self.cpu, rows, cols, &values, bf16));
         }
-        let release = |bytes: &[u8]| self.checkpoint.release_bytes(bytes);
-        PackedMatrix::pack_releasing(self.cpu, dtype, rows, cols, data, &release)
+        let packing = Packing { bf16, release: &|bytes| self.checkpoint.release_bytes(bytes) };
+        PackedMatrix::pack_with(self.cpu, dtype, rows, cols, data, &packing)
             .map_err(|source| Error::Kernel { path: path(), tensor, source })
     }
 }

@@ -161,11 +161,13 @@ fn write_limits(out: &mut impl Write, limits: &Limits) -> Result<()> {
         )?;
     }
     if let Some(part) = limits.prefill_part {
+        let bf16 = limits.bf16_operations.map(|peak| format!(", {:.2} of bf16", peak / 1e12));
         writeln!(
             out,
-            "prefill  reaches {:.0} % of what the processor can multiply: {:.2} TOP/s of bytes, {:.2} of floats",
+            "prefill  reaches {:.0} % of what the processor can multiply: {:.2} TOP/s of bytes{}, {:.2} of floats",
             part * 100.0,
             limits.byte_operations / 1e12,
+            bf16.unwrap_or_default(),
             limits.float_operations / 1e12
         )?;
     }

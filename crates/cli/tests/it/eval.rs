@@ -137,6 +137,26 @@ fn divergence_from_another_model() {
     }
 }
 
+/// The bound that docs/speed.md states: predictions on two instruction sets have a divergence below 1e-4.
+#[test]
+fn instruction_sets_predict_the_same() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (small, logits) = (path("small.gguf"), path("scalar.logits"));
+    stdout(&output(&["quantize", "tiny-austen", "Q4_0", "-o", &small]));
+    let args = ["eval", &small, "--against", &small, "--base-logits", &logits, "--text", TEXT];
+    let args = [&args[..], &["--ctx", "64", "--tokens", "512", "--json"]].concat();
+    // The first, which is scalar, leaves its predictions for the others.
+    for isa in bevel::kernels::Isa::available() {
+        let run = crate::bevel(&args).env("BEVEL_ISA", isa.to_string()).output().unwrap();
+        let value: serde_json::Value = serde_json::from_str(&stdout(&run)).unwrap();
+        let (kl, worst) = (&value["kl"]["value"], &value["kl_quantiles"]["max"]);
+        let (kl, worst) = (kl.as_f64().unwrap(), worst.as_f64().unwrap());
+        assert_eq!(value["isa"], isa.to_string());
+        assert!(kl < 1e-4 && worst < 2e-3, "{isa}: {kl:e}, {worst:e} at worst");
+    }
+}
+
 #[test]
 fn exact_products_tell_what_rounding_activations_costs() {
     let dir = scratch();

@@ -42,6 +42,7 @@ fn written(model: &Path, recipe: &Recipe, data: &Calibration, out: &Path) -> Res
 fn logits(model: &Path, sequences: &[Vec<u32>]) -> Vec<Vec<f32>> {
     let cpu = Cpu::new(2).unwrap();
     let model = Model::load(Checkpoint::open(model).unwrap(), &cpu, &mut |_| {}).unwrap();
+    let model = model.with_exact_products();
     let config = model.config();
     let mut rows = Vec::new();
     for tokens in sequences {

@@ -59,7 +59,7 @@ fn speed_is_held_against_what_every_matrix_takes() {
     let matrices = model.checkpoint().tensors().iter().filter(|(name, _)| of_layer(name));
     let products = matrices.map(|(_, entry)| entry.shape.len()).sum::<usize>();
     let head = config.vocab_size * config.dim;
-    assert_eq!(cost.byte_products + cost.float_products, (products + head) as f64);
+    assert_eq!(cost.bf16_products + cost.float_products, (products + head) as f64);
     assert_eq!(cost.byte_products, 0.0, "its weights are bf16");
 
     let bench = BenchConfig { depth: 0, ..CONFIG }.run(&model, &cpu, &mut |_| ()).unwrap();

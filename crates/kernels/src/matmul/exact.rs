@@ -1,5 +1,5 @@
-//! Products of integer tiles with activations as they are, not rounded to int8: the weights of a group are
-//! unpacked to single precision. For measuring what the rounding costs, and for those who want none of it.
+//! Products with activations as they are, rounded neither to int8 nor to bf16: weights are unpacked to single
+//! precision. For measuring what the rounding costs, and for those who want none of it.
 //!
 //! The body exists once, and every instruction set gives the same bits: products are neither fused with
 //! additions nor reordered.
@@ -7,50 +7,83 @@
 use super::kernels::{Panel, PanelFunction, Sums};
 use super::layout::{Format, GROUP, Integer, ROWS, Visitor};
 use super::packed::Tile;
-use super::scalar::group_weights;
+use super::scalar::{group_weights, pair_weights};
 use crate::Isa;
 
 /// The kernel of a format.
-pub(super) fn select(format: Integer, isa: Isa) -> PanelFunction {
+pub(super) fn integer(format: Integer, isa: Isa) -> PanelFunction {
+    struct Select(Isa);
+
+    impl Visitor for Select {
+        type Output = PanelFunction;
+
+        fn visit<F: Format>(self) -> PanelFunction {
+            select::<Levels<F>>(self.0)
+        }
+    }
+
     format.visit(Select(isa))
 }
 
-struct Select(Isa);
+/// The kernel of tiles of bf16 pairs.
+pub(super) fn pairs(isa: Isa) -> PanelFunction {
+    select::<Pairs>(isa)
+}
 
-impl Visitor for Select {
-    type Output = PanelFunction;
+/// Weights of a layout in single precision.
+trait Weights {
+    /// 32 columns of a tile; what is past its end is zero.
+    fn group(tile: &Tile<'_>, group: usize) -> [[f32; ROWS]; GROUP];
+}
 
-    fn visit<F: Format>(self) -> PanelFunction {
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => products_avx512::<F>,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::AvxVnni => products_avx2::<F>,
-            _ => products::<F>,
-        }
+struct Levels<F>(std::marker::PhantomData<F>);
+
+impl<F: Format> Weights for Levels<F> {
+    #[inline(always)]
+    fn group(tile: &Tile<'_>, group: usize) -> [[f32; ROWS]; GROUP] {
+        group_weights(F::CODING, tile, group)
+    }
+}
+
+struct Pairs;
+
+impl Weights for Pairs {
+    #[inline(always)]
+    fn group(tile: &Tile<'_>, group: usize) -> [[f32; ROWS]; GROUP] {
+        pair_weights(tile, group)
+    }
+}
+
+fn select<W: Weights>(isa: Isa) -> PanelFunction {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => products_avx512::<W>,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::AvxVnni => products_avx2::<W>,
+        _ => products::<W>,
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn products_avx2<F: Format>(tile: &Tile<'_>, panel: Panel<'_>, sums: &mut Sums) {
-    products::<F>(tile, panel, sums);
+fn products_avx2<W: Weights>(tile: &Tile<'_>, panel: Panel<'_>, sums: &mut Sums) {
+    products::<W>(tile, panel, sums);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn products_avx512<F: Format>(tile: &Tile<'_>, panel: Panel<'_>, sums: &mut Sums) {
-    products::<F>(tile, panel, sums);
+fn products_avx512<W: Weights>(tile: &Tile<'_>, panel: Panel<'_>, sums: &mut Sums) {
+    products::<W>(tile, panel, sums);
 }
 
-/// Products of an integer tile with the f32 tokens of a panel: Σ weight · x, column by column.
+/// Products of a tile with the f32 tokens of a panel: Σ weight · x, column by column.
 #[inline(always)]
-fn products<F: Format>(tile: &Tile<'_>, panel: Panel<'_>, sums: &mut Sums) {
+fn products<W: Weights>(tile: &Tile<'_>, panel: Panel<'_>, sums: &mut Sums) {
     sums[..panel.tokens()].fill([0.0; ROWS]);
-    for group in 0..tile.codes.len() / F::CODING.group_bytes() {
-        let weights = group_weights(F::CODING, tile, group);
+    for group in 0..panel.columns().div_ceil(GROUP) {
+        let weights = W::group(tile, group);
         for (first, tokens, block) in panel.blocks() {
-            let x = &block[group * GROUP * tokens * 4..][..GROUP * tokens * 4];
+            let x = block.chunks(GROUP * tokens * 4).nth(group).unwrap_or_default();
             let sums = &mut sums[first..first + tokens];
             match tokens {
                 8 => {

@@ -57,6 +57,11 @@ impl<'a> Panel<'a> {
         self.tokens
     }
 
+    /// Values of a token, where they are in single precision.
+    pub(super) fn columns(self) -> usize {
+        self.activations.len() / self.tokens / 4
+    }
+
     /// Each block with its first token's number in the panel and its number of tokens.
     pub(super) fn blocks(self) -> impl Iterator<Item = (usize, usize, &'a [u8])> {
         let token_bytes = self.activations.len() / self.tokens;
@@ -76,7 +81,8 @@ impl Kernel {
     pub(super) fn select(layout: Layout, exact: bool, cpu: &Cpu) -> Self {
         let isa = cpu.isa();
         Self(match layout {
-            Layout::Integer(integer) if exact => Function::Panel(exact::select(integer, isa)),
+            Layout::Integer(integer) if exact => Function::Panel(exact::integer(integer, isa)),
+            Layout::Pairs if exact => Function::Panel(exact::pairs(isa)),
             Layout::Dense(dense) => dense_function(dense, isa),
             Layout::Pairs => Function::Block(match isa {
                 #[cfg(target_arch = "x86_64")]

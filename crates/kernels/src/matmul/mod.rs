@@ -2,7 +2,7 @@
 //!
 //! A file's blocks are repacked at load into a few tile layouts ([`PackedMatrix`], diagrams in
 //! `layout.rs`); a new file format is a repacker, not a kernel. Products with dense weights use f32
-//! activations, or bf16 ones ([`PackedMatrix::pack_bf16`]). Products with integer weights use activations rounded to int8 in groups of 32
+//! activations, or bf16 ones where that is asked for ([`Packing`], [`PackedMatrix::pack_bf16`]). Products with integer weights use activations rounded to int8 in groups of 32
 //! columns, once for all matrices that share an input; or, exactly, activations as they are
 //! ([`PackedMatrix::with_exact_products`]).
 //!
@@ -30,7 +30,7 @@ mod scalar;
 
 pub use activations::Scratch;
 pub use grouped::sort_columns;
-pub use packed::PackedMatrix;
+pub use packed::{Factors, PackedMatrix, Packing};
 
 use activations::TOKENS;
 use kernels::{PANEL_TOKENS, Panel};

@@ -61,6 +61,34 @@ impl Tile<'_> {
     }
 }
 
+/// How [`PackedMatrix::pack_with`] packs.
+#[derive(Clone, Copy)]
+pub struct Packing<'a> {
+    /// Products with BF16 and with 8-bit floats round their inputs to bf16, as those of
+    /// [`PackedMatrix::pack_bf16`] do.
+    pub bf16: bool,
+    /// Told, on any thread, each part of the data that is not needed any more, so that a matrix that is mapped from a
+    /// file need not lie in memory twice.
+    pub release: &'a (dyn Fn(&[u8]) + Sync),
+}
+
+impl Default for Packing<'_> {
+    fn default() -> Self {
+        Self { bf16: false, release: &|_| {} }
+    }
+}
+
+/// The numbers that products multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factors {
+    /// Integers of 8 bits or fewer.
+    Bytes,
+    /// The upper halves of f32.
+    Bf16,
+    /// Single-precision numbers.
+    F32,
+}
+
 impl PackedMatrix {
     /// Repacks `data`: `rows` rows of `cols` values of type `dtype`, as they lie in a file.
     ///
@@ -68,21 +96,20 @@ impl PackedMatrix {
     /// [`crate::Error::Base`] where `dtype` holds no weights, where blocks do not divide a row, and where
     /// `data` has another length than `rows * cols` values take.
     pub fn pack(cpu: &Cpu, dtype: DType, rows: usize, cols: usize, data: &[u8]) -> Result<Self> {
-        Self::pack_releasing(cpu, dtype, rows, cols, data, &|_| {})
+        Self::pack_with(cpu, dtype, rows, cols, data, &Packing::default())
     }
 
-    /// The same. `release` is told, on any thread, each part of `data` that is not needed any more, so that
-    /// a matrix that is mapped from a file need not lie in memory twice.
+    /// The same, otherwise.
     ///
     /// # Errors
     /// Those of [`PackedMatrix::pack`].
-    pub fn pack_releasing(
+    pub fn pack_with(
         cpu: &Cpu,
         dtype: DType,
         rows: usize,
         cols: usize,
         data: &[u8],
-        release: &(dyn Fn(&[u8]) + Sync),
+        packing: &Packing<'_>,
     ) -> Result<Self> {
         let expected = bevel_base::Shape::from([rows, cols]).byte_len(dtype)?;
         if data.len() != expected {
@@ -91,12 +118,9 @@ impl PackedMatrix {
             return Err(bevel_base::Error::ByteLength { what, expected, found }.into());
         }
         if cols == 0 {
-            return Self::new(cpu, dtype, rows, cols, &[], &|_| {});
+            return Self::new(cpu, dtype, rows, cols, &[], packing);
         }
-        let row_bytes = expected / rows.max(1);
-        let done =
-            |rows: Range<usize>| release(&data[rows.start * row_bytes..rows.end * row_bytes]);
-        Self::new(cpu, dtype, rows, cols, &[data], &done)
+        Self::new(cpu, dtype, rows, cols, &[data], packing)
     }
 
     /// Repacks the rows of several pieces, one piece below the other: tensors that are multiplied as
@@ -116,7 +140,7 @@ impl PackedMatrix {
             }
             rows += piece.len() / row_bytes;
         }
-        Self::new(cpu, dtype, rows, cols, pieces, &|_| {})
+        Self::new(cpu, dtype, rows, cols, pieces, &Packing::default())
     }
 
     /// Rounds `values`, `[rows, cols]`, to bf16. Products round their inputs to bf16 too and add up in
@@ -169,16 +193,20 @@ impl PackedMatrix {
         scalar::read_row(self.layout, &self.tile(index / ROWS), index % ROWS, out);
     }
 
-    /// With products of activations as they are, not rounded to int8, and of levels that are not rounded
-    /// to integers either. They take several times as long, and have the same bits on every instruction
-    /// set.
+    /// With products of activations as they are, rounded neither to int8 nor to bf16, and of levels that are not
+    /// rounded to integers either. They take several times as long, and where there is anything to round
+    /// otherwise they have the same bits on every instruction set.
     pub fn with_exact_products(self) -> Self {
         Self { exact: true, ..self }
     }
 
-    /// True where products are of 8-bit integers, and of floating-point numbers otherwise.
-    pub fn multiplies_bytes(&self) -> bool {
-        self.inputs() == Inputs::Int8
+    /// What is multiplied.
+    pub fn factors(&self) -> Factors {
+        match self.inputs() {
+            Inputs::Int8 => Factors::Bytes,
+            Inputs::Bf16 => Factors::Bf16,
+            Inputs::F32 => Factors::F32,
+        }
     }
 
     pub(super) fn tiles(&self) -> usize {
@@ -205,7 +233,7 @@ impl PackedMatrix {
     /// What products take.
     pub(super) fn inputs(&self) -> Inputs {
         match self.layout.inputs() {
-            Inputs::Int8 if self.exact => Inputs::F32,
+            Inputs::Int8 | Inputs::Bf16 if self.exact => Inputs::F32,
             inputs => inputs,
         }
     }
@@ -214,16 +242,18 @@ impl PackedMatrix {
         Kernel::select(self.layout, self.exact, cpu)
     }
 
-    /// `done` is told the rows that were repacked.
     fn new(
         cpu: &Cpu,
         dtype: DType,
         rows: usize,
         cols: usize,
         pieces: &[&[u8]],
-        done: &(dyn Fn(Range<usize>) + Sync),
+        packing: &Packing<'_>,
     ) -> Result<Self> {
-        let layout = Layout::of(dtype).ok_or(bevel_base::Error::NotWeight(dtype))?;
+        let layout = match Layout::of(dtype).ok_or(bevel_base::Error::NotWeight(dtype))? {
+            Layout::Dense(Dense::Bf16) if packing.bf16 => Layout::Pairs,
+            layout => layout,
+        };
         let row_bytes = dtype.row_bytes(cols)?;
         let row = |index: usize| {
             let mut start = index * row_bytes;
@@ -239,7 +269,12 @@ impl PackedMatrix {
         let put = |index, lane, codes: &mut [u8], scales: &mut [u8]| {
             put_row(dtype, layout, row(index), lane, codes, scales);
         };
-        let (codes, scales) = fill_parts(cpu, rows, bytes, put, done);
+        let done = |rows: Range<usize>| {
+            if let [piece] = pieces {
+                (packing.release)(&piece[rows.start * row_bytes..rows.end * row_bytes]);
+            }
+        };
+        let (codes, scales) = fill_parts(cpu, rows, bytes, put, &done);
         let (levels, factor) = layout::levels(dtype);
         let packed = Self::of_parts(dtype.to_string(), layout, rows, cols, codes, scales);
         Ok(Self { factor, ..packed.with_levels(levels.map(f32::from)) })
@@ -371,8 +406,8 @@ fn put_row(
 ) {
     let coding = match layout {
         Layout::Dense(dense) => return put_dense(dtype, dense, row, lane, codes),
+        Layout::Pairs => return put_pairs(dtype, row, lane, codes),
         Layout::Integer(integer) => integer.coding(),
-        Layout::Pairs => unreachable!("{dtype} has a dense or an integer layout"),
     };
     let groups = dtype.block_len() / GROUP;
     blocks::each_block(dtype, row, &mut |index, parts| {
@@ -477,13 +512,32 @@ fn put_dense(dtype: DType, dense: Dense, row: &[u8], lane: usize, tile: &mut [u8
         (DType::F64, _) => {
             put(row, lane, tile, |v: [u8; 8]| (f64::from_le_bytes(v) as f32).to_le_bytes())
         }
-        (DType::F8_E4M3 | DType::F8_E5M2, _) => put(row, lane, tile, |byte: [u8; 1]| {
-            let mut value = [0.0];
-            bevel_base::pack::dequantize(dtype, &byte, &mut value).expect("one value");
-            bf16::from_f32(value[0]).to_le_bytes()
-        }),
+        (DType::F8_E4M3 | DType::F8_E5M2, _) => {
+            put(row, lane, tile, |byte: [u8; 1]| bf16_of_byte(dtype, byte).to_le_bytes())
+        }
         (_, Dense::F32) => put(row, lane, tile, |v: [u8; 4]| v),
         (_, Dense::F16 | Dense::Bf16) => put(row, lane, tile, |v: [u8; 2]| v),
         (_, Dense::F8) => unreachable!("plain numbers of 8 bits are stored as bf16"),
     }
+}
+
+/// Writes a row of bf16 or 8-bit numbers into pairs of columns.
+fn put_pairs(dtype: DType, row: &[u8], lane: usize, tile: &mut [u8]) {
+    let mut put = |bits: &mut dyn Iterator<Item = u16>| {
+        for pair in tile.chunks_exact_mut(ROWS * 4) {
+            let (first, second) = (bits.next().unwrap_or(0), bits.next().unwrap_or(0));
+            pair[lane * 4..][..4].copy_from_slice(&pair_word(first, second));
+        }
+    };
+    match dtype {
+        DType::BF16 => put(&mut row.as_chunks().0.iter().map(|&v| u16::from_le_bytes(v))),
+        _ => put(&mut row.iter().map(|&byte| bf16_of_byte(dtype, [byte]).to_bits())),
+    }
+}
+
+/// A number of 8 bits, which bf16 holds exactly.
+fn bf16_of_byte(dtype: DType, byte: [u8; 1]) -> bf16 {
+    let mut value = [0.0];
+    bevel_base::pack::dequantize(dtype, &byte, &mut value).expect("one value");
+    bf16::from_f32(value[0])
 }

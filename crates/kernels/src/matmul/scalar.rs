@@ -92,6 +92,20 @@ fn pair(bytes: [u8; 4]) -> [f32; 2] {
     [f32::from_bits(bits << 16), f32::from_bits(bits & 0xffff_0000)]
 }
 
+/// The weights of 32 columns of a tile of pairs; what is past its end is zero.
+#[inline(always)]
+pub(super) fn pair_weights(tile: &Tile<'_>, group: usize) -> [[f32; ROWS]; GROUP] {
+    let mut weights = [[0.0; ROWS]; GROUP];
+    let pairs = tile.codes.as_chunks::<4>().0.as_chunks::<ROWS>().0;
+    let pairs = pairs.iter().skip(group * GROUP / 2);
+    for (weights, pairs) in weights.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
+        for (row, &bytes) in pairs.iter().enumerate() {
+            [weights[0][row], weights[1][row]] = pair(bytes);
+        }
+    }
+    weights
+}
+
 #[inline(always)]
 fn dense<const N: usize>(
     tile: &Tile<'_>,

@@ -2,6 +2,7 @@
 //! instruction set of this processor.
 
 use bevel_base::{DType, pack};
+use bevel_kernels::matmul::Packing;
 use bevel_kernels::{Cpu, Error, Isa, PackedMatrix, Product, Scratch, matmul};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
@@ -185,6 +186,38 @@ proptest! {
     }
 }
 
+/// Files of BF16 and of 8-bit floats multiply as their numbers do, if asked to, and as they are where exact.
+#[test]
+fn files_of_short_floats_multiply_as_bf16() {
+    let (rows, cols, n) = (37, 151, 13);
+    let mut random = Random::new(14);
+    let x = random.values(n * cols, 1.0);
+    for dtype in [DType::BF16, DType::F8_E4M3, DType::F8_E5M2] {
+        let data = file_rows(dtype, rows, cols, &mut random);
+        let w = dequantized(dtype, &data, rows * cols);
+        let mut exact_elsewhere: Option<Vec<f32>> = None;
+        for isa in Isa::available() {
+            let cpu = Cpu::with_isa(2, isa);
+            let packing = Packing { bf16: true, ..Packing::default() };
+            let pack =
+                || PackedMatrix::pack_with(&cpu, dtype, rows, cols, &data, &packing).unwrap();
+            let values = PackedMatrix::pack_bf16(&cpu, rows, cols, &w);
+            let found = multiply(&cpu, &pack(), &x, n);
+            assert_eq!(found, multiply(&cpu, &values, &x, n), "{dtype} {isa}");
+
+            let exact = multiply(&cpu, &pack().with_exact_products(), &x, n);
+            for (out, x) in exact.chunks_exact(rows).zip(x.chunks_exact(cols)) {
+                for (found, w) in out.iter().zip(w.chunks_exact(cols)) {
+                    let error = (f64::from(*found) - dot(w, x)).abs() / (norm(w) * norm(x));
+                    assert!(error <= 3e-6, "{dtype} {isa}, exact: {error:e} of its size");
+                }
+            }
+            let elsewhere = exact_elsewhere.get_or_insert_with(|| exact.clone());
+            assert_eq!(exact, *elsewhere, "{dtype} {isa}");
+        }
+    }
+}
+
 /// Compares all instruction sets with sums in double precision of numbers rounded to bf16.
 #[track_caller]
 fn check_bf16(rows: usize, cols: usize, w: &[f32], x: &[f32], n: usize) {
@@ -319,7 +352,8 @@ fn packing_tells_which_bytes_it_is_done_with() {
         let first = part.as_ptr().addr() - start;
         done.lock().unwrap().push(first..first + part.len());
     };
-    PackedMatrix::pack_releasing(&cpu, DType::Q8_0, rows, cols, &data, &release).unwrap();
+    let packing = Packing { release: &release, ..Packing::default() };
+    PackedMatrix::pack_with(&cpu, DType::Q8_0, rows, cols, &data, &packing).unwrap();
     let mut done = done.into_inner().unwrap();
     done.sort_by_key(|part| part.start);
     assert!(done.len() > 1 && done[0].start == 0 && done.last().unwrap().end == data.len());

@@ -92,7 +92,7 @@ fn check_rotated(path: &Path, cpu: &Cpu, tokens: &[u32], want: &[f32]) {
     let rotated = rotated.unwrap();
     assert_ne!(rotated.read_f32("blk.0.attn_output.weight").unwrap(), before);
     assert!(rotated.read_f32("output_norm.weight").unwrap().iter().all(|&gain| gain == 1.0));
-    let model = Model::load(rotated, cpu, &mut |_| {}).unwrap();
+    let model = Model::load(rotated, cpu, &mut |_| {}).unwrap().with_exact_products();
     let error = relative_error(&logits(&model, cpu, tokens, &[tokens.len()]), want);
     assert!(error < 1e-4, "{} rotated: relative error {error:.2e}", path.display());
 }
@@ -117,6 +117,10 @@ fn check(case: &str) {
             assert_eq!(checkpoint.unused(), [""; 0], "{}", path.display());
             check_rotated(path, &cpu, &tokens, &want);
             let model = Model::load(checkpoint, &cpu, &mut |_| {}).unwrap();
+            let error = relative_error(&logits(&model, &cpu, &tokens, &[40]), &want);
+            let bound = if isa.has_bf16_products() { 1e-2 } else { 1e-4 };
+            assert!(error < bound, "{case} on {isa}, inputs rounded: relative error {error:.2e}");
+            let model = model.with_exact_products();
             for steps in [&[40][..], &[17, 1, 1, 3]] {
                 let got = logits(&model, &cpu, &tokens, steps);
                 let error = relative_error(&got, &want);
@@ -334,6 +338,7 @@ fn half_precision_cache_stays_close() {
     let cpu = Cpu::new(1).unwrap();
     let model =
         Model::load(Checkpoint::open(&golden("llama")).unwrap(), &cpu, &mut |_| {}).unwrap();
+    let model = model.with_exact_products();
     let mut cache = KvCache::new(model.config(), KvType::F16, 64).unwrap();
     let mut state = State::new(model.config(), 64);
     let mut sequence = Sequence::new();
