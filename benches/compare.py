@@ -68,9 +68,11 @@ def llama_batched_bench(command, args, model, threads):
     done = subprocess.run([*shlex.split(command), "-m", str(model), "-t", str(threads), "-c", str(room),
                            "-npp", "1", "-ntg", str(args.generate), "-npl", str(args.sequences)],
                           capture_output=True, text=True, check=True)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()
+    # Forks print the table among other things that they have to say.
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (done.stdout + done.stderr).splitlines()
             if line.startswith("|")]
-    return {"decode": float(rows[-1][rows[0].index("S_TG t/s")])}
+    header = next(row for row in rows if "S_TG t/s" in row)
+    return {"decode": float(rows[-1][header.index("S_TG t/s")])}
 
 
 def bevel_bench(args, model, threads):

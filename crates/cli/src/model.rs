@@ -79,12 +79,12 @@ pub(crate) fn load(name: &str, exact: bool, global: &Global) -> Result<Loaded> {
     let (tokenizer, weights) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| tokenizer(&checkpoint, global));
         let bar = Progress::new(global, "loading", checkpoint.tensor_bytes(), Unit::Bytes);
-        let weights = Weights::load(&checkpoint, &cpu, &mut |bytes| bar.set(bytes));
+        let read = if exact { Weights::load_exact } else { Weights::load };
+        let weights = read(&checkpoint, &cpu, &mut |bytes| bar.set(bytes));
         (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), weights)
     });
     let (tokenizer, weights) = (tokenizer?, weights?);
     checkpoint.warnings().iter().chain(weights.warnings()).for_each(|warning| global.warn(warning));
-    let weights = if exact { weights.with_exact_products() } else { weights };
     let model = Model::new(checkpoint, weights);
     Ok(Loaded { model, tokenizer, cpu, load_time: start.elapsed() })
 }

@@ -14,7 +14,10 @@ const BYTES: usize = 400 << 20;
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let threads = arguments.next().map_or(1, |n| n.parse().expect("a number of threads"));
-    let names: Vec<String> = arguments.collect();
+    let mut names: Vec<String> = arguments.collect();
+    if names.is_empty() {
+        names = ["Q4_0", "Q4_K", "Q6_K", "Q8_0", "F16"].map(str::to_owned).to_vec();
+    }
     let cpu = Cpu::new(threads).expect("a known instruction set");
     println!("{} threads, {}", cpu.pool().threads(), cpu.isa());
     println!("{:8} {:>11} {:>8} {:>8} {:>6}", "type", "shape", "GB/s", "memory", "part");

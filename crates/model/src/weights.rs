@@ -123,7 +123,28 @@ impl Weights {
     /// # Errors
     /// Those of reading and packing a tensor.
     pub fn load(checkpoint: &Checkpoint, cpu: &Cpu, progress: &mut dyn FnMut(u64)) -> Result<Self> {
-        let bf16 = cpu.isa().has_bf16_products();
+        Self::load_with(checkpoint, cpu, cpu.isa().has_bf16_products(), progress)
+    }
+
+    /// The same with products of activations as they are, see [`Weights::with_exact_products`]; those with BF16
+    /// weights take no longer than they have to.
+    ///
+    /// # Errors
+    /// Those of [`Weights::load`].
+    pub fn load_exact(
+        checkpoint: &Checkpoint,
+        cpu: &Cpu,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self> {
+        Ok(Self::load_with(checkpoint, cpu, false, progress)?.with_exact_products())
+    }
+
+    fn load_with(
+        checkpoint: &Checkpoint,
+        cpu: &Cpu,
+        bf16: bool,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self> {
         let mut loader = Loader { exact: false, bf16, ..Loader::exact(checkpoint, cpu, progress) };
         let tied = loader.config.tied;
         let embedding = match checkpoint.entry(EMBEDDING)?.is_coded() {
