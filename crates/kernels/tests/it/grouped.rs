@@ -1,6 +1,7 @@
 //! Products with grouped weights against sums in double precision, for every kind of codes, many
 //! group sizes and every instruction set of this processor.
 
+use bevel_base::grouped::nf4::NF4_LEVELS;
 use bevel_base::grouped::{Coding, GroupedMatrix, Zeros};
 use bevel_kernels::matmul::sort_columns;
 use bevel_kernels::{Cpu, Isa, PackedMatrix, Product, Scratch, matmul};
@@ -189,28 +190,10 @@ fn every_kind_of_codes_agrees_with_double_precision_on_every_instruction_set() {
 /// Quantizing a normal weight to NF4 leaves an error of 0.0093 of its energy; integer levels add to that.
 #[test]
 fn levels_of_nf4_as_integers_cost_little_beside_the_rounding_of_weights() {
-    const NF4: [f32; 16] = [
-        -1.0,
-        -0.696_192_8,
-        -0.525_073_05,
-        -0.394_917_5,
-        -0.284_441_38,
-        -0.184_773_43,
-        -0.091_050_036,
-        0.0,
-        0.079_580_3,
-        0.160_930_2,
-        0.246_112_3,
-        0.337_915_24,
-        0.440_709_83,
-        0.562_617,
-        0.722_956_84,
-        1.0,
-    ];
     let mut random = Random::new(8);
     let (rows, cols) = (16, 4096);
     let mut matrix = matrix(Codes::Uneven, rows, cols, 64, &mut random);
-    matrix.coding = Coding::Levels(NF4);
+    matrix.coding = Coding::Levels(NF4_LEVELS);
     let cpu = Cpu::with_isa(1, Isa::Scalar);
     let packed = PackedMatrix::pack_grouped(&cpu, &matrix, 0..rows);
     // Columns of the product with unit vectors are the weights that products use; a unit vector survives
