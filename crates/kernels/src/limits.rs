@@ -80,10 +80,10 @@ pub fn peak(cpu: &Cpu, factors: Factors) -> f64 {
 /// Those of bf16 numbers, of which a register holds twice as many; those of f32 where the processor has no
 /// such products.
 pub fn bf16_peak(cpu: &Cpu) -> f64 {
-    let threads = cpu.pool().threads();
     match cpu.isa() {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 => {
+            let threads = cpu.pool().threads();
             let seconds = fastest(|| {
                 cpu.pool().run(threads, |_| {
                     // SAFETY: `Cpu` holds an instruction set only where the processor has it.
