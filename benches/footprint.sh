@@ -17,7 +17,7 @@ measure() { # label, command...
 
 grep -m1 'model name' /proc/cpuinfo | sed 's/.*: /machine: /'
 for model in "$@"; do
-    printf '\n%s, %s MB\n' "$(basename "$model")" "$(($(stat -c %s "$model") / 1000000))"
+    printf '\n%s, %s MB\n' "$(basename "$model")" "$(($(stat -L -c %s "$model") / 1000000))"
     measure "inspect" "$bevel" inspect "$model"
     measure "run, one token (context 2048)" "$bevel" run "$model" Hello --temp 0 -n 1 --ctx 2048
     measure "run, 64 tokens (context 2048)" "$bevel" run "$model" Hello --temp 0 -n 64 --ctx 2048

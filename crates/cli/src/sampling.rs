@@ -53,7 +53,7 @@ pub(crate) struct Sampling {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Products {
     /// Multiply with activations as they are, instead of rounded to 8 bits where weights are integers: a
-    /// prompt takes five times as long, and a token of the answer thirty times
+    /// prompt takes about four times as long, a token of the answer over thirty times
     #[arg(long)]
     pub(crate) exact: bool,
 }
