@@ -10,7 +10,7 @@ use super::super::kernels::{PANEL_TOKENS, Panel, Sums};
 use super::super::layout::ROWS;
 use super::super::packed::Tile;
 use super::super::prefetch::fetch_ahead;
-use super::{AHEAD, UNPACK_TOKENS, load, load_single, load64, load128, part, singles, store, word};
+use super::{AHEAD, load, load_single, load64, load128, part, singles, store, word};
 
 /// Products of a tile of f32 numbers with the tokens of a panel.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -44,6 +44,8 @@ pub(in super::super) fn dense_f8(tile: &Tile<'_>, panel: Panel<'_>, sums: &mut S
 trait Numbers {
     /// Bytes of a column.
     const COLUMN: usize;
+    /// Fewest tokens for which a tile is unpacked before it is multiplied.
+    const UNPACK_TOKENS: usize;
 
     /// What the numbers of the columns that share a record of scales are multiplied with; `None` where
     /// they are the weights.
@@ -60,6 +62,7 @@ struct Float8s;
 
 impl Numbers for Singles {
     const COLUMN: usize = 64;
+    const UNPACK_TOKENS: usize = 16;
 
     #[inline(always)]
     unsafe fn scale(_: &[u8], _: usize) -> Option<[__m256; 2]> {
@@ -75,6 +78,7 @@ impl Numbers for Singles {
 
 impl Numbers for Halves {
     const COLUMN: usize = 32;
+    const UNPACK_TOKENS: usize = 16;
 
     #[inline(always)]
     unsafe fn scale(_: &[u8], _: usize) -> Option<[__m256; 2]> {
@@ -90,6 +94,7 @@ impl Numbers for Halves {
 
 impl Numbers for Bf16s {
     const COLUMN: usize = 32;
+    const UNPACK_TOKENS: usize = 16;
 
     #[inline(always)]
     unsafe fn scale(_: &[u8], _: usize) -> Option<[__m256; 2]> {
@@ -108,6 +113,7 @@ impl Numbers for Bf16s {
 
 impl Numbers for Float8s {
     const COLUMN: usize = ROWS;
+    const UNPACK_TOKENS: usize = 8;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -132,13 +138,17 @@ impl Numbers for Float8s {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn products<N: Numbers>(tile: &Tile<'_>, panel: Panel<'_>, sums: &mut Sums) {
-    if panel.tokens() >= UNPACK_TOKENS {
+    if panel.tokens() >= N::UNPACK_TOKENS {
         return stretches::<N>(tile, panel, sums);
     }
     for (first, tokens, block) in panel.blocks() {
+        let sums = &mut sums[first..first + tokens];
         match tokens {
-            2 => packed_block::<N, 2>(tile, block, &mut sums[first..]),
-            _ => packed_block::<N, 1>(tile, block, &mut sums[first..]),
+            // Two tokens in a pass: the sums of more would not fit in sixteen registers.
+            8 => passes::<N, 8>(tile, block, sums),
+            4 => passes::<N, 4>(tile, block, sums),
+            2 => packed_block::<N, 2, 2>(tile, block, 0, sums),
+            _ => packed_block::<N, 1, 1>(tile, block, 0, sums),
         }
     }
 }
@@ -149,12 +159,25 @@ fn record_columns(tile: &Tile<'_>) -> usize {
     if tile.scales.is_empty() { usize::MAX } else { tile.columns }
 }
 
-/// Products with a block of `T` tokens, the tile being unpacked on the way.
+/// Products with a block of `T` tokens, in passes of two over the tile.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn packed_block<N: Numbers, const T: usize>(tile: &Tile<'_>, block: &[u8], sums: &mut Sums) {
+fn passes<N: Numbers, const T: usize>(tile: &Tile<'_>, block: &[u8], sums: &mut Sums) {
+    for (pass, sums) in sums.chunks_exact_mut(2).enumerate() {
+        packed_block::<N, T, 2>(tile, block, pass * 2, sums);
+    }
+}
+
+/// Products with tokens `first .. first + P` of a block of `T`, the tile being unpacked on the way.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn packed_block<N: Numbers, const T: usize, const P: usize>(
+    tile: &Tile<'_>,
+    block: &[u8],
+    first: usize,
+    sums: &mut Sums,
+) {
     let columns = record_columns(tile);
     // [parity][token][half]
-    let mut totals = [[[_mm256_setzero_ps(); 2]; T]; 2];
+    let mut totals = [[[_mm256_setzero_ps(); 2]; P]; 2];
     let records = tile.codes.chunks(columns.saturating_mul(N::COLUMN));
     let blocks = block.chunks(columns.saturating_mul(const { T * 4 }));
     for (record, (codes, block)) in records.zip(blocks).enumerate() {
@@ -166,8 +189,8 @@ fn packed_block<N: Numbers, const T: usize>(tile: &Tile<'_>, block: &[u8], sums:
             if let Some(scale) = scale {
                 weights = [0, 1].map(|half| _mm256_mul_ps(weights[half], scale[half]));
             }
-            for t in 0..T {
-                let x = _mm256_castsi256_ps(word(x, t));
+            for t in 0..P {
+                let x = _mm256_castsi256_ps(word(x, first + t));
                 for half in 0..2 {
                     let total = &mut totals[parity][t][half];
                     *total = _mm256_fmadd_ps(weights[half], x, *total);
@@ -178,7 +201,7 @@ fn packed_block<N: Numbers, const T: usize>(tile: &Tile<'_>, block: &[u8], sums:
         let mut blocks = block.chunks_exact(const { 2 * T * 4 });
         for (pair, x) in pairs.by_ref().zip(blocks.by_ref()) {
             // The processor fetches what needs no unpacking by itself.
-            if N::COLUMN < 64 {
+            if N::COLUMN < 64 && first == 0 {
                 fetch_ahead(pair, AHEAD);
             }
             step(&pair[..N::COLUMN], &x[..T * 4], 0);
@@ -188,7 +211,7 @@ fn packed_block<N: Numbers, const T: usize>(tile: &Tile<'_>, block: &[u8], sums:
             step(pairs.remainder(), blocks.remainder(), 0);
         }
     }
-    for t in 0..T {
+    for t in 0..P {
         let [even, odd] = totals;
         store(&mut sums[t], [0, 1].map(|half| _mm256_add_ps(even[t][half], odd[t][half])));
     }

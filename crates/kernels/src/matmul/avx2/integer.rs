@@ -10,7 +10,10 @@ use super::super::layout::{Coding, Format, QUADS, ROWS};
 use super::super::packed::Tile;
 use super::super::prefetch::fetch_ahead;
 use super::scales::{Scale, TileScales};
-use super::{AHEAD, Half, UNPACK_TOKENS, load, load_single, load128, store, word};
+use super::{AHEAD, Half, load, load_single, load128, store, word};
+
+/// Fewest tokens for which a tile is unpacked before it is multiplied.
+const UNPACK_TOKENS: usize = 4;
 
 /// Products of an integer tile with the tokens of a panel.
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -23,9 +23,6 @@ type Half = usize;
 /// How far ahead codes are asked for.
 const AHEAD: usize = 8 << 10;
 
-/// Fewest tokens for which a tile is unpacked before it is multiplied.
-const UNPACK_TOKENS: usize = 4;
-
 /// Half of the list of 16 singles `index` of a record.
 #[inline]
 #[target_feature(enable = "avx2")]
