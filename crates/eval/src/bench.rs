@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use bevel_kernels::{BLOCK_TOKENS, Cpu, KvType, limits};
-use bevel_model::{Batch, KvCache, Model, PREFILL_CHUNK, Part, Sequence, Session, State};
+use bevel_model::{Batch, KvCache, Model, PREFILL_CHUNK, Sequence, Session, State};
 use serde::Serialize;
 
 use crate::{Error, Result, Spread};
@@ -235,9 +235,9 @@ impl<'m> Group<'m> {
     fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
         for sequence in &mut self.sequences {
             self.cache.extend(sequence, tokens.len())?;
-            let parts = [Part { tokens: tokens.len(), sequence, tree: &[] }];
+            let parts = [sequence.part(tokens.len())];
             let batch = Batch { tokens, parts: &parts, outputs: &[] };
-            self.model.forward(self.cpu, &batch, &mut self.cache, &mut self.state)?;
+            self.model.forward(self.cpu, &batch, self.cache.pool(), &mut self.state)?;
         }
         Ok(())
     }
@@ -249,10 +249,9 @@ impl<'m> Group<'m> {
         }
         self.tokens.clear();
         self.tokens.resize(self.sequences.len(), token);
-        let parts: Vec<Part<'_>> =
-            self.sequences.iter().map(|sequence| Part { tokens: 1, sequence, tree: &[] }).collect();
+        let parts: Vec<_> = self.sequences.iter().map(|sequence| sequence.part(1)).collect();
         let batch = Batch { tokens: &self.tokens, parts: &parts, outputs: &self.outputs };
-        self.model.forward(self.cpu, &batch, &mut self.cache, &mut self.state)?;
+        self.model.forward(self.cpu, &batch, self.cache.pool(), &mut self.state)?;
         Ok(())
     }
 

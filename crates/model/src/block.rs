@@ -8,7 +8,7 @@ use bevel_kernels::Cpu;
 use crate::forward::{LayerPlace, spans};
 use crate::linear::Linear;
 use crate::weights::{Ffn, LayerWeights, Loader, Mlp, pack_f32};
-use crate::{Checkpoint, Error, KvCache, ModelConfig, Part, Result, Sequence, Stage, State, Tap};
+use crate::{Checkpoint, Error, KvCache, ModelConfig, Result, Sequence, Stage, State, Tap};
 
 /// A decoder block with weights of floating point: packed ones are unpacked, so that what is
 /// measured is the model and not the rounding of its activations to int8.
@@ -85,8 +85,8 @@ impl Block {
         tap: &mut Tap<'_>,
     ) -> Result<ControlFlow<()>> {
         run.begin(cpu, config, x)?;
-        let parts = [Part { tokens: run.sequence.len(), sequence: &run.sequence, tree: &[] }];
-        let (spans, cache) = (spans(&parts, Vec::new()), &mut run.cache);
+        let parts = [run.sequence.part(run.sequence.len())];
+        let (spans, cache) = (spans(&parts, Vec::new()), run.cache.pool());
         let done =
             self.weights.attention(cpu, config, self.place, &spans, cache, &mut run.state, tap);
         std::mem::swap(&mut run.state.x, x);
@@ -239,7 +239,7 @@ impl BlockState {
         let n = x.len() / config.dim;
         self.cache.truncate(&mut self.sequence, 0);
         self.cache.extend(&mut self.sequence, n)?;
-        let parts = [Part { tokens: n, sequence: &self.sequence, tree: &[] }];
+        let parts = [self.sequence.part(n)];
         self.state.place(cpu, config, n, &parts);
         std::mem::swap(&mut self.state.x, x);
         Ok(())

@@ -1,12 +1,12 @@
 use bevel_kernels::{BLOCK_TOKENS, KvPool, KvShape, KvType, Slot};
 
-use crate::{Error, ModelConfig, Result};
+use crate::{Error, ModelConfig, Part, Result};
 
 /// The key–value memory of a model: a pool of fixed blocks from which sequences take what they
 /// need (PagedAttention, arXiv 2309.06180).
 #[derive(Debug)]
 pub struct KvCache {
-    pub(crate) pool: KvPool,
+    pool: KvPool,
     free: Vec<u32>,
 }
 
@@ -24,12 +24,12 @@ impl KvCache {
     /// # Errors
     /// [`Error::Config`] where that many tokens cannot be addressed.
     pub fn new(config: &ModelConfig, kv_type: KvType, tokens: usize) -> Result<Self> {
-        Self::of_shape(Self::shape(config, kv_type), tokens)
+        Self::of_shape(config.kv_shape(kv_type), tokens)
     }
 
     /// Memory for one layer alone, exact.
     pub(crate) fn for_one_layer(config: &ModelConfig, tokens: usize) -> Result<Self> {
-        Self::of_shape(KvShape { layers: 1, ..Self::shape(config, KvType::F32) }, tokens)
+        Self::of_shape(KvShape { layers: 1, ..config.kv_shape(KvType::F32) }, tokens)
     }
 
     fn of_shape(shape: KvShape, tokens: usize) -> Result<Self> {
@@ -45,16 +45,12 @@ impl KvCache {
 
     /// Bytes of keys and values that one token takes in all layers.
     pub fn bytes_per_token(config: &ModelConfig, kv_type: KvType) -> usize {
-        KvPool::bytes_per_block(&Self::shape(config, kv_type)) / BLOCK_TOKENS
+        KvPool::bytes_per_block(&config.kv_shape(kv_type)) / BLOCK_TOKENS
     }
 
-    fn shape(config: &ModelConfig, kv_type: KvType) -> KvShape {
-        KvShape {
-            layers: config.layers,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            kv_type,
-        }
+    /// The blocks, for [`crate::Model::forward`].
+    pub fn pool(&mut self) -> &mut KvPool {
+        &mut self.pool
     }
 
     /// Bytes of the whole pool.
@@ -112,10 +108,15 @@ impl Sequence {
         &self.blocks
     }
 
-    /// Where the token at `position` is kept.
-    pub(crate) fn slot(blocks: &[u32], position: usize) -> Slot {
-        Slot { block: blocks[position / BLOCK_TOKENS], offset: (position % BLOCK_TOKENS) as u32 }
+    /// Its newest `tokens` tokens, as part of a batch.
+    pub fn part(&self, tokens: usize) -> Part<'_> {
+        Part { tokens, context: self.len, blocks: &self.blocks, tree: &[] }
     }
+}
+
+/// Where the token at `position` is kept.
+pub(crate) fn slot(blocks: &[u32], position: usize) -> Slot {
+    Slot { block: blocks[position / BLOCK_TOKENS], offset: (position % BLOCK_TOKENS) as u32 }
 }
 
 #[cfg(test)]

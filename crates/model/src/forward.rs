@@ -4,11 +4,11 @@
 use std::ops::ControlFlow;
 
 use bevel_kernels::{
-    AttentionScratch, AttentionSpec, Cpu, RopeSpec, RopeTable, SequenceSpan, Slot, add_scaled,
-    attention, depth_in_tree, rms_norm, rms_norm_in_place, rope, scale,
+    AttentionScratch, AttentionSpec, Cpu, KvPool, RopeSpec, RopeTable, SequenceSpan, Slot,
+    add_scaled, attention, depth_in_tree, rms_norm, rms_norm_in_place, rope, scale,
 };
 
-use crate::cache::{KvCache, Sequence};
+use crate::cache::slot;
 use crate::config::RopeConfig;
 use crate::family::QkNorm;
 use crate::head::HeadState;
@@ -19,7 +19,7 @@ use crate::weights::{Ffn, LayerWeights};
 use crate::{Checkpoint, Error, ModelConfig, Result, Weights};
 
 /// A model that is ready to run: configuration and weights. What changes from step to step lies in
-/// [`State`] and [`KvCache`].
+/// [`State`] and in a [`KvPool`].
 #[derive(Debug)]
 pub struct Model {
     checkpoint: Checkpoint,
@@ -37,13 +37,15 @@ pub struct Batch<'a> {
     pub outputs: &'a [usize],
 }
 
-/// The newest tokens of one sequence. Room for them was made by [`KvCache::extend`].
+/// The newest tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'a> {
     /// Tokens of this step.
     pub tokens: usize,
-    /// The sequence, these tokens counted.
-    pub sequence: &'a Sequence,
+    /// Tokens of the sequence, these counted.
+    pub context: usize,
+    /// The sequence's block table, with room for these tokens: block `i` holds tokens `16i … 16i + 15`.
+    pub blocks: &'a [u32],
     /// The tree that the tokens form, of [`bevel_kernels::attention_tree`]; empty where each follows the one
     /// before. Logits of a node are those of the path that leads to it, bit for bit.
     pub tree: &'a [u64],
@@ -128,11 +130,11 @@ impl State {
         self.positions.clear();
         self.slots.clear();
         for part in parts {
-            let base = part.sequence.len() - part.tokens;
+            let base = part.context - part.tokens;
             for token in 0..part.tokens {
                 let position = base + depth_in_tree(part.tree, token);
                 self.positions.push(u32::try_from(position).expect("positions fit in u32"));
-                self.slots.push(Sequence::slot(part.sequence.blocks(), base + token));
+                self.slots.push(slot(part.blocks, base + token));
             }
         }
         assert_eq!(self.positions.len(), n, "the parts of a batch add up to its tokens");
@@ -178,7 +180,7 @@ impl Model {
         &self.weights
     }
 
-    /// Runs a batch, adding its keys and values to `cache`, and returns the logits of the rows asked
+    /// Runs a batch, adding its keys and values to `pool`, and returns the logits of the rows asked
     /// for, `[outputs, vocab]`.
     ///
     /// # Errors
@@ -188,7 +190,7 @@ impl Model {
         &self,
         cpu: &Cpu,
         batch: &Batch<'_>,
-        cache: &mut KvCache,
+        pool: &mut KvPool,
         state: &'s mut State,
     ) -> Result<&'s [f32]> {
         let config = self.config();
@@ -201,7 +203,7 @@ impl Model {
         for (i, layer) in self.weights.layers.iter().enumerate() {
             let place = LayerPlace { cached: i, windowed: config.windowed[i] };
             // Nothing listens, so nothing breaks off.
-            let _ = layer.attention(cpu, config, place, &spans, cache, state, &mut untapped);
+            let _ = layer.attention(cpu, config, place, &spans, pool, state, &mut untapped);
             let _ = layer.feed_forward(cpu, config, state, &mut untapped);
         }
         state.spans = emptied(spans);
@@ -245,7 +247,7 @@ impl LayerWeights {
         config: &ModelConfig,
         place: LayerPlace,
         spans: &[SequenceSpan<'_>],
-        cache: &mut KvCache,
+        pool: &mut KvPool,
         state: &mut State,
         tap: &mut Tap<'_>,
     ) -> ControlFlow<()> {
@@ -272,7 +274,7 @@ impl LayerWeights {
         };
         rope(cpu, &mut state.q, config.heads, config.head_dim, table);
         rope(cpu, &mut state.k, config.kv_heads, config.head_dim, table);
-        cache.pool.write(cpu, place.cached, &state.k, &state.v, &state.slots);
+        pool.write(cpu, place.cached, &state.k, &state.v, &state.slots);
 
         let spec = AttentionSpec {
             heads: config.heads,
@@ -286,7 +288,7 @@ impl LayerWeights {
             cpu,
             &mut state.attended,
             &state.q,
-            &cache.pool,
+            pool,
             place.cached,
             spans,
             &spec,
@@ -357,8 +359,8 @@ pub(crate) fn spans<'a>(
         SequenceSpan {
             first_query: first_query - part.tokens,
             queries: part.tokens,
-            context: part.sequence.len(),
-            blocks: part.sequence.blocks(),
+            context: part.context,
+            blocks: part.blocks,
             tree: part.tree,
         }
     };

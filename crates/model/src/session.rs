@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 use bevel_kernels::{Cpu, KvType};
 
 use crate::tokenizer::Tokenizer;
-use crate::{Batch, Error, KvCache, Model, Part, Result, Sampler, SamplerConfig, Sequence, State};
+use crate::{
+    Batch, Choice, Error, KvCache, Model, Result, Sampler, SamplerConfig, SamplerScratch, Sequence,
+    State, StopText,
+};
 
 /// Tokens that go through the model at once while a prompt is read: enough to reuse each weight many
 /// times, few enough that the buffers stay small.
@@ -82,9 +85,9 @@ impl<'m> Session<'m> {
         let before = self.sequence.len();
         self.check_room(tokens.len())?;
         self.cache.extend(&mut self.sequence, tokens.len())?;
-        let parts = [Part { tokens: tokens.len(), sequence: &self.sequence, tree: &[] }];
+        let parts = [self.sequence.part(tokens.len())];
         let batch = Batch { tokens, parts: &parts, outputs };
-        match self.model.forward(self.cpu, &batch, &mut self.cache, &mut self.state) {
+        match self.model.forward(self.cpu, &batch, self.cache.pool(), &mut self.state) {
             Ok(_) => {
                 self.tokens.extend_from_slice(tokens);
                 Ok(self.state.logits())
@@ -188,12 +191,18 @@ pub fn generate(
     let rest = session.reuse(prompt);
     let cached_tokens = prompt.len() - rest.len();
     let start = Instant::now();
-    let mut token = sampler.sample(session.feed(rest)?, prompt);
+    let mut scratch = SamplerScratch::default();
+    let cpu = session.cpu;
+    let mut choose = |logits: &[f32], history: &[u32]| {
+        let choice = Choice { logits, history, prompt: prompt.len(), allowed: None };
+        sampler.sample(cpu, &choice, &mut scratch)
+    };
+    let mut token = choose(session.feed(rest)?, prompt);
     let prefill = start.elapsed();
 
     let start = Instant::now();
     let mut decoder = tokenizer.decoder_continuing().skip_special(true);
-    let mut text = StopText::new(&options.stop);
+    let mut text = StopText::new(options.stop.clone());
     let mut tokens: Vec<u32> = Vec::new();
     let mut history = prompt.to_vec();
     let enough = |count: usize| options.max_tokens.is_some_and(|max| count >= max);
@@ -206,7 +215,7 @@ pub fn generate(
         }
         tokens.push(token);
         history.push(token);
-        let stopped = text.push(&decoder.push(token));
+        let stopped = text.push(&decoder.push(token)).is_some();
         if on_text(text.ready()).is_break() {
             break FinishReason::Cancelled;
         }
@@ -219,10 +228,10 @@ pub fn generate(
         if session.tokens().len() >= session.context() {
             break FinishReason::ContextFull;
         }
-        token = sampler.sample(session.step(&[token], &[0])?, &history);
+        token = choose(session.step(&[token], &[0])?, &history);
     };
     if finish != FinishReason::StopString {
-        if text.push(&decoder.finish()) {
+        if text.push(&decoder.finish()).is_some() {
             finish = FinishReason::StopString;
         } else {
             text.end();
@@ -230,7 +239,7 @@ pub fn generate(
         let _ = on_text(text.ready());
     }
     Ok(Generation {
-        text: text.finished,
+        text: text.finished().to_owned(),
         tokens,
         finish,
         prompt_tokens: prompt.len(),
@@ -238,95 +247,4 @@ pub fn generate(
         prefill,
         decode: start.elapsed(),
     })
-}
-
-/// Text that is held back while it could be the beginning of a stop string.
-struct StopText<'a> {
-    stop: &'a [String],
-    /// Certain to belong to the answer.
-    finished: String,
-    /// Bytes of `finished` that the caller has seen.
-    shown: usize,
-    held: String,
-}
-
-impl<'a> StopText<'a> {
-    fn new(stop: &'a [String]) -> Self {
-        Self { stop, finished: String::new(), shown: 0, held: String::new() }
-    }
-
-    /// Adds text; true where a stop string is complete.
-    fn push(&mut self, piece: &str) -> bool {
-        self.held.push_str(piece);
-        let found =
-            self.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s.as_str()));
-        if let Some(at) = found.min() {
-            self.finished.push_str(&self.held[..at]);
-            self.held.clear();
-            return true;
-        }
-        let keep = self.stop.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
-        let certain = self.held.len() - keep;
-        self.finished.push_str(&self.held[..certain]);
-        self.held.drain(..certain);
-        false
-    }
-
-    /// No more text comes: nothing held back can become a stop string.
-    fn end(&mut self) {
-        self.finished.push_str(&std::mem::take(&mut self.held));
-    }
-
-    /// What the caller has not seen yet.
-    fn ready(&mut self) -> &str {
-        let from = std::mem::replace(&mut self.shown, self.finished.len());
-        &self.finished[from..]
-    }
-}
-
-/// Bytes at the end of `text` that begin `stop` without completing it.
-fn overlap(text: &str, stop: &str) -> usize {
-    (1..stop.len())
-        .rev()
-        .filter(|&n| stop.is_char_boundary(n))
-        .find(|&n| text.ends_with(&stop[..n]))
-        .unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check(stop: &[&str], pieces: &[&str], expected: &[&str], stopped: bool) {
-        let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
-        let mut text = StopText::new(&stop);
-        let mut shown = Vec::new();
-        let mut hit = false;
-        for piece in pieces {
-            hit = text.push(piece);
-            shown.push(text.ready().to_owned());
-            if hit {
-                break;
-            }
-        }
-        if !hit {
-            text.end();
-            shown.push(text.ready().to_owned());
-        }
-        assert_eq!(shown, expected);
-        assert_eq!(hit, stopped);
-    }
-
-    #[test]
-    fn stop_strings_cross_token_boundaries() {
-        check(&[], &["a", "b"], &["a", "b", ""], false);
-        check(&["END"], &["abE", "ND", "x"], &["ab", ""], true);
-        check(&["END"], &["abE", "Nx", "y"], &["ab", "ENx", "y", ""], false);
-        check(&["\n\n"], &["a\n", "\nb"], &["a", ""], true);
-        check(&["yz", "z"], &["xyz"], &["x"], true);
-        check(&["é!"], &["caf", "é", "?"], &["caf", "", "é?", ""], false);
-        check(&["aab"], &["aa", "ab"], &["", "a"], true);
-        check(&["end"], &["the e"], &["the ", "e"], false);
-    }
 }

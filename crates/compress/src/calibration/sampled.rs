@@ -17,7 +17,7 @@ use std::ops::ControlFlow;
 
 use bevel_kernels::{Cpu, KvType};
 use bevel_model::tokenizer::Tokenizer;
-use bevel_model::{Batch, KvCache, Model, Part, Sequence, State};
+use bevel_model::{Batch, KvCache, Model, Sequence, State};
 
 use super::choice::Random;
 use super::script::{Script, Turn};
@@ -140,14 +140,11 @@ impl Sampler<'_> {
             counts.push(end - seen);
             outputs.push(tokens.len() - 1);
         }
-        let parts: Vec<Part<'_>> = lanes
-            .iter()
-            .zip(&counts)
-            .map(|(lane, &tokens)| Part { tokens, sequence: &lane.sequence, tree: &[] })
-            .collect();
+        let parts: Vec<_> =
+            lanes.iter().zip(&counts).map(|(lane, &tokens)| lane.sequence.part(tokens)).collect();
         // (2)
         let batch = Batch { tokens: &tokens, parts: &parts, outputs: &outputs };
-        let logits = self.model.forward(self.cpu, &batch, &mut self.cache, &mut self.state)?;
+        let logits = self.model.forward(self.cpu, &batch, self.cache.pool(), &mut self.state)?;
         let (row, vocab) = (self.model.config().vocab_size, self.vocab);
         let mut drawn: Vec<(f64, u32)> =
             lanes.iter_mut().map(|lane| (lane.random.unit(), 0)).collect();

@@ -9,7 +9,7 @@ use bevel_compress::{
     Storage, allocate, quantize,
 };
 use bevel_kernels::{Cpu, KvType, kl_divergence};
-use bevel_model::{Batch, Checkpoint, KvCache, Model, Part, Sequence, State};
+use bevel_model::{Batch, Checkpoint, KvCache, Model, Sequence, State};
 
 use crate::support::{Values, recipe, tiny_austen, write_gguf, write_hf};
 
@@ -49,11 +49,11 @@ fn logits(model: &Path, sequences: &[Vec<u32>]) -> Vec<Vec<f32>> {
         let mut cache = KvCache::new(config, KvType::F32, tokens.len()).unwrap();
         let mut sequence = Sequence::new();
         cache.extend(&mut sequence, tokens.len()).unwrap();
-        let parts = [Part { tokens: tokens.len(), sequence: &sequence, tree: &[] }];
+        let parts = [sequence.part(tokens.len())];
         let outputs: Vec<usize> = (0..tokens.len()).collect();
         let batch = Batch { tokens, parts: &parts, outputs: &outputs };
         let mut state = State::new(config, tokens.len());
-        let logits = model.forward(&cpu, &batch, &mut cache, &mut state).unwrap();
+        let logits = model.forward(&cpu, &batch, cache.pool(), &mut state).unwrap();
         rows.extend(logits.chunks_exact(config.vocab_size).map(<[f32]>::to_vec));
     }
     rows

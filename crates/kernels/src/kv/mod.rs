@@ -247,6 +247,38 @@ impl KvPool {
         }
     }
 
+    /// Reads what a block holds in all layers, [`KvPool::bytes_per_block`] bytes; to be kept elsewhere and
+    /// brought back by [`KvPool::load_block`].
+    ///
+    /// # Panics
+    /// Where the block is outside the pool or `out` has another length.
+    pub fn save_block(&self, block: u32, out: &mut [u8]) {
+        let len = self.block_bytes();
+        assert_eq!(out.len(), len * self.shape.layers, "bytes of a block");
+        for (layer, out) in out.chunks_exact_mut(len.max(1)).enumerate() {
+            let start = self.start_of_block(layer, block);
+            out.copy_from_slice(&self.memory.bytes()[start..start + len]);
+        }
+    }
+
+    /// Puts what [`KvPool::save_block`] read into a block of a pool of the same shape.
+    ///
+    /// # Panics
+    /// As [`KvPool::save_block`].
+    pub fn load_block(&mut self, block: u32, data: &[u8]) {
+        let len = self.block_bytes();
+        assert_eq!(data.len(), len * self.shape.layers, "bytes of a block");
+        for (layer, data) in data.chunks_exact(len.max(1)).enumerate() {
+            let start = self.start_of_block(layer, block);
+            self.memory.bytes_mut()[start..start + len].copy_from_slice(data);
+        }
+    }
+
+    fn start_of_block(&self, layer: usize, block: u32) -> usize {
+        assert!((block as usize) < self.blocks, "block {block} of {}", self.blocks);
+        (layer * self.blocks + block as usize) * self.block_bytes()
+    }
+
     /// All blocks of a layer: `[blocks, K | V]`.
     pub(crate) fn layer(&self, layer: usize) -> LayerBlocks<'_> {
         let per_layer = self.blocks * self.block_bytes();

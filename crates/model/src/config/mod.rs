@@ -10,6 +10,8 @@ mod to_hf;
 pub(crate) use from_gguf::GgufFacts;
 pub use rope::{RopeConfig, RopeScaling};
 
+use bevel_kernels::{KvShape, KvType};
+
 use crate::family::Family;
 use crate::{Error, Result};
 
@@ -76,6 +78,12 @@ pub struct Experts {
 }
 
 impl ModelConfig {
+    /// What the model's key–value memory consists of.
+    pub fn kv_shape(&self, kv_type: KvType) -> KvShape {
+        let Self { layers, kv_heads, head_dim, .. } = *self;
+        KvShape { layers, kv_heads, head_dim, kv_type }
+    }
+
     /// Width of all query heads together.
     pub fn q_dim(&self) -> usize {
         self.heads * self.head_dim

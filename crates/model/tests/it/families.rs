@@ -45,10 +45,10 @@ pub(crate) fn logits(model: &Model, cpu: &Cpu, tokens: &[u32], steps: &[usize]) 
             break;
         }
         cache.extend(&mut sequence, now.len()).unwrap();
-        let parts = [Part { tokens: now.len(), sequence: &sequence, tree: &[] }];
+        let parts = [sequence.part(now.len())];
         let outputs: Vec<usize> = (0..now.len()).collect();
         let batch = Batch { tokens: now, parts: &parts, outputs: &outputs };
-        all.extend_from_slice(model.forward(cpu, &batch, &mut cache, &mut state).unwrap());
+        all.extend_from_slice(model.forward(cpu, &batch, cache.pool(), &mut state).unwrap());
         rest = later;
     }
     all
@@ -276,12 +276,12 @@ fn a_batch_of_sequences_equals_each_alone() {
     let parts: Vec<Part<'_>> = sequences
         .iter()
         .zip(prompts)
-        .map(|(sequence, prompt)| Part { tokens: prompt.len(), sequence, tree: &[] })
+        .map(|(sequence, prompt)| sequence.part(prompt.len()))
         .collect();
     let all = prompts.concat();
     let outputs = [4, 25, 26];
     let batch = Batch { tokens: &all, parts: &parts, outputs: &outputs };
-    let together = model.forward(&cpu, &batch, &mut cache, &mut state).unwrap().to_vec();
+    let together = model.forward(&cpu, &batch, cache.pool(), &mut state).unwrap().to_vec();
     let vocab = model.config().vocab_size;
     for (i, prompt) in prompts.iter().enumerate() {
         let alone = logits(&model, &cpu, prompt, &[]);
@@ -309,10 +309,10 @@ fn a_tree_of_tokens_gives_the_logits_of_its_paths() {
             let mut sequence = Sequence::new();
             let mut step = |tokens: &[u32], tree: &[u64]| {
                 cache.extend(&mut sequence, tokens.len()).unwrap();
-                let parts = [Part { tokens: tokens.len(), sequence: &sequence, tree }];
+                let parts = [Part { tree, ..sequence.part(tokens.len()) }];
                 let outputs: Vec<usize> = (0..tokens.len()).collect();
                 let batch = Batch { tokens, parts: &parts, outputs: &outputs };
-                model.forward(&cpu, &batch, &mut cache, &mut state).unwrap().to_vec()
+                model.forward(&cpu, &batch, cache.pool(), &mut state).unwrap().to_vec()
             };
             step(prompt, &[]);
             let together = step(nodes, &tree);
@@ -343,10 +343,10 @@ fn half_precision_cache_stays_close() {
     let mut state = State::new(model.config(), 64);
     let mut sequence = Sequence::new();
     cache.extend(&mut sequence, tokens.len()).unwrap();
-    let parts = [Part { tokens: tokens.len(), sequence: &sequence, tree: &[] }];
+    let parts = [sequence.part(tokens.len())];
     let outputs: Vec<usize> = (0..tokens.len()).collect();
     let batch = Batch { tokens: &tokens, parts: &parts, outputs: &outputs };
-    let got = model.forward(&cpu, &batch, &mut cache, &mut state).unwrap();
+    let got = model.forward(&cpu, &batch, cache.pool(), &mut state).unwrap();
     let error = relative_error(got, &want);
     assert!((1e-7..2e-3).contains(&error), "{error:.2e}");
 }
