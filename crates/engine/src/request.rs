@@ -1,0 +1,149 @@
+use std::time::Instant;
+
+use bevel_model::{SamplerConfig, TokenLogprobs};
+
+use crate::grammar::Constraint;
+
+/// What a client wants.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The tokens to go on from.
+    pub prompt: Vec<u32>,
+    /// Answers to give. They share the prompt; the `i`-th one's random numbers start at the sampler's seed
+    /// plus `i`.
+    pub answers: u32,
+    /// How tokens are chosen.
+    pub sampler: SamplerConfig,
+    /// At most so many tokens each; `None`: until the context is full.
+    pub max_tokens: Option<usize>,
+    /// Text that ends an answer, wherever token boundaries fall, and is not part of it.
+    pub stop: Vec<String>,
+    /// Goes on past tokens that end a text.
+    pub ignore_eos: bool,
+    /// What each answer has to follow.
+    pub constraint: Option<Constraint>,
+    /// Tells how likely each token was, and the so many likeliest ones.
+    pub logprobs: Option<usize>,
+    /// Requests of a smaller number go first.
+    pub priority: i32,
+    /// When the answers end, wherever they are.
+    pub deadline: Option<Instant>,
+}
+
+impl Request {
+    /// One greedy answer to `prompt`, until it ends or the context is full.
+    pub fn new(prompt: Vec<u32>) -> Self {
+        Self {
+            prompt,
+            answers: 1,
+            sampler: SamplerConfig::default(),
+            max_tokens: None,
+            stop: Vec::new(),
+            ignore_eos: false,
+            constraint: None,
+            logprobs: None,
+            priority: 0,
+            deadline: None,
+        }
+    }
+}
+
+/// A request that was taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub(crate) u64);
+
+/// Why a request is not taken in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Too many requests wait already.
+    #[error("{0} answers wait already; try again later")]
+    QueueFull(usize),
+    /// There is nothing to go on from.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// The prompt does not fit.
+    #[error("the prompt has {tokens} tokens, but the context holds {context}; shorten it")]
+    PromptTooLong {
+        /// Of the prompt.
+        tokens: usize,
+        /// Tokens of prompt and answer together.
+        context: usize,
+    },
+    /// A token that the model does not have.
+    #[error("token {token} is none of the model's {vocabulary}")]
+    Token {
+        /// The first of them.
+        token: u32,
+        /// Tokens that the model has.
+        vocabulary: usize,
+    },
+    /// The system starts no further thread.
+    #[error("no thread for the grammar can be started: {0}")]
+    Thread(String),
+    /// Fewer than one answer, or more than run together.
+    #[error("{asked} answers to one request; from 1 to {most} are possible")]
+    Answers {
+        /// That many.
+        asked: u32,
+        /// Sequences that run together.
+        most: usize,
+    },
+}
+
+/// News of one answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// The request.
+    pub request: RequestId,
+    /// Which of its answers.
+    pub index: u32,
+    /// Text that is certain now; none while it could be the beginning of a stop string or of a character.
+    pub text: String,
+    /// The token that was chosen, unless it only ended the text.
+    pub token: Option<OutputToken>,
+    /// How the answer ended, if it has.
+    pub end: Option<End>,
+}
+
+/// A token of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutputToken {
+    /// The token.
+    pub id: u32,
+    /// How likely it was, where that was asked.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// The end of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// Why.
+    pub reason: EndReason,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// How many of them were in the prefix cache.
+    pub cached_tokens: usize,
+    /// Tokens of the answer, those that end a text not counted.
+    pub answer_tokens: usize,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// The model ended it, by this token.
+    EndOfText(u32),
+    /// This stop string appeared.
+    StopString(String),
+    /// Its grammar has it that nothing can follow.
+    Complete,
+    /// Its grammar could not be followed any further, for this reason.
+    Grammar(String),
+    /// There are as many tokens as were wanted.
+    MaxTokens,
+    /// The context is full.
+    ContextFull,
+    /// Its time was up.
+    Deadline,
+    /// The model's numbers overflowed.
+    NotFinite,
+}

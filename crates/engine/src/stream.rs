@@ -1,0 +1,118 @@
+use std::sync::Arc;
+
+use bevel_kernels::Cpu;
+use bevel_model::tokenizer::{StreamDecoder, Tokenizer};
+use bevel_model::{Choice, Sampler, SamplerConfig, SamplerScratch, StopText, TokenLogprobs};
+
+use crate::grammar::Constraint;
+use crate::request::{EndReason, OutputToken, Request};
+
+/// One answer as it grows: what chooses its tokens, and what makes text of them.
+#[derive(Debug)]
+pub(crate) struct Stream<'m> {
+    pub(crate) request: Arc<Request>,
+    /// Tokens of the prompt found in the cache when it was first admitted.
+    pub(crate) cached_tokens: Option<usize>,
+    pub(crate) answer_tokens: usize,
+    /// What the next token has to follow. Elsewhere while it is being prepared.
+    pub(crate) constraint: Option<Constraint>,
+    sampler: Sampler,
+    decoder: StreamDecoder<'m>,
+    text: StopText,
+}
+
+/// What a step did to an answer.
+pub(crate) struct Step {
+    pub(crate) text: String,
+    pub(crate) token: Option<OutputToken>,
+    pub(crate) end: Option<EndReason>,
+}
+
+impl<'m> Stream<'m> {
+    pub(crate) fn new(request: Arc<Request>, index: u32, tokenizer: &'m Tokenizer) -> Self {
+        let config = &request.sampler;
+        let seed = config.seed.wrapping_add(index.into());
+        Self {
+            sampler: Sampler::new(SamplerConfig { seed, ..config.clone() }),
+            decoder: tokenizer.decoder_continuing().skip_special(true),
+            text: StopText::new(request.stop.clone()),
+            cached_tokens: None,
+            answer_tokens: 0,
+            constraint: request.constraint.clone(),
+            request,
+        }
+    }
+
+    /// Chooses what follows `history`, prompt and answer, given `logits`, `[vocab]`; `None` where these are
+    /// no numbers.
+    pub(crate) fn choose(
+        &mut self,
+        cpu: &Cpu,
+        logits: &[f32],
+        history: &[u32],
+        scratch: &mut SamplerScratch,
+    ) -> Option<OutputToken> {
+        if !logits.iter().all(|l| l.is_finite()) {
+            return None;
+        }
+        let allowed = self.constraint.as_ref().map(Constraint::allowed);
+        let choice = Choice { logits, history, prompt: self.request.prompt.len(), allowed };
+        let id = self.sampler.sample(cpu, &choice, scratch);
+        let logprobs = self.request.logprobs.map(|top| TokenLogprobs::of(cpu, logits, id, top));
+        Some(OutputToken { id, logprobs })
+    }
+
+    /// Adds a token. `room` is false where no further one fits.
+    pub(crate) fn push(
+        &mut self,
+        token: OutputToken,
+        end_of_generation: &[u32],
+        room: bool,
+    ) -> Step {
+        let id = token.id;
+        if self.request.max_tokens == Some(0) {
+            return self.finish(EndReason::MaxTokens, None);
+        }
+        if end_of_generation.contains(&id) && !self.request.ignore_eos {
+            return self.finish(EndReason::EndOfText(id), None);
+        }
+        let complete = match self.constraint.as_mut().map(|constraint| constraint.advance(id)) {
+            None => false,
+            Some(Ok(complete)) => complete,
+            Some(Err(problem)) => return self.finish(EndReason::Grammar(problem), None),
+        };
+        self.answer_tokens += 1;
+        let piece = self.decoder.push(id);
+        if let Some(stop) = self.text.push(&piece) {
+            let reason = EndReason::StopString(stop.to_owned());
+            return Step {
+                text: self.text.ready().to_owned(),
+                token: Some(token),
+                end: Some(reason),
+            };
+        }
+        if complete {
+            return self.finish(EndReason::Complete, Some(token));
+        }
+        if self.request.max_tokens.is_some_and(|most| self.answer_tokens >= most) {
+            return self.finish(EndReason::MaxTokens, Some(token));
+        }
+        if !room {
+            return self.finish(EndReason::ContextFull, Some(token));
+        }
+        Step { text: self.text.ready().to_owned(), token: Some(token), end: None }
+    }
+
+    /// Ends the answer: what was held back belongs to it now.
+    pub(crate) fn finish(&mut self, reason: EndReason, token: Option<OutputToken>) -> Step {
+        let rest = self.decoder.finish();
+        let reason = match self.text.push(&rest) {
+            Some(stop) => EndReason::StopString(stop.to_owned()),
+            None => {
+                self.text.end();
+                reason
+            }
+        };
+        Step { text: self.text.ready().to_owned(), token, end: Some(reason) }
+    }
+}

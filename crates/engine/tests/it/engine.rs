@@ -1,0 +1,343 @@
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use bevel_engine::{
+    End, EndReason, Engine, EngineConfig, Output, OutputToken, Refused, Request, RequestId, Swap,
+};
+use bevel_kernels::{Cpu, KvType};
+use bevel_model::tokenizer::Tokenizer;
+use bevel_model::{
+    Checkpoint, FinishReason, GenerateOptions, Model, SamplerConfig, Session, generate,
+};
+
+/// The model that comes with the project.
+struct TinyAusten {
+    cpu: Cpu,
+    model: Model,
+    tokenizer: Tokenizer,
+}
+
+static TINY: LazyLock<TinyAusten> = LazyLock::new(|| {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-austen");
+    let cpu = Cpu::new(2).unwrap();
+    let model = Model::load(Checkpoint::open(&dir).unwrap(), &cpu, &mut |_| {}).unwrap();
+    TinyAusten { cpu, model, tokenizer: Tokenizer::from_hf(&dir).unwrap() }
+});
+
+fn engine(config: EngineConfig) -> Engine<'static> {
+    Engine::new(&TINY.model, &TINY.tokenizer, &TINY.cpu, config).unwrap()
+}
+
+fn tokens(text: &str) -> Vec<u32> {
+    TINY.tokenizer.encode(text, true, false).unwrap()
+}
+
+/// An answer, put together.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Answer {
+    text: String,
+    tokens: Vec<OutputToken>,
+    end: Option<End>,
+}
+
+impl Answer {
+    fn ids(&self) -> Vec<u32> {
+        self.tokens.iter().map(|token| token.id).collect()
+    }
+
+    fn reason(&self) -> &EndReason {
+        &self.end.as_ref().expect("it has ended").reason
+    }
+}
+
+type Answers = BTreeMap<(RequestId, u32), Answer>;
+
+fn collect(answers: &mut Answers, outputs: Vec<Output>) {
+    for Output { request, index, text, token, end } in outputs {
+        let answer = answers.entry((request, index)).or_default();
+        assert!(answer.end.is_none(), "news of an answer that has ended");
+        answer.text.push_str(&text);
+        answer.tokens.extend(token);
+        answer.end = end;
+    }
+}
+
+/// Runs all there is.
+fn run(engine: &mut Engine<'_>) -> Answers {
+    let mut answers = Answers::new();
+    while !engine.is_idle() {
+        collect(&mut answers, engine.step().unwrap());
+    }
+    let metrics = engine.metrics();
+    assert_eq!((metrics.blocks_used, metrics.blocks_swapped), (0, 0), "everything came back");
+    answers
+}
+
+/// What a session says to the same.
+fn alone(request: &Request, index: u32, config: &EngineConfig) -> (String, Vec<u32>, FinishReason) {
+    let mut session = Session::new(&TINY.model, &TINY.cpu, config.context, config.kv_type).unwrap();
+    let seed = request.sampler.seed + u64::from(index);
+    let options = GenerateOptions {
+        max_tokens: request.max_tokens,
+        stop: request.stop.clone(),
+        ignore_eos: request.ignore_eos,
+        sampler: SamplerConfig { seed, ..request.sampler.clone() },
+    };
+    let go_on = &mut |_: &str| ControlFlow::Continue(());
+    let answer = generate(&mut session, &TINY.tokenizer, &request.prompt, &options, go_on).unwrap();
+    (answer.text, answer.tokens, answer.finish)
+}
+
+const TEXT: &str = "It is a truth universally acknowledged, that a single man in possession of a good \
+    fortune, must be in want of a wife. However little known the feelings or views of such a man may be on \
+    his first entering a neighbourhood, this truth is so well fixed in the minds of the surrounding families, \
+    that he is considered the rightful property of some one or other of their daughters.";
+
+/// Requests of many kinds.
+fn requests(count: usize) -> Vec<Request> {
+    let all = tokens(TEXT);
+    (0..count)
+        .map(|i| {
+            // Some begin alike.
+            let start = if i % 3 == 0 { 0 } else { i };
+            let sampler = match i % 4 {
+                0 | 1 => SamplerConfig::default(),
+                2 => SamplerConfig { temperature: 1.0, seed: 40 + i as u64, ..Default::default() },
+                _ => SamplerConfig {
+                    temperature: 0.9,
+                    top_k: 40,
+                    top_p: 0.9,
+                    min_p: 0.02,
+                    repetition_penalty: 1.1,
+                    frequency_penalty: 0.2,
+                    seed: i as u64,
+                    ..Default::default()
+                },
+            };
+            Request {
+                answers: if i % 5 == 4 { 3 } else { 1 },
+                sampler,
+                max_tokens: (i % 7 != 6).then_some(5 + 9 * i % 60),
+                stop: if i % 6 == 5 { vec!["the".to_owned(), ".".to_owned()] } else { vec![] },
+                ignore_eos: i % 2 == 0,
+                ..Request::new(all[start..(start + 2 + 13 * i % 70).min(all.len())].to_vec())
+            }
+        })
+        .collect()
+}
+
+#[track_caller]
+fn check_against_alone(config: EngineConfig) -> bevel_engine::Metrics {
+    let mut engine = engine(config.clone());
+    let requests = requests(24);
+    let (mut answers, mut submitted) = (Answers::new(), Vec::new());
+    // They come while others run.
+    for request in &requests {
+        submitted.push(engine.submit(request.clone()).unwrap());
+        for _ in 0..2 {
+            collect(&mut answers, engine.step().unwrap());
+        }
+    }
+    let metrics = loop {
+        if engine.is_idle() {
+            break engine.metrics();
+        }
+        collect(&mut answers, engine.step().unwrap());
+    };
+    for (id, request) in submitted.into_iter().zip(&requests) {
+        for index in 0..request.answers {
+            let answer = &answers[&(id, index)];
+            let (text, tokens, finish) = alone(request, index, &config);
+            assert_eq!((&answer.text, answer.ids()), (&text, tokens), "{id:?} {index}");
+            let same = match answer.reason() {
+                EndReason::EndOfText(_) => FinishReason::EndOfText,
+                EndReason::StopString(_) => FinishReason::StopString,
+                EndReason::MaxTokens => FinishReason::MaxTokens,
+                EndReason::ContextFull => FinishReason::ContextFull,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(same, finish);
+        }
+    }
+    metrics
+}
+
+#[test]
+fn together_they_say_what_each_says_alone() {
+    for kv_type in [KvType::F16, KvType::Q8_0 { rotated: false }, KvType::Q4_0 { rotated: true }] {
+        let config = EngineConfig { kv_type, step_tokens: 64, ..EngineConfig::new(160, 8) };
+        let metrics = check_against_alone(config);
+        assert_eq!(metrics.preemptions, 0);
+        assert!(metrics.block_stats.found > 0, "some begin alike");
+        assert!(metrics.block_stats.copied > 0, "some have several answers");
+    }
+}
+
+#[test]
+fn so_they_do_where_memory_is_short() {
+    let swap = Swap { directory: std::env::temp_dir(), bytes: 1 << 24 };
+    for swap in [None, Some(swap)] {
+        let config = EngineConfig {
+            memory_tokens: 304,
+            step_tokens: 64,
+            swap: swap.clone(),
+            ..EngineConfig::new(160, 8)
+        };
+        let metrics = check_against_alone(config);
+        assert!(metrics.preemptions > 3, "{metrics:?}");
+        assert_eq!(metrics.swap_failures, 0);
+    }
+}
+
+#[test]
+fn a_prompt_is_not_read_twice() {
+    let mut engine = engine(EngineConfig::new(256, 4));
+    let prompt = tokens(TEXT);
+    let request = Request { max_tokens: Some(4), ..Request::new(prompt.clone()) };
+    let mut cached = Vec::new();
+    let mut texts = Vec::new();
+    for _ in 0..2 {
+        engine.submit(request.clone()).unwrap();
+        let answers = run(&mut engine);
+        let answer = answers.values().next().unwrap();
+        cached.push(answer.end.as_ref().unwrap().cached_tokens);
+        texts.push(answer.text.clone());
+    }
+    assert_eq!(cached, [0, (prompt.len() - 1) / 16 * 16]);
+    assert_eq!(texts[0], texts[1]);
+    let metrics = engine.metrics();
+    assert_eq!(metrics.prompt_tokens as usize, 2 * prompt.len() - cached[1]);
+    assert_eq!(metrics.generated_tokens, 8);
+}
+
+#[test]
+fn what_cannot_be_served_is_refused() {
+    let mut engine = engine(EngineConfig { queue: 2, ..EngineConfig::new(64, 4) });
+    let mut check = |request: Request, expected: Refused| {
+        assert_eq!(engine.submit(request), Err(expected));
+    };
+    check(Request::new(vec![]), Refused::EmptyPrompt);
+    check(Request::new(vec![5; 65]), Refused::PromptTooLong { tokens: 65, context: 64 });
+    check(Request::new(vec![1, 4096]), Refused::Token { token: 4096, vocabulary: 4096 });
+    for asked in [0, 5] {
+        let request = Request { answers: asked, ..Request::new(vec![1]) };
+        check(request, Refused::Answers { asked, most: 4 });
+    }
+    for _ in 0..4 + 2 {
+        engine.submit(Request::new(vec![1])).unwrap();
+    }
+    assert_eq!(engine.submit(Request::new(vec![1])), Err(Refused::QueueFull(6)));
+    let config = EngineConfig { memory_tokens: 32, ..EngineConfig::new(64, 4) };
+    let error = Engine::new(&TINY.model, &TINY.tokenizer, &TINY.cpu, config).unwrap_err();
+    assert!(error.to_string().contains("does not hold one context of 64"), "{error}");
+}
+
+#[test]
+fn a_cancelled_request_gives_everything_back() {
+    let mut engine = engine(EngineConfig::new(256, 4));
+    let endless = |answers| Request {
+        answers,
+        ignore_eos: true,
+        ..Request::new(tokens("Mr. Darcy had never been so"))
+    };
+    let cancelled = engine.submit(endless(3)).unwrap();
+    let kept = engine.submit(endless(1)).unwrap();
+    let mut answers = Answers::new();
+    for _ in 0..5 {
+        collect(&mut answers, engine.step().unwrap());
+    }
+    assert_eq!(engine.metrics().running, 4);
+    engine.cancel(cancelled);
+    engine.cancel(cancelled);
+    assert_eq!(engine.metrics().running, 1);
+    let before = answers.clone();
+    for _ in 0..5 {
+        collect(&mut answers, engine.step().unwrap());
+    }
+    for index in 0..3 {
+        assert_eq!(answers[&(cancelled, index)], before[&(cancelled, index)], "no more news");
+    }
+    engine.cancel(kept);
+    assert!(engine.is_idle());
+    assert!(engine.step().unwrap().is_empty());
+    assert_eq!(engine.metrics().blocks_used, 0);
+}
+
+#[test]
+fn time_is_up_before_and_during_an_answer() {
+    let mut engine = engine(EngineConfig::new(512, 4));
+    let prompt = tokens("Elizabeth");
+    let overdue =
+        Request { answers: 2, deadline: Some(Instant::now()), ..Request::new(prompt.clone()) };
+    let overdue = engine.submit(overdue).unwrap();
+    let slow = Request {
+        deadline: Some(Instant::now() + Duration::from_millis(20)),
+        ignore_eos: true,
+        ..Request::new(prompt)
+    };
+    let slow = engine.submit(slow).unwrap();
+    let mut answers = Answers::new();
+    while !engine.is_idle() {
+        collect(&mut answers, engine.step().unwrap());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for index in 0..2 {
+        let answer = &answers[&(overdue, index)];
+        assert_eq!((answer.reason(), answer.tokens.len()), (&EndReason::Deadline, 0));
+    }
+    let answer = &answers[&(slow, 0)];
+    assert_eq!(answer.reason(), &EndReason::Deadline);
+    let count = answer.end.as_ref().unwrap().answer_tokens;
+    assert!((1..500).contains(&count) && count == answer.tokens.len(), "{count}");
+}
+
+#[test]
+fn stop_strings_and_limits_end_answers() {
+    let mut engine = engine(EngineConfig::new(128, 8));
+    let request = |max_tokens, stop: &[&str]| Request {
+        max_tokens,
+        stop: stop.iter().map(|s| (*s).to_owned()).collect(),
+        ignore_eos: true,
+        ..Request::new(tokens("She was"))
+    };
+    let plain = engine.submit(request(Some(30), &[])).unwrap();
+    let text = run(&mut engine)[&(plain, 0)].text.clone();
+    // A stop string in the middle of a word of the answer, and another that comes later.
+    let (first, later) = (&text[6..9], &text[12..16]);
+    let stopped = engine.submit(request(Some(30), &[later, first])).unwrap();
+    let nothing = engine.submit(request(Some(0), &[])).unwrap();
+    let full = engine.submit(request(None, &[])).unwrap();
+    let answers = run(&mut engine);
+    let answer = &answers[&(stopped, 0)];
+    let at = text.find(first).unwrap().min(text.find(later).unwrap());
+    assert_eq!(answer.text, text[..at]);
+    assert!(matches!(answer.reason(), EndReason::StopString(s) if s == first || s == later));
+    assert_eq!((answers[&(nothing, 0)].tokens.len(), &answers[&(nothing, 0)].text[..]), (0, ""));
+    assert_eq!(answers[&(nothing, 0)].reason(), &EndReason::MaxTokens);
+    assert_eq!(answers[&(full, 0)].reason(), &EndReason::ContextFull);
+    assert_eq!(answers[&(full, 0)].tokens.len(), 128 - tokens("She was").len() + 1);
+}
+
+#[test]
+fn probabilities_come_with_tokens_where_asked() {
+    let mut engine = engine(EngineConfig::new(128, 8));
+    let request = Request {
+        logprobs: Some(3),
+        max_tokens: Some(8),
+        ignore_eos: true,
+        ..Request::new(tokens("Mr. Bennet was"))
+    };
+    engine.submit(request).unwrap();
+    for answer in run(&mut engine).values() {
+        assert_eq!(answer.tokens.len(), 8);
+        for token in &answer.tokens {
+            let logprobs = token.logprobs.as_ref().unwrap();
+            assert_eq!(logprobs.top[0], (token.id, logprobs.logprob), "greedy");
+            assert!(logprobs.top.is_sorted_by(|a, b| a.1 >= b.1) && logprobs.top.len() == 3);
+            assert!(logprobs.logprob <= 0.0);
+        }
+    }
+}
