@@ -3,7 +3,8 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    bench, chat, compare, completions, convert, eval, imatrix, inspect, man, quantize, run, tour,
+    bench, chat, compare, completions, convert, eval, imatrix, inspect, man, quantize, run, serve,
+    tour,
 };
 
 const ABOUT: &str = "cut a language model to fit a small machine, and run it there";
@@ -50,6 +51,8 @@ pub(crate) enum Command {
     Run(run::Args),
     /// Talk with a model
     Chat(chat::Args),
+    /// Answer requests over HTTP, as OpenAI's API has it
+    Serve(Box<serve::Args>),
     /// Evaluate, quantize and compare a model, and write a report
     Tour(tour::Args),
     /// Print a shell's completion script
@@ -104,5 +107,38 @@ fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if n <= MOST => Ok(n),
         _ => Err(format!("expected a number from 0 to {MOST}")),
+    }
+}
+
+/// Reads `5GB`, `500M` or `1000000`.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_uppercase().trim_end_matches('B') {
+        "" => 1.0,
+        "K" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        _ => return Err("expected a size such as 5GB or 500M".to_owned()),
+    };
+    match number.parse::<f64>().map(|n| n * factor) {
+        Ok(size) if (1.0..1e18).contains(&size) => Ok(size as u64),
+        _ => Err("expected a size such as 5GB or 500M".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("5GB"), Ok(5_000_000_000));
+        assert_eq!(size("1.5M"), Ok(1_500_000));
+        assert_eq!(size("17"), Ok(17));
+        assert!(size("5 apples").is_err());
+        assert!(size("0").is_err());
     }
 }

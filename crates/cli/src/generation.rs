@@ -1,7 +1,7 @@
 //! What a model's publisher says about generating text with it.
 
 use anyhow::{Context, Result};
-use bevel_model::Checkpoint;
+use bevel_model::{Checkpoint, SamplerConfig};
 use serde::{Deserialize, Deserializer};
 
 /// `generation_config.json`, or the `general.sampling.*` keys of a GGUF file. All of it is optional.
@@ -62,6 +62,18 @@ impl GenerationConfig {
         self.min_p = self.min_p.filter(is_probability);
         self.repetition_penalty = self.repetition_penalty.filter(|p| *p > 0.0 && p.is_finite());
         self
+    }
+
+    /// How tokens are chosen where nobody says otherwise: as the publisher says, else as llama.cpp does.
+    pub(crate) fn sampler(&self) -> SamplerConfig {
+        SamplerConfig {
+            temperature: self.temperature.unwrap_or(0.8),
+            top_k: self.top_k.unwrap_or(40),
+            top_p: self.top_p.unwrap_or(0.95),
+            min_p: self.min_p.unwrap_or(0.05),
+            repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
+            ..SamplerConfig::default()
+        }
     }
 
     /// Tokens that end an answer.

@@ -24,7 +24,9 @@
 
 pub use bevel_base as base;
 pub use bevel_compress as compress;
+pub use bevel_engine as engine;
 pub use bevel_eval as eval;
 pub use bevel_formats as formats;
 pub use bevel_kernels as kernels;
 pub use bevel_model as model;
+pub use bevel_server as server;

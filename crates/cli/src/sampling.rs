@@ -112,14 +112,16 @@ impl Sampling {
         seed: u64,
         ignore_eos: bool,
     ) -> GenerateOptions {
+        let usual = model.sampler();
         let sampler = SamplerConfig {
-            temperature: self.temp.or(model.temperature).unwrap_or(0.8),
-            top_k: self.top_k.or(model.top_k).unwrap_or(40),
-            top_p: self.top_p.or(model.top_p).unwrap_or(0.95),
-            min_p: self.min_p.or(model.min_p).unwrap_or(0.05),
-            repetition_penalty: self.repeat_penalty.or(model.repetition_penalty).unwrap_or(1.0),
+            temperature: self.temp.unwrap_or(usual.temperature),
+            top_k: self.top_k.unwrap_or(usual.top_k),
+            top_p: self.top_p.unwrap_or(usual.top_p),
+            min_p: self.min_p.unwrap_or(usual.min_p),
+            repetition_penalty: self.repeat_penalty.unwrap_or(usual.repetition_penalty),
             repetition_window: self.repeat_last_n,
             seed,
+            ..usual
         };
         GenerateOptions {
             max_tokens: self.max_tokens,

@@ -11,6 +11,7 @@ pub(crate) mod inspect;
 pub(crate) mod man;
 pub(crate) mod quantize;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod tour;
 
 use crate::args::{Cli, Command};
@@ -28,6 +29,7 @@ pub(crate) fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(args, global),
         Command::Run(args) => run::run(args, global),
         Command::Chat(args) => chat::run(args, global),
+        Command::Serve(args) => serve::run(args, global),
         Command::Tour(args) => tour::run(args, global),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),

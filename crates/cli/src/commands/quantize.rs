@@ -18,7 +18,7 @@ use bevel_formats::AtomicFile;
 use bevel_kernels::limits;
 use serde::Serialize;
 
-use crate::args::Global;
+use crate::args::{Global, size};
 use crate::calibration::{self, CalibrationArgs};
 use crate::model;
 use crate::report::run::{Rate, RunReport};
@@ -523,37 +523,4 @@ fn show_plan(plan: &Preview, strict: bool, global: &Global) -> Result<()> {
         t.bits_per_weight_before,
         t.bits_per_weight_after
     ))
-}
-
-/// Reads `5GB`, `500M` or `1000000`.
-fn size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit.trim().to_ascii_uppercase().trim_end_matches('B') {
-        "" => 1.0,
-        "K" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        _ => return Err("expected a size such as 5GB or 500M".to_owned()),
-    };
-    match number.parse::<f64>().map(|n| n * factor) {
-        Ok(size) if (1.0..1e18).contains(&size) => Ok(size as u64),
-        _ => Err("expected a size such as 5GB or 500M".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::size;
-
-    #[test]
-    fn sizes() {
-        assert_eq!(size("5GB"), Ok(5_000_000_000));
-        assert_eq!(size("1.5M"), Ok(1_500_000));
-        assert_eq!(size("17"), Ok(17));
-        assert!(size("5 apples").is_err());
-        assert!(size("0").is_err());
-    }
 }

@@ -1,0 +1,229 @@
+//! `bevel serve`: models over HTTP.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bevel_engine::{EngineConfig, Swap};
+use bevel_kernels::{BLOCK_TOKENS, Cpu, KvType};
+use bevel_model::chat::CHATML;
+use bevel_model::{KvCache, SamplerConfig};
+use bevel_server::{ModelToServe, Server, ServerConfig};
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::args::{Global, size};
+use crate::generation::GenerationConfig;
+use crate::model::{self, Loaded};
+use crate::sampling::{Kv, Products, context};
+use crate::text;
+use crate::ui::units::{bytes, duration};
+use crate::ui::{interrupt, print_json};
+
+/// Options of `bevel serve`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The models: paths, hub names, aliases or `tiny-austen`. Requests that name none go to the first
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<String>,
+
+    /// What clients call the models, in their order [default: as they are called here]
+    #[arg(long, value_name = "NAME")]
+    name: Vec<String>,
+
+    /// Render conversations by this Jinja template instead of the model's own; `chatml` for the format of that name
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<String>,
+
+    /// The address to listen on; 0.0.0.0 is every one of this machine
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: IpAddr,
+
+    /// The port; 0 takes a free one
+    #[arg(short, long, value_name = "N", default_value_t = 8080)]
+    port: u16,
+
+    /// Clients have to give this key; may be given more than once
+    #[arg(long, value_name = "KEY", env = "BEVEL_API_KEY", hide_env_values = true, value_delimiter = ',', value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    api_key: Vec<String>,
+
+    /// Pages of this origin may use the server; may be given more than once, `*` for all
+    #[arg(long, value_name = "ORIGIN")]
+    cors: Vec<String>,
+
+    /// Certificate for TLS, a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// Its key, a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// Longest that an answer may take, in seconds [default: as long as it takes]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<f64>,
+
+    /// Largest body of a request
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "16MB")]
+    max_body: u64,
+
+    /// Log a line for each request, on stderr
+    #[arg(long, value_name = "FORMAT")]
+    log: Option<LogFormat>,
+
+    /// Answers that are generated together
+    #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Engine", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    parallel: u16,
+
+    /// Answers that may wait; more requests are refused
+    #[arg(long, value_name = "N", default_value_t = 1024, help_heading = "Engine")]
+    queue: usize,
+
+    /// Memory for keys and values [default: 1GB, or one context if that takes more]
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Engine")]
+    kv_memory: Option<u64>,
+
+    /// Keep what does not fit into memory in a file in this directory, instead of computing it again
+    #[arg(long, value_name = "DIR", help_heading = "Engine")]
+    swap: Option<PathBuf>,
+
+    /// Largest size of that file
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "4GB", requires = "swap", help_heading = "Engine")]
+    swap_size: u64,
+
+    /// Tokens of context of each conversation [default: the model's own, up to 8192]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Context")]
+    ctx: Option<usize>,
+
+    #[command(flatten)]
+    products: Products,
+
+    #[command(flatten)]
+    kv: Kv,
+}
+
+/// How requests are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// What `--json` prints once the server listens.
+#[derive(Serialize)]
+struct Output<'a> {
+    url: &'a str,
+    models: &'a [String],
+    ready_seconds: f64,
+}
+
+pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
+    let start = Instant::now();
+    if args.name.len() > args.models.len() {
+        bail!("there are {} names for {} models", args.name.len(), args.models.len());
+    }
+    if let Some(format) = args.log {
+        bevel_server::log_to_stderr(format == LogFormat::Json);
+    }
+    let mut models: Vec<ModelToServe> = Vec::new();
+    for (i, model) in args.models.iter().enumerate() {
+        let name = args.name.get(i).unwrap_or(model).clone();
+        if models.iter().any(|other| other.name == name) {
+            bail!("two models are called `{name}`: give them names by --name");
+        }
+        let cpu = models.first().map(|first| first.cpu.clone());
+        models.push(args.model(model, name, cpu, global)?);
+    }
+    let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
+    let config = ServerConfig {
+        api_keys: args.api_key.clone(),
+        cors: (!args.cors.is_empty()).then(|| args.cors.clone()),
+        body_limit: usize::try_from(args.max_body).unwrap_or(usize::MAX),
+        tls: args.tls_cert.clone().zip(args.tls_key.clone()),
+        ..ServerConfig::new(SocketAddr::new(args.host, args.port))
+    };
+    if !args.host.is_loopback() && config.api_keys.is_empty() {
+        global.warn("anybody who can reach this machine can use the server: give an --api-key");
+    }
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let handler = interrupt::handle();
+    let server = Server::bind(config, models)?;
+    let url = format!("{scheme}://{}", server.address()?);
+    if global.json {
+        let ready_seconds = start.elapsed().as_secs_f64();
+        print_json(&Output { url: &url, models: &names, ready_seconds })?;
+    }
+    global.note(format!(
+        "{} at {url}/v1 after {}; Ctrl-C ends",
+        names.join(", "),
+        duration(start.elapsed())
+    ));
+    server.run(interrupt::requested)?;
+    drop(handler);
+    Ok(())
+}
+
+impl Args {
+    /// Loads a model, to run on `cpu` if there is one already.
+    fn model(
+        &self,
+        model: &str,
+        name: String,
+        cpu: Option<Arc<Cpu>>,
+        global: &Global,
+    ) -> Result<ModelToServe> {
+        let loaded = model::load(model, self.products.exact, global);
+        let Loaded { model, mut tokenizer, cpu: own, .. } = loaded.context(format!("`{model}`"))?;
+        let generation = GenerationConfig::of(model.checkpoint())?;
+        tokenizer.add_end_of_generation(generation.eos().iter().copied());
+        let context = context(self.ctx, 0, model.config(), global)?;
+        let engine = EngineConfig {
+            kv_type: self.kv.kv.into(),
+            memory_tokens: self.memory_tokens(&model, context)?,
+            queue: self.queue,
+            swap: self.swap.clone().map(|directory| Swap { directory, bytes: self.swap_size }),
+            ..EngineConfig::new(context, self.parallel.into())
+        };
+        Ok(ModelToServe {
+            name,
+            tokenizer,
+            template: self.template()?,
+            cpu: cpu.unwrap_or_else(|| Arc::new(own)),
+            defaults: SamplerConfig { seed: 0, ..generation.sampler() },
+            engine,
+            request_timeout: self.timeout.map(Duration::try_from_secs_f64).transpose()?,
+            model,
+        })
+    }
+
+    /// The source of --chat-template.
+    fn template(&self) -> Result<Option<String>> {
+        match self.chat_template.as_deref() {
+            None => Ok(None),
+            Some("chatml") => Ok(Some(CHATML.to_owned())),
+            Some(file) => Ok(Some(text::read(file.as_ref())?)),
+        }
+    }
+
+    /// Tokens whose keys and values are kept, of all conversations together.
+    fn memory_tokens(&self, model: &bevel_model::Model, context: usize) -> Result<usize> {
+        let kv_type: KvType = self.kv.kv.into();
+        let per_token = KvCache::bytes_per_token(model.config(), kv_type).max(1) as u64;
+        let one = context.next_multiple_of(BLOCK_TOKENS);
+        let tokens = |memory: u64| usize::try_from(memory / per_token).unwrap_or(usize::MAX);
+        let all = one.saturating_mul(self.parallel.into());
+        match self.kv_memory {
+            None => Ok(tokens(1_000_000_000).max(one).min(all)),
+            Some(memory) if tokens(memory) < one => bail!(
+                "one context of {context} tokens takes {} of --kv-memory, and {} are given: give more, or a shorter --ctx",
+                bytes(one as u64 * per_token),
+                bytes(memory)
+            ),
+            Some(memory) => Ok(tokens(memory).min(all)),
+        }
+    }
+}

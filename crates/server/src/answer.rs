@@ -1,0 +1,81 @@
+//! What comes from the engine, put together.
+
+use std::collections::BTreeMap;
+
+use axum::http::StatusCode;
+use bevel_engine::{End, EndReason, OutputToken};
+use tokio::sync::mpsc;
+
+use crate::api::error::ApiError;
+use crate::worker::Event;
+
+/// A finished answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    /// With the text that each made certain.
+    pub(crate) tokens: Vec<(OutputToken, String)>,
+    pub(crate) end: End,
+}
+
+/// Waits for `count` answers: by request and number.
+pub(crate) async fn collect(
+    events: &mut mpsc::UnboundedReceiver<Event>,
+    count: usize,
+) -> Result<BTreeMap<(usize, u32), Answer>, ApiError> {
+    let mut texts = BTreeMap::<(usize, u32), (String, Vec<(OutputToken, String)>)>::new();
+    let mut answers = BTreeMap::new();
+    while answers.len() < count {
+        let (tag, output) = next(events).await?;
+        let key = (tag, output.index);
+        let (text, tokens) = texts.entry(key).or_default();
+        text.push_str(&output.text);
+        tokens.extend(output.token.map(|token| (token, output.text)));
+        if let Some(end) = output.end {
+            finish_reason(&end.reason)?;
+            let (text, tokens) = texts.remove(&key).expect("it was there a moment ago");
+            answers.insert(key, Answer { text, tokens, end });
+        }
+    }
+    Ok(answers)
+}
+
+/// The next output, and which of the client's requests it is of.
+pub(crate) async fn next(
+    events: &mut mpsc::UnboundedReceiver<Event>,
+) -> Result<(usize, bevel_engine::Output), ApiError> {
+    match events.recv().await {
+        Some(Event::Output(tag, output)) => Ok((tag, output)),
+        Some(Event::Failed(problem)) => Err(ApiError::internal(problem)),
+        None => Err(ApiError::internal("the model's thread has ended")),
+    }
+}
+
+/// OpenAI's word for how an answer ended.
+pub(crate) fn finish_reason(reason: &EndReason) -> Result<&'static str, ApiError> {
+    match reason {
+        EndReason::EndOfText(_) | EndReason::StopString(_) | EndReason::Complete => Ok("stop"),
+        EndReason::MaxTokens | EndReason::ContextFull => Ok("length"),
+        EndReason::Deadline => Err(ApiError::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "the answer took longer than this server allows",
+        )
+        .with_code("timeout")),
+        EndReason::NotFinite => Err(ApiError::internal(
+            "the model's numbers overflowed: it is broken, or needs `--kv f32`",
+        )),
+        EndReason::Grammar(problem) => {
+            Err(ApiError::internal(format!("the grammar could not be followed: {problem}")))
+        }
+    }
+}
+
+/// How an answer ended, for metrics.
+pub(crate) fn end_name(reason: &EndReason) -> &'static str {
+    match reason {
+        EndReason::EndOfText(_) | EndReason::StopString(_) | EndReason::Complete => "stop",
+        EndReason::MaxTokens | EndReason::ContextFull => "length",
+        EndReason::Deadline => "timeout",
+        EndReason::NotFinite | EndReason::Grammar(_) => "error",
+    }
+}

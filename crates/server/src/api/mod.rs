@@ -1,0 +1,181 @@
+//! What clients can ask for.
+
+mod body;
+mod chat;
+mod completions;
+pub(crate) mod error;
+mod fields;
+mod native;
+mod sampling;
+mod stream;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use subtle::ConstantTimeEq;
+use tokio::sync::mpsc;
+use tower_http::cors::{Any, CorsLayer};
+use tracing::Instrument;
+
+use crate::config::ServerConfig;
+use crate::metrics;
+use crate::served::Served;
+use crate::worker::Event;
+use chat::Prompt;
+use error::ApiError;
+use fields::Fields;
+use sampling::Options;
+
+/// What requests are answered with.
+#[derive(Debug)]
+pub(crate) struct App {
+    /// The first one serves requests that name none.
+    pub(crate) models: Vec<Arc<Served>>,
+    pub(crate) api_keys: Vec<String>,
+    /// Most bytes of a body.
+    pub(crate) body_limit: usize,
+}
+
+impl App {
+    /// Takes the field `model`.
+    pub(crate) fn model(&self, fields: &mut Fields) -> Result<Arc<Served>, ApiError> {
+        let name: Option<String> = fields.take("model")?;
+        self.named(name.as_deref())
+    }
+
+    pub(crate) fn named(&self, name: Option<&str>) -> Result<Arc<Served>, ApiError> {
+        let found = match name {
+            None => self.models.first(),
+            Some(name) => self.models.iter().find(|model| model.name == name),
+        };
+        found.cloned().ok_or_else(|| {
+            let served: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
+            let problem = format!(
+                "`{}` is not served here; `{}` is",
+                name.unwrap_or_default(),
+                served.join("`, `")
+            );
+            ApiError { status: StatusCode::NOT_FOUND, ..ApiError::field("model", problem) }
+                .with_code("model_not_found")
+        })
+    }
+}
+
+/// All routes.
+pub(crate) fn router(app: Arc<App>, config: &ServerConfig) -> Router {
+    let mut router = Router::new()
+        .route("/v1/chat/completions", post(chat::handle))
+        .route("/v1/completions", post(completions::handle))
+        .route("/v1/models", get(native::models))
+        .route("/v1/models/{*name}", get(native::model))
+        .route("/tokenize", post(native::tokenize))
+        .route("/detokenize", post(native::detokenize))
+        .route("/apply-template", post(native::apply_template))
+        .route("/metrics", get(metrics::handle))
+        .route_layer(middleware::from_fn_with_state(app.clone(), authenticate))
+        .route("/health", get(native::health))
+        .fallback(async |request: Request| {
+            let problem = format!("there is no `{}` here", request.uri().path());
+            ApiError::new(StatusCode::NOT_FOUND, problem)
+        })
+        .method_not_allowed_fallback(async |request: Request| {
+            let problem = format!("`{}` does not take {}", request.uri().path(), request.method());
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, problem)
+        });
+    if let Some(origins) = &config.cors {
+        let cors = CorsLayer::new().allow_methods([Method::GET, Method::POST]).allow_headers(Any);
+        router = router.layer(match origins.iter().any(|origin| origin == "*") {
+            true => cors.allow_origin(Any),
+            false => {
+                let origins: Vec<_> = origins.iter().filter_map(|o| o.parse().ok()).collect();
+                cors.allow_origin(origins)
+            }
+        });
+    }
+    router.layer(middleware::from_fn(log)).with_state(app)
+}
+
+/// Lets those through who know a key, if there are any.
+async fn authenticate(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if app.api_keys.is_empty() || knows_key(&app.api_keys, request.headers()) {
+        return next.run(request).await;
+    }
+    let problem = "give one of this server's keys: `Authorization: Bearer KEY`";
+    ApiError::new(StatusCode::UNAUTHORIZED, problem).with_code("invalid_api_key").into_response()
+}
+
+fn knows_key(keys: &[String], headers: &HeaderMap) -> bool {
+    let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let bearer = header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+    let given = bearer.or(header("x-api-key")).unwrap_or_default().trim().as_bytes();
+    // Every key is compared whole, so that time tells nothing.
+    keys.iter().fold(false, |known, key| known | bool::from(key.as_bytes().ct_eq(given)))
+}
+
+/// Logs a request under a number of its own, which the client is told.
+async fn log(request: Request, next: Next) -> Response {
+    let given = request.headers().get("x-request-id").and_then(|id| id.to_str().ok());
+    let id = given.filter(|id| id.len() <= 128).map_or_else(|| new_id("req"), str::to_owned);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let start = std::time::Instant::now();
+    let span = tracing::info_span!("request", id);
+    let mut response = next.run(request).instrument(span).await;
+    let (status, ms) = (response.status().as_u16(), start.elapsed().as_millis() as u64);
+    tracing::info!(id, %method, path, status, ms, "request");
+    if let Ok(id) = id.parse() {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    response
+}
+
+/// Hands prompts to a model's engine, the `i`-th with tag `i`, and returns their tokens. What comes of them
+/// comes to `events`.
+async fn submit(
+    model: &Arc<Served>,
+    prompts: Vec<Prompt>,
+    options: Options,
+    events: &mpsc::UnboundedSender<Event>,
+) -> Result<Vec<Vec<u32>>, ApiError> {
+    let Options { mut request, grammar } = options;
+    let model_there = model.clone();
+    let (prompts, constraint) = blocking(move || {
+        let model = model_there;
+        let prompts: Vec<Vec<u32>> = prompts
+            .into_iter()
+            .map(|prompt| prompt.tokens(&model.tokenizer))
+            .collect::<Result<_, ApiError>>()?;
+        let constraint = grammar.map(|grammar| model.compile(&grammar)).transpose()?;
+        Ok::<_, ApiError>((prompts, constraint))
+    })
+    .await??;
+    request.constraint = constraint;
+    for (tag, prompt) in prompts.iter().enumerate() {
+        let request = bevel_engine::Request { prompt: prompt.clone(), ..request.clone() };
+        model.worker.submit(request, tag, events.clone()).await?;
+    }
+    Ok(prompts)
+}
+
+/// Runs what takes time beside the connections.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let result = tokio::task::spawn_blocking(work).await;
+    result.map_err(|error| ApiError::internal(error.to_string()))
+}
+
+/// A number that has not been given before.
+fn new_id(kind: &str) -> String {
+    format!("{kind}-{:032x}", rand::random::<u128>())
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

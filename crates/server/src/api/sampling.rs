@@ -1,0 +1,226 @@
+//! The fields that say how an answer is chosen, which all APIs share.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use bevel_engine::{Grammar, Request};
+use bevel_model::tokenizer::Tokenizer;
+use bevel_model::{Dry, SamplerConfig};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::fields::Fields;
+use crate::served::Served;
+
+/// Everything about an answer but its prompt.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) request: Request,
+    pub(crate) grammar: Option<Grammar>,
+}
+
+impl Options {
+    /// Takes the fields. The names of limits and probabilities differ between APIs and are the caller's.
+    pub(crate) fn take(fields: &mut Fields, model: &Served) -> Result<Self, ApiError> {
+        let defaults = &model.defaults;
+        let seed: Option<i64> = fields.take("seed")?;
+        let sampler = SamplerConfig {
+            logit_bias: logit_bias(fields, model.tokenizer.vocab_size())?,
+            repetition_penalty: positive(fields, "repetition_penalty")?
+                .unwrap_or(defaults.repetition_penalty),
+            repetition_window: usize::MAX,
+            presence_penalty: finite(fields, "presence_penalty")?.unwrap_or(0.0),
+            frequency_penalty: finite(fields, "frequency_penalty")?.unwrap_or(0.0),
+            dry: dry(fields, &model.tokenizer)?,
+            top_k: match fields.number("top_k", |k: i64| k >= -1, "-1 or 0 for all, or more")? {
+                None => defaults.top_k,
+                Some(k) => usize::try_from(k).unwrap_or(0),
+            },
+            typical_p: probability(fields, "typical_p")?.unwrap_or(1.0),
+            top_p: probability(fields, "top_p")?.unwrap_or(defaults.top_p),
+            min_p: probability(fields, "min_p")?.unwrap_or(defaults.min_p),
+            temperature: fields
+                .number("temperature", |t: f32| t >= 0.0 && t.is_finite(), "a number from 0 up")?
+                .unwrap_or(defaults.temperature),
+            seed: seed.map_or_else(rand::random, |seed| seed as u64),
+        };
+        let request = Request {
+            answers: fields.number("n", |n: u32| n > 0, "1 or more")?.unwrap_or(1),
+            sampler,
+            stop: stop(fields)?,
+            ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
+            priority: fields.take("priority")?.unwrap_or(0),
+            deadline: model.request_timeout.map(|timeout| Instant::now() + timeout),
+            ..Request::new(Vec::new())
+        };
+        Ok(Self { request, grammar: grammar(fields)? })
+    }
+}
+
+fn finite(fields: &mut Fields, name: &str) -> Result<Option<f32>, ApiError> {
+    fields.number(name, f32::is_finite, "a number")
+}
+
+fn positive(fields: &mut Fields, name: &str) -> Result<Option<f32>, ApiError> {
+    fields.number(name, |v: f32| v > 0.0 && v.is_finite(), "a number above 0")
+}
+
+fn probability(fields: &mut Fields, name: &str) -> Result<Option<f32>, ApiError> {
+    fields.number(name, |p: f32| (0.0..=1.0).contains(&p), "a number from 0 to 1")
+}
+
+fn logit_bias(fields: &mut Fields, vocabulary: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+    let given: Option<BTreeMap<String, f32>> = fields.take("logit_bias")?;
+    let entry = |(token, bias): (String, f32)| {
+        let id = token.parse().ok().filter(|&id: &u32| (id as usize) < vocabulary);
+        match id {
+            Some(id) if bias.is_finite() => Ok((id, bias)),
+            _ => {
+                let problem = format!("expected a token's number below {vocabulary} and a bias");
+                Err(ApiError::field(format!("logit_bias.{token}"), problem))
+            }
+        }
+    };
+    given.unwrap_or_default().into_iter().map(entry).collect()
+}
+
+/// Strings that end an answer.
+const MOST_STOPS: usize = 64;
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let stop = match fields.take("stop")? {
+        None => Vec::new(),
+        Some(OneOrMore::One(stop)) => vec![stop],
+        Some(OneOrMore::More(stop)) => stop,
+    };
+    if stop.len() > MOST_STOPS || stop.iter().any(String::is_empty) {
+        let problem = format!("expected up to {MOST_STOPS} strings that are not empty");
+        return Err(ApiError::field("stop", problem));
+    }
+    Ok(stop)
+}
+
+fn dry(fields: &mut Fields, tokenizer: &Tokenizer) -> Result<Option<Dry>, ApiError> {
+    let multiplier = finite(fields, "dry_multiplier")?.unwrap_or(0.0);
+    let base = positive(fields, "dry_base")?.unwrap_or(1.75);
+    let allowed_length = fields.take("dry_allowed_length")?.unwrap_or(2);
+    let window: i64 = fields.take("dry_penalty_last_n")?.unwrap_or(-1);
+    let breakers: Option<Vec<String>> = fields.take("dry_sequence_breakers")?;
+    if multiplier == 0.0 {
+        return Ok(None);
+    }
+    let breakers = breakers.unwrap_or_else(|| ["\n", ":", "\"", "*"].map(str::to_owned).to_vec());
+    let breaks = |token: &u32| {
+        let bytes = tokenizer.token_bytes(*token).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        breakers.iter().any(|breaker| text.contains(breaker.as_str()))
+    };
+    let breakers = (0..tokenizer.vocab_size() as u32).filter(breaks).collect();
+    let window = usize::try_from(window).unwrap_or(usize::MAX);
+    Ok(Some(Dry { multiplier, base, allowed_length, window, breakers }))
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum ResponseFormat {
+    Text,
+    JsonObject,
+    JsonSchema { json_schema: NamedSchema },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NamedSchema {
+    schema: Value,
+    // What follows names it for the client's own sake; answers always follow the schema.
+    #[allow(dead_code)]
+    name: Option<String>,
+    #[allow(dead_code)]
+    description: Option<String>,
+    #[allow(dead_code)]
+    strict: Option<bool>,
+}
+
+/// As vLLM has it: one of the fields.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum StructuredOutputs {
+    Json(Value),
+    Regex(String),
+    Choice(Vec<String>),
+    Grammar(String),
+    JsonObject(bool),
+}
+
+fn grammar(fields: &mut Fields) -> Result<Option<Grammar>, ApiError> {
+    let any_object = || Grammar::JsonSchema(json!({ "type": "object" }));
+    let format = match fields.take("response_format")? {
+        None | Some(ResponseFormat::Text) => None,
+        Some(ResponseFormat::JsonObject) => Some(any_object()),
+        Some(ResponseFormat::JsonSchema { json_schema }) => {
+            Some(Grammar::JsonSchema(json_schema.schema))
+        }
+    };
+    let structured = match fields.take("structured_outputs")? {
+        None | Some(StructuredOutputs::JsonObject(false)) => None,
+        Some(StructuredOutputs::JsonObject(true)) => Some(any_object()),
+        Some(StructuredOutputs::Json(schema)) => Some(Grammar::JsonSchema(schema)),
+        Some(StructuredOutputs::Regex(regex)) => Some(Grammar::Regex(regex)),
+        Some(StructuredOutputs::Grammar(lark)) => Some(Grammar::Lark(lark)),
+        Some(StructuredOutputs::Choice(choices)) => Some(one_of(&choices)?),
+    };
+    if format.is_some() && structured.is_some() {
+        let problem = "an answer can follow `response_format` or this, not both";
+        return Err(ApiError::field("structured_outputs", problem));
+    }
+    Ok(format.or(structured))
+}
+
+/// A grammar of nothing but these texts.
+fn one_of(choices: &[String]) -> Result<Grammar, ApiError> {
+    if choices.is_empty() {
+        return Err(ApiError::field("structured_outputs.choice", "expected a choice"));
+    }
+    let quoted: Vec<String> =
+        choices.iter().map(|choice| Value::from(choice.as_str()).to_string()).collect();
+    Ok(Grammar::Lark(format!("start: {}", quoted.join(" | "))))
+}
+
+/// Token counts, as OpenAI has them.
+pub(crate) fn usage(prompt_tokens: usize, answer_tokens: usize, cached_tokens: usize) -> Value {
+    json!({
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": answer_tokens,
+        "total_tokens": prompt_tokens + answer_tokens,
+        "prompt_tokens_details": { "cached_tokens": cached_tokens },
+    })
+}
+
+/// Adds up the tokens of a client's requests. The answers to one share its prompt.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Usage {
+    /// Of each request: tokens of the prompt, and those that were cached.
+    prompts: HashMap<usize, (usize, usize)>,
+    answer_tokens: usize,
+}
+
+impl Usage {
+    pub(crate) fn add(&mut self, tag: usize, end: &bevel_engine::End) {
+        self.prompts.insert(tag, (end.prompt_tokens, end.cached_tokens));
+        self.answer_tokens += end.answer_tokens;
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let prompts = self.prompts.values();
+        let (tokens, cached) = prompts.fold((0, 0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
+        usage(tokens, self.answer_tokens, cached)
+    }
+}

@@ -1,0 +1,34 @@
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How a server behaves.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Clients have to give one of these keys. Without keys anybody is served.
+    pub api_keys: Vec<String>,
+    /// Pages of these origins may use the server; `*` stands for all. `None`: only its own.
+    pub cors: Option<Vec<String>>,
+    /// Most bytes of a request's body.
+    pub body_limit: usize,
+    /// Certificate and key, PEM files, for TLS.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// How long running requests may go on once the server is to end.
+    pub grace: Duration,
+}
+
+impl ServerConfig {
+    /// One that serves anybody who can reach `address`.
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            api_keys: Vec::new(),
+            cors: None,
+            body_limit: 16 << 20,
+            tls: None,
+            grace: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bevel_engine::{Constraint, EngineConfig, Grammar, GrammarError, Grammars};
+use bevel_kernels::Cpu;
+use bevel_model::chat::{ChatTemplate, TemplateError};
+use bevel_model::tokenizer::Tokenizer;
+use bevel_model::{Model, SamplerConfig};
+
+use crate::worker::Worker;
+
+/// A model to be served.
+#[derive(Debug)]
+pub struct ModelToServe {
+    /// What clients call it.
+    pub name: String,
+    /// The model.
+    pub model: Model,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Jinja source of a chat template in place of the model's own.
+    pub template: Option<String>,
+    /// What it runs on. Models that share it run in turn.
+    pub cpu: Arc<Cpu>,
+    /// How tokens are chosen where a client does not say.
+    pub defaults: SamplerConfig,
+    /// What its engine may use.
+    pub engine: EngineConfig,
+    /// The longest that a request may take.
+    pub request_timeout: Option<Duration>,
+}
+
+/// A model that is being served.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) name: String,
+    pub(crate) worker: Worker,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) defaults: SamplerConfig,
+    pub(crate) context: usize,
+    pub(crate) request_timeout: Option<Duration>,
+    /// Seconds since 1970.
+    pub(crate) created: u64,
+    template: Result<ChatTemplate, String>,
+    has_template: bool,
+    grammars: OnceLock<Result<Grammars, GrammarError>>,
+}
+
+impl Served {
+    pub(crate) fn start(model: ModelToServe) -> Result<Self, String> {
+        let ModelToServe {
+            name,
+            model,
+            tokenizer,
+            template,
+            cpu,
+            defaults,
+            engine,
+            request_timeout,
+        } = model;
+        let template = match template {
+            Some(source) => ChatTemplate::new(&source, tokenizer.special_texts()),
+            None => tokenizer.chat_template(false),
+        };
+        let tokenizer = Arc::new(tokenizer);
+        let context = engine.context;
+        let worker = Worker::start(model, tokenizer.clone(), cpu, engine)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Self {
+            name,
+            worker,
+            tokenizer,
+            defaults,
+            context,
+            request_timeout,
+            created: now.as_secs(),
+            has_template: !matches!(template, Err(TemplateError::Missing)),
+            template: template.map_err(|error| error.to_string()),
+            grammars: OnceLock::new(),
+        })
+    }
+
+    /// The model's chat template.
+    pub(crate) fn template(&self) -> Result<&ChatTemplate, TemplateError> {
+        match &self.template {
+            Ok(template) => Ok(template),
+            Err(_) if !self.has_template => Err(TemplateError::Missing),
+            Err(problem) => Err(TemplateError::Syntax(problem.clone())),
+        }
+    }
+
+    /// Prepares a grammar. It takes time: not for async.
+    pub(crate) fn compile(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
+        let grammars = self.grammars.get_or_init(|| Grammars::new(&self.tokenizer));
+        grammars.as_ref().map_err(Clone::clone)?.compile(grammar)
+    }
+}

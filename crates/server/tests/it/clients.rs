@@ -1,0 +1,97 @@
+//! Clients that come in numbers, go away, or want too much.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::{Running, server};
+
+const RUNNING: &str = "vllm:num_requests_running";
+
+/// Sends a request and leaves the answer to the caller.
+fn begin(server: &Running, path: &str, body: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body.as_bytes()).unwrap();
+    stream
+}
+
+#[test]
+fn a_client_that_goes_away_costs_nothing_more() {
+    let server = server();
+    let endless = json!({ "prompt": "x", "max_tokens": 480, "ignore_eos": true, "n": 4 });
+    for stream in [true, false] {
+        let mut request = endless.clone();
+        request["stream"] = stream.into();
+        let mut client = begin(&server, "/v1/completions", &request.to_string());
+        server.wait_for(RUNNING, 4.0);
+        if stream {
+            client.read_exact(&mut [0; 64]).unwrap();
+        }
+        drop(client);
+        server.wait_for(RUNNING, 0.0);
+        server.wait_for("bevel:kv_blocks_used", 0.0);
+    }
+    let ended = "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"abort\"}";
+    assert_eq!(server.metric(ended), 2.0);
+}
+
+#[test]
+fn many_clients_at_once_get_what_each_gets_alone() {
+    let server = server();
+    let request = |i: usize| json!({ "prompt": format!("Chapter {i}"), "max_tokens": 12, "temperature": 0.8, "seed": i });
+    let ask = |i: usize| server.ask("/v1/completions", &request(i))["choices"][0]["text"].clone();
+    let alone: Vec<_> = (0..40).map(ask).collect();
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..40).map(|i| scope.spawn(move || ask(i))).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    assert_eq!(alone, together);
+}
+
+#[test]
+fn a_thousand_connections_disturb_nobody() {
+    let server = server();
+    let idle: Vec<TcpStream> =
+        (0..1000).map(|_| TcpStream::connect(server.address).unwrap()).collect();
+    let start = Instant::now();
+    server.ask("/v1/completions", &json!({ "prompt": "x", "max_tokens": 20 }));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    drop(idle);
+}
+
+#[test]
+fn what_runs_may_end_before_the_server_does() {
+    let server = server();
+    let request = json!({ "prompt": "x", "max_tokens": 300, "ignore_eos": true, "stream": true });
+    let mut client = begin(&server, "/v1/completions", &request.to_string());
+    server.wait_for(RUNNING, 1.0);
+    server.end();
+    let mut text = String::new();
+    client.read_to_string(&mut text).unwrap();
+    assert!(text.contains("\"finish_reason\":\"length\"") && text.contains("[DONE]"), "{text}");
+    let address = server.address;
+    server.join();
+    assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
+}
+
+#[test]
+fn a_request_has_a_number() {
+    let server = server();
+    let id = |given: Option<&str>| {
+        let mut request = Running::agent().get(server.url("/health"));
+        if let Some(given) = given {
+            request = request.header("x-request-id", given);
+        }
+        let response = request.call().unwrap();
+        response.headers()["x-request-id"].to_str().unwrap().to_owned()
+    };
+    assert_eq!(id(Some("mine-7")), "mine-7");
+    assert!(id(None).starts_with("req-") && id(None) != id(None));
+}

@@ -1,0 +1,8 @@
+//! The server, asked over a socket, on the model that comes with the project.
+
+mod answers;
+mod clients;
+mod refusals;
+mod running;
+
+pub(crate) use running::{Running, prompt_tokens, server, server_with};

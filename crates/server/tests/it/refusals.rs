@@ -1,0 +1,154 @@
+use serde_json::{Value, json};
+
+use crate::{Running, server, server_with};
+
+#[track_caller]
+fn check(server: &Running, path: &str, request: &Value, field: &str) {
+    let (status, json) = server.post(path, request);
+    let error = &json["error"];
+    assert_eq!((status, &error["param"]), (400, &json!(field)), "{request}: {json}");
+    assert!(error["message"].as_str().unwrap().contains(&format!("`{field}`")), "{json}");
+}
+
+/// Whatever a client asks for is done or refused by name.
+#[test]
+fn fields_that_cannot_be_honoured_are_named() {
+    let server = server();
+    let completions = [
+        (json!({ "temperature": -1 }), "temperature"),
+        (json!({ "temperature": "hot" }), "temperature"),
+        (json!({ "top_p": 1.5 }), "top_p"),
+        (json!({ "min_p": -0.1 }), "min_p"),
+        (json!({ "typical_p": 2 }), "typical_p"),
+        (json!({ "top_k": -2 }), "top_k"),
+        (json!({ "n": 0 }), "n"),
+        (json!({ "n": 9 }), "n"),
+        (json!({ "n": 2, "best_of": 3 }), "best_of"),
+        (json!({ "max_tokens": -1 }), "max_tokens"),
+        (json!({ "logprobs": 21 }), "logprobs"),
+        (json!({ "echo": true, "logprobs": 1 }), "echo"),
+        (json!({ "suffix": "end" }), "suffix"),
+        (json!({ "stop": ["a", ""] }), "stop"),
+        (json!({ "stop": 7 }), "stop"),
+        (json!({ "seed": 1.5 }), "seed"),
+        (json!({ "logit_bias": { "4096": 1 } }), "logit_bias.4096"),
+        (json!({ "logit_bias": { "the": 1 } }), "logit_bias.the"),
+        (json!({ "presence_penalty": "much" }), "presence_penalty"),
+        (json!({ "repetition_penalty": 0 }), "repetition_penalty"),
+        (json!({ "stream_options": { "include_usage": true } }), "stream_options"),
+        (json!({ "stream": true, "stream_options": { "x": 1 } }), "stream_options.x"),
+        (json!({ "response_format": { "type": "yaml" } }), "response_format.type"),
+        (json!({ "structured_outputs": { "regex": "(" } }), "response_format"),
+        (json!({ "structured_outputs": { "choice": [] } }), "structured_outputs.choice"),
+        (
+            json!({ "response_format": { "type": "json_object" }, "structured_outputs": { "regex": "a" } }),
+            "structured_outputs",
+        ),
+        (json!({ "use_beam_search": true }), "use_beam_search"),
+        (json!({ "prompt": { "a": 1 } }), "prompt"),
+        (json!({ "prompt": [] }), "prompt"),
+        (json!({ "prompt": [5000] }), "prompt"),
+    ];
+    for (mut request, field) in completions {
+        if request["prompt"].is_null() {
+            request["prompt"] = "x".into();
+        }
+        check(&server, "/v1/completions", &request, field);
+    }
+    check(&server, "/v1/completions", &json!({}), "prompt");
+
+    let chats = [
+        (json!({ "messages": [] }), "messages"),
+        (json!({ "messages": [{ "content": "x" }] }), "messages[0]"),
+        (
+            json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url", "image_url": {} }] }] }),
+            "messages[0].content[0]",
+        ),
+        (json!({ "messages": [{ "role": "user", "content": 7 }] }), "messages[0].content"),
+        (json!({ "top_logprobs": 3 }), "top_logprobs"),
+        (json!({ "tools": [{ "type": "function" }] }), "tools"),
+        (json!({ "store": true }), "store"),
+        (json!({ "modalities": ["text", "audio"] }), "modalities"),
+        (json!({ "reasoning_effort": "high" }), "reasoning_effort"),
+        (json!({ "prompt": "x" }), "prompt"),
+    ];
+    for (mut request, field) in chats {
+        if request["messages"].is_null() {
+            request["messages"] = json!([{ "role": "user", "content": "x" }]);
+        }
+        check(&server, "/v1/chat/completions", &request, field);
+    }
+    check(&server, "/v1/chat/completions", &json!({}), "messages");
+    check(&server, "/detokenize", &json!({ "tokens": [1, 9999] }), "tokens[1]");
+    check(&server, "/tokenize", &json!({ "prompt": "x", "y": 1 }), "y");
+}
+
+#[test]
+fn bodies_that_are_none_are_refused_as_json() {
+    let server = server_with(|config| config.body_limit = 200_000, |_| {});
+    let message = |(status, json): (u16, Value), expected: u16| {
+        assert_eq!(status, expected, "{json}");
+        json["error"]["message"].as_str().unwrap().to_owned()
+    };
+    let post = |body: &str| server.post_text("/v1/completions", body);
+    assert!(message(post(""), 400).contains("not JSON"));
+    assert!(message(post("{\"prompt\": \"x\""), 400).contains("not JSON"));
+    assert!(message(post("[1]"), 400).contains("not an object"));
+    assert!(message(post(&"[".repeat(100_000)), 400).contains("recursion limit"));
+    let deep = format!("{{\"logit_bias\": {}1{}}}", "{\"1\":".repeat(5000), "}".repeat(5000));
+    assert!(message(post(&deep), 400).contains("recursion limit"));
+    let large = json!({ "prompt": "x".repeat(300_000) }).to_string();
+    assert!(message(post(&large), 413).contains("limit"));
+    let long = json!({ "prompt": "word ".repeat(30_000) });
+    let (status, json) = server.post("/v1/completions", &long);
+    assert_eq!((status, &json["error"]["code"]), (400, &json!("context_length_exceeded")));
+    assert!(message(server.get("/v2/nothing"), 404).contains("/v2/nothing"));
+    assert!(message(server.get("/v1/completions"), 405).contains("GET"));
+    // It still answers.
+    server.ask("/v1/completions", &json!({ "prompt": "x", "max_tokens": 1 }));
+}
+
+#[test]
+fn keys_are_asked_for() {
+    let server = server_with(|config| config.api_keys = vec!["one".into(), "two".into()], |_| {});
+    let get = |path: &str, header: (&str, &str)| {
+        let request = Running::agent().get(server.url(path)).header(header.0, header.1);
+        request.call().unwrap().status().as_u16()
+    };
+    for (header, status) in [
+        (("accept", "*/*"), 401),
+        (("authorization", "Bearer three"), 401),
+        (("authorization", "Bearer on"), 401),
+        (("authorization", "one"), 401),
+        (("authorization", "Bearer "), 401),
+        (("authorization", "Bearer one"), 200),
+        (("authorization", "Bearer two"), 200),
+        (("x-api-key", "two"), 200),
+    ] {
+        assert_eq!(get("/v1/models", header), status, "{header:?}");
+        assert_eq!(get("/metrics", header), status, "{header:?}");
+    }
+    assert_eq!(get("/health", ("accept", "*/*")), 200, "a load balancer has no key");
+    let (status, json) = server.post("/v1/completions", &json!({ "prompt": "x" }));
+    assert_eq!((status, &json["error"]["code"]), (401, &json!("invalid_api_key")));
+}
+
+#[test]
+fn a_full_queue_refuses() {
+    let server = server_with(
+        |_| {},
+        |model| {
+            model.engine.queue = 2;
+            model.engine.sequences = 1;
+        },
+    );
+    let long = json!({ "prompt": "x", "max_tokens": 500, "ignore_eos": true });
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let ask = || server.post("/v1/completions", &long).0;
+        let clients: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    let count = |status| statuses.iter().filter(|&&s| s == status).count();
+    assert!(count(200) >= 3 && count(429) >= 1, "{statuses:?}");
+    assert_eq!(count(200) + count(429), 8);
+}
