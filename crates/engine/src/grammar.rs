@@ -68,9 +68,7 @@ impl Grammars {
     /// [`GrammarError::Grammar`].
     pub fn compile(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
         let grammar = match grammar {
-            Grammar::JsonSchema(schema) => {
-                TopLevelGrammar::from_json_schema(with_little_space(schema))
-            }
+            Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
             Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Grammar::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
         };
@@ -89,17 +87,6 @@ impl std::fmt::Debug for Grammars {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Grammars").field("end", &self.end).finish_non_exhaustive()
     }
-}
-
-/// The schema, with white space between the parts of a text as people write it: a space, or a new line and
-/// what indents it. JSON allows any amount, and small models write it for ever.
-fn with_little_space(schema: &serde_json::Value) -> serde_json::Value {
-    let mut schema = schema.clone();
-    if let Some(fields) = schema.as_object_mut() {
-        let space = serde_json::json!({ "whitespace_pattern": r"( |\n[ \t]{0,32})" });
-        fields.entry("x-guidance").or_insert(space);
-    }
-    schema
 }
 
 /// A token's bytes as llguidance wants them: special tokens are none of the text.

@@ -20,6 +20,8 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Goes on past tokens that end a text.
     pub ignore_eos: bool,
+    /// Special tokens are part of the text.
+    pub keep_special: bool,
     /// What each answer has to follow.
     pub constraint: Option<Constraint>,
     /// Tells how likely each token was, and the so many likeliest ones.
@@ -40,6 +42,7 @@ impl Request {
             max_tokens: None,
             stop: Vec::new(),
             ignore_eos: false,
+            keep_special: false,
             constraint: None,
             logprobs: None,
             priority: 0,

@@ -34,7 +34,7 @@ impl<'m> Stream<'m> {
         let seed = config.seed.wrapping_add(index.into());
         Self {
             sampler: Sampler::new(SamplerConfig { seed, ..config.clone() }),
-            decoder: tokenizer.decoder_continuing().skip_special(true),
+            decoder: tokenizer.decoder_continuing().skip_special(!request.keep_special),
             text: StopText::new(request.stop.clone()),
             cached_tokens: None,
             answer_tokens: 0,

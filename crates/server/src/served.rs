@@ -41,8 +41,9 @@ pub(crate) struct Served {
     pub(crate) request_timeout: Option<Duration>,
     /// Seconds since 1970.
     pub(crate) created: u64,
-    template: Result<ChatTemplate, String>,
-    has_template: bool,
+    template: Template,
+    /// The one for conversations with tools, where it is another.
+    tool_template: Template,
     grammars: OnceLock<Result<Grammars, GrammarError>>,
 }
 
@@ -58,10 +59,11 @@ impl Served {
             engine,
             request_timeout,
         } = model;
-        let template = match template {
-            Some(source) => ChatTemplate::new(&source, tokenizer.special_texts()),
-            None => tokenizer.chat_template(false),
+        let template = |for_tools| match &template {
+            Some(source) => ChatTemplate::new(source, tokenizer.special_texts()),
+            None => tokenizer.chat_template(for_tools),
         };
+        let (template, tool_template) = (Template(template(false)), Template(template(true)));
         let tokenizer = Arc::new(tokenizer);
         let context = engine.context;
         let worker = Worker::start(model, tokenizer.clone(), cpu, engine)?;
@@ -74,24 +76,35 @@ impl Served {
             context,
             request_timeout,
             created: now.as_secs(),
-            has_template: !matches!(template, Err(TemplateError::Missing)),
-            template: template.map_err(|error| error.to_string()),
+            template,
+            tool_template,
             grammars: OnceLock::new(),
         })
     }
 
     /// The model's chat template.
     pub(crate) fn template(&self) -> Result<&ChatTemplate, TemplateError> {
-        match &self.template {
-            Ok(template) => Ok(template),
-            Err(_) if !self.has_template => Err(TemplateError::Missing),
-            Err(problem) => Err(TemplateError::Syntax(problem.clone())),
-        }
+        self.template.get()
+    }
+
+    /// The one for conversations with tools.
+    pub(crate) fn tool_template(&self) -> Result<&ChatTemplate, TemplateError> {
+        self.tool_template.get()
     }
 
     /// Prepares a grammar. It takes time: not for async.
     pub(crate) fn compile(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
         let grammars = self.grammars.get_or_init(|| Grammars::new(&self.tokenizer));
         grammars.as_ref().map_err(Clone::clone)?.compile(grammar)
+    }
+}
+
+/// A chat template, or what is wrong with it.
+#[derive(Debug)]
+struct Template(Result<ChatTemplate, TemplateError>);
+
+impl Template {
+    fn get(&self) -> Result<&ChatTemplate, TemplateError> {
+        self.0.as_ref().map_err(Clone::clone)
     }
 }

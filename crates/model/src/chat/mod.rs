@@ -20,7 +20,7 @@ pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + messa
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// What can go wrong with a chat template.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum TemplateError {
     /// The model came without a template.
     #[error(

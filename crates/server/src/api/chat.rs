@@ -6,17 +6,18 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bevel_engine::{Output, OutputToken};
-use bevel_model::chat::Message;
 use bevel_model::tokenizer::Tokenizer;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::body::Body;
+use super::conversation::{Conversation, Prompt, Reader};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::sampling::{Options, Usage};
-use super::stream::{Chunks, respond};
+use super::stream::{Chunk, Chunks, respond};
+use super::tools::{Call, Piece};
 use super::{App, new_id, now};
 use crate::answer::{collect, finish_reason};
 use crate::served::Served;
@@ -29,28 +30,31 @@ pub(crate) async fn handle(
     let model = app.model(&mut fields)?;
     let chat = Chat::take(&mut fields, &model)?;
     fields.finish()?;
-    let Chat { prompt, options, stream, include_usage } = chat;
+    let Chat { conversation, options, stream, include_usage } = chat;
     let answers = options.request.answers as usize;
     let (events, mut received) = mpsc::unbounded_channel();
-    let prompts = vec![Prompt::Text(prompt)];
+    let prompts = vec![Prompt::Text(conversation.prompt.clone())];
     super::submit(&model, prompts, options, &events).await?;
     drop(events);
 
     let (id, created) = (new_id("chatcmpl"), now());
     if stream {
         let usage = include_usage.then(Usage::default);
-        let chunks = ChatChunks { id, created, model, answers, usage };
+        let readers = vec![conversation.reader(); answers];
+        let chunks = ChatChunks { id, created, model, readers, calls: vec![0; answers], usage };
         return Ok(respond(received, answers, chunks));
     }
     let (mut usage, mut choices) = (Usage::default(), Vec::new());
     for ((tag, index), answer) in collect(&mut received, answers).await? {
         usage.add(tag, &answer.end);
         let tokens = answer.tokens.iter().map(|(token, _)| token);
+        let mut reader = conversation.reader();
+        let message = message(reader.read(&answer.text, true));
         choices.push(json!({
             "index": index,
-            "message": { "role": "assistant", "content": answer.text, "refusal": null },
+            "message": message,
             "logprobs": logprobs(&model.tokenizer, tokens),
-            "finish_reason": finish_reason(&answer.end.reason)?,
+            "finish_reason": finish(finish_reason(&answer.end.reason)?, &reader),
         }));
     }
     let response = json!({
@@ -64,10 +68,38 @@ pub(crate) async fn handle(
     Ok(Json(response).into_response())
 }
 
+/// An answer in the chat API's shape.
+fn message(pieces: Vec<Piece>) -> Value {
+    let (mut text, mut calls) = (String::new(), Vec::new());
+    for piece in pieces {
+        match piece {
+            Piece::Text(part) => text.push_str(&part),
+            Piece::Call(call) => calls.push(call_json(&call)),
+        }
+    }
+    let mut message = json!({ "role": "assistant", "content": text, "refusal": null });
+    if !calls.is_empty() {
+        if text.is_empty() {
+            message["content"] = Value::Null;
+        }
+        message["tool_calls"] = calls.into();
+    }
+    message
+}
+
+fn call_json(call: &Call) -> Value {
+    let function = json!({ "name": call.name, "arguments": call.arguments.to_string() });
+    json!({ "id": call.id, "type": "function", "function": function })
+}
+
+/// How an answer ended, calls counted.
+fn finish(finish: &'static str, reader: &Reader) -> &'static str {
+    if finish == "stop" && reader.called() { "tool_calls" } else { finish }
+}
+
 /// What a client asked for.
 struct Chat {
-    /// The conversation as the model reads it.
-    prompt: String,
+    conversation: Conversation,
     options: Options,
     stream: bool,
     include_usage: bool,
@@ -85,8 +117,9 @@ pub(crate) struct StreamOptions {
 
 impl Chat {
     fn take(fields: &mut Fields, model: &Served) -> Result<Self, ApiError> {
-        let prompt = render(fields, model)?;
+        let conversation = Conversation::take(fields, model)?;
         let mut options = Options::take(fields, model)?;
+        conversation.constrain(&mut options)?;
         let most: Option<usize> = fields.take("max_tokens")?;
         options.request.max_tokens = fields.take("max_completion_tokens")?.or(most);
         let wants_logprobs = fields.take("logprobs")?.unwrap_or(false);
@@ -105,16 +138,13 @@ impl Chat {
             ("prediction", vec![]),
             ("web_search_options", vec![]),
             ("verbosity", vec!["medium".into()]),
-            ("parallel_tool_calls", vec![true.into()]),
-            ("tools", vec![json!([])]),
-            ("tool_choice", vec!["none".into(), "auto".into()]),
             ("functions", vec![]),
             ("function_call", vec![]),
         ] {
             fields.only(name, &served)?;
         }
         fields.drop_notes(&["user", "metadata", "safety_identifier", "prompt_cache_key"]);
-        Ok(Self { prompt, options, stream, include_usage })
+        Ok(Self { conversation, options, stream, include_usage })
     }
 }
 
@@ -129,99 +159,6 @@ pub(crate) fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, 
             Err(ApiError::field("stream_options.include_obfuscation", problem))
         }
         options => Ok(options.is_some_and(|options| options.include_usage)),
-    }
-}
-
-/// Takes the fields of a conversation and renders it.
-pub(crate) fn render(fields: &mut Fields, model: &Served) -> Result<String, ApiError> {
-    let messages: Vec<Message> = fields.require("messages")?;
-    if messages.is_empty() {
-        return Err(ApiError::field("messages", "there is none"));
-    }
-    let messages: Vec<Message> =
-        messages.into_iter().enumerate().map(message).collect::<Result<_, _>>()?;
-    let mut extra: Map<String, Value> = fields.take("chat_template_kwargs")?.unwrap_or_default();
-    let continues = fields.take("continue_final_message")?.unwrap_or(false);
-    let prompted = fields.take("add_generation_prompt")?.unwrap_or(!continues);
-    if continues && prompted {
-        let problem = "an answer is begun anew or a message is continued, not both";
-        return Err(ApiError::field("continue_final_message", problem));
-    }
-    let template = model.template()?;
-    if let Some(effort) = fields.take::<String>("reasoning_effort")? {
-        // Only some templates know what to do with it.
-        if !template.source().contains("reasoning_effort") {
-            let problem = "this model's chat template does not know it";
-            return Err(ApiError::field("reasoning_effort", problem));
-        }
-        extra.insert("reasoning_effort".to_owned(), effort.into());
-    }
-    let text = template.render(&messages, None, prompted, extra)?;
-    if !continues {
-        return Ok(text);
-    }
-    // What the template writes after the message's text would end it.
-    let last = messages.last().and_then(|message| message.content.as_str()).unwrap_or_default();
-    match text.rfind(last.trim_end()).filter(|_| !last.trim().is_empty()) {
-        Some(at) => Ok(text[..at + last.trim_end().len()].to_owned()),
-        None => Err(ApiError::field("continue_final_message", "the last message has no text")),
-    }
-}
-
-/// A message as templates know them: of text only, arguments of calls parsed.
-fn message((i, mut message): (usize, Message)) -> Result<Message, ApiError> {
-    if let Value::Array(parts) = &message.content {
-        let mut text = String::new();
-        for (j, part) in parts.iter().enumerate() {
-            match (part["type"].as_str(), part["text"].as_str()) {
-                (Some("text"), Some(part)) => text.push_str(part),
-                (kind, _) => {
-                    let problem = format!("this model reads text, not `{}`", kind.unwrap_or("?"));
-                    return Err(ApiError::field(format!("messages[{i}].content[{j}]"), problem));
-                }
-            }
-        }
-        message.content = text.into();
-    }
-    if !matches!(message.content, Value::String(_) | Value::Null) {
-        return Err(ApiError::field(format!("messages[{i}].content"), "expected text"));
-    }
-    if message.role == "developer" {
-        message.role = "system".to_owned();
-    }
-    if let Some(Value::Array(calls)) = message.extra.get_mut("tool_calls") {
-        for call in calls {
-            let arguments = call.pointer_mut("/function/arguments");
-            if let Some(arguments) = arguments
-                && let Some(parsed) =
-                    arguments.as_str().and_then(|text| serde_json::from_str(text).ok())
-            {
-                *arguments = parsed;
-            }
-        }
-    }
-    Ok(message)
-}
-
-/// A prompt as clients give it.
-#[derive(Clone, Debug)]
-pub(crate) enum Prompt {
-    /// A rendered conversation: special tokens spelt in it count, and none are added.
-    Text(String),
-    /// Text to go on from.
-    Raw(String),
-    /// Tokens.
-    Tokens(Vec<u32>),
-}
-
-impl Prompt {
-    pub(crate) fn tokens(self, tokenizer: &Tokenizer) -> Result<Vec<u32>, ApiError> {
-        let encoded = match self {
-            Self::Tokens(tokens) => return Ok(tokens),
-            Self::Text(text) => tokenizer.encode(&text, false, true),
-            Self::Raw(text) => tokenizer.encode(&text, true, false),
-        };
-        encoded.map_err(|error| ApiError::field("prompt", error))
     }
 }
 
@@ -245,12 +182,19 @@ struct ChatChunks {
     id: String,
     created: u64,
     model: Arc<Served>,
-    answers: usize,
+    /// Of each answer.
+    readers: Vec<Reader>,
+    /// Calls of each so far.
+    calls: Vec<usize>,
     usage: Option<Usage>,
 }
 
 impl ChatChunks {
-    fn chunk(&self, choices: Value) -> Value {
+    fn chunk(&self, choices: Value) -> Chunk {
+        self.json(choices).into()
+    }
+
+    fn json(&self, choices: Value) -> Value {
         let Self { id, created, model, .. } = self;
         let mut chunk = json!({
             "id": id,
@@ -267,29 +211,45 @@ impl ChatChunks {
 }
 
 impl Chunks for ChatChunks {
-    fn begin(&mut self) -> Vec<Value> {
+    fn begin(&mut self) -> Vec<Chunk> {
         let first = |index| {
             let delta = json!({ "role": "assistant", "content": "" });
             let choice = json!({ "index": index, "delta": delta, "finish_reason": null });
             self.chunk(json!([choice]))
         };
-        (0..self.answers).map(first).collect()
+        (0..self.readers.len()).map(first).collect()
     }
 
-    fn output(&mut self, tag: usize, output: Output, finish: Option<&'static str>) -> Vec<Value> {
+    fn output(&mut self, tag: usize, output: Output, finish: Option<&'static str>) -> Vec<Chunk> {
         if let (Some(usage), Some(end)) = (&mut self.usage, &output.end) {
             usage.add(tag, end);
         }
-        let logprobs = logprobs(&self.model.tokenizer, output.token.iter());
-        let mut chunks = Vec::new();
-        if !output.text.is_empty() || !logprobs.is_null() {
-            let mut choice = json!({
-                "index": output.index,
-                "delta": { "content": output.text },
-                "finish_reason": null,
+        let mut logprobs = logprobs(&self.model.tokenizer, output.token.iter());
+        let reader = &mut self.readers[output.index as usize];
+        let pieces = reader.read(&output.text, finish.is_some());
+        let finish = finish.map(|reason| self::finish(reason, reader));
+        let mut deltas = Vec::new();
+        let number = &mut self.calls[output.index as usize];
+        for piece in pieces {
+            deltas.push(match piece {
+                Piece::Text(text) => json!({ "content": text }),
+                Piece::Call(call) => {
+                    let mut call = call_json(&call);
+                    call["index"] = (*number).into();
+                    *number += 1;
+                    json!({ "tool_calls": [call] })
+                }
             });
+        }
+        if deltas.is_empty() && !logprobs.is_null() {
+            deltas.push(json!({ "content": "" }));
+        }
+        let mut chunks = Vec::new();
+        for delta in deltas {
+            let mut choice =
+                json!({ "index": output.index, "delta": delta, "finish_reason": null });
             if !logprobs.is_null() {
-                choice["logprobs"] = logprobs;
+                choice["logprobs"] = logprobs.take();
             }
             chunks.push(self.chunk(json!([choice])));
         }
@@ -300,10 +260,10 @@ impl Chunks for ChatChunks {
         chunks
     }
 
-    fn end(&mut self) -> Vec<Value> {
+    fn end(&mut self) -> Vec<Chunk> {
         let Some(usage) = &self.usage else { return Vec::new() };
-        let mut chunk = self.chunk(json!([]));
+        let mut chunk = self.json(json!([]));
         chunk["usage"] = usage.json();
-        vec![chunk]
+        vec![chunk.into()]
     }
 }

@@ -12,11 +12,12 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use super::body::Body;
-use super::chat::{Prompt, stream_options};
+use super::chat::stream_options;
+use super::conversation::Prompt;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::sampling::{Options, Usage};
-use super::stream::{Chunks, respond};
+use super::stream::{Chunk, Chunks, respond};
 use super::{App, new_id, now};
 use crate::answer::{collect, finish_reason};
 use crate::served::Served;
@@ -192,18 +193,18 @@ struct CompletionChunks {
 }
 
 impl Chunks for CompletionChunks {
-    fn begin(&mut self) -> Vec<Value> {
+    fn begin(&mut self) -> Vec<Chunk> {
         let mut chunks = Vec::new();
         for tag in 0..self.shape.echoed.len() {
             for index in 0..self.shape.answers {
                 let choice = self.shape.choice(tag, index, self.shape.echo(tag), Value::Null, None);
-                chunks.push(self.shape.json(vec![choice]));
+                chunks.push(self.shape.json(vec![choice]).into());
             }
         }
         chunks
     }
 
-    fn output(&mut self, tag: usize, output: Output, finish: Option<&'static str>) -> Vec<Value> {
+    fn output(&mut self, tag: usize, output: Output, finish: Option<&'static str>) -> Vec<Chunk> {
         if let (Some(usage), Some(end)) = (&mut self.usage, &output.end) {
             usage.add(tag, end);
         }
@@ -223,13 +224,13 @@ impl Chunks for CompletionChunks {
         if self.usage.is_some() {
             chunk["usage"] = Value::Null;
         }
-        vec![chunk]
+        vec![chunk.into()]
     }
 
-    fn end(&mut self) -> Vec<Value> {
+    fn end(&mut self) -> Vec<Chunk> {
         let Some(usage) = &self.usage else { return Vec::new() };
         let mut chunk = self.shape.json(Vec::new());
         chunk["usage"] = usage.json();
-        vec![chunk]
+        vec![chunk.into()]
     }
 }

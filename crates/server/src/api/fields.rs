@@ -35,6 +35,11 @@ impl Fields {
         })
     }
 
+    /// A field that nobody took yet.
+    pub(crate) fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name)
+    }
+
     /// Takes a field that has to be there.
     pub(crate) fn require<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ApiError> {
         self.take(name)?.ok_or_else(|| ApiError::field(name, "this field is required"))

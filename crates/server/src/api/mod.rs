@@ -3,11 +3,15 @@
 mod body;
 mod chat;
 mod completions;
+mod conversation;
 pub(crate) mod error;
 mod fields;
+mod messages;
 mod native;
+mod responses;
 mod sampling;
 mod stream;
+mod tools;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,7 +31,7 @@ use crate::config::ServerConfig;
 use crate::metrics;
 use crate::served::Served;
 use crate::worker::Event;
-use chat::Prompt;
+use conversation::Prompt;
 use error::ApiError;
 use fields::Fields;
 use sampling::Options;
@@ -72,6 +76,9 @@ pub(crate) fn router(app: Arc<App>, config: &ServerConfig) -> Router {
     let mut router = Router::new()
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/completions", post(completions::handle))
+        .route("/v1/messages", post(messages::handle))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route("/v1/responses", post(responses::handle))
         .route("/v1/models", get(native::models))
         .route("/v1/models/{*name}", get(native::model))
         .route("/tokenize", post(native::tokenize))

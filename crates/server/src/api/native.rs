@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::body::Body;
-use super::chat::render;
+use super::conversation::Conversation;
 use super::error::ApiError;
 use super::fields::Fields;
 use crate::served::Served;
@@ -57,7 +57,7 @@ pub(crate) async fn tokenize(
     let model = app.model(&mut fields)?;
     let (text, add_special, parse_special) = match fields.take::<String>("prompt")? {
         Some(text) => (text, true, false),
-        None => (render(&mut fields, &model)?, false, true),
+        None => (Conversation::take(&mut fields, &model)?.prompt, false, true),
     };
     let add_special = fields.take("add_special_tokens")?.unwrap_or(add_special);
     let parse_special = fields.take("parse_special")?.unwrap_or(parse_special);
@@ -101,7 +101,7 @@ pub(crate) async fn apply_template(
 ) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::parse(&body)?;
     let model = app.model(&mut fields)?;
-    let prompt = render(&mut fields, &model)?;
+    let prompt = Conversation::take(&mut fields, &model)?.prompt;
     fields.finish()?;
     Ok(Json(json!({ "prompt": prompt })))
 }

@@ -149,6 +149,38 @@ struct NamedSchema {
     strict: Option<bool>,
 }
 
+impl ResponseFormat {
+    fn grammar(self) -> Option<Grammar> {
+        match self {
+            Self::Text => None,
+            Self::JsonObject => Some(json_of(&any_object())),
+            Self::JsonSchema { json_schema } => Some(json_of(&json_schema.schema)),
+        }
+    }
+}
+
+/// JSON after a schema.
+pub(crate) fn json_of(schema: &Value) -> Grammar {
+    // As people write it: a space, or a new line and what indents it.
+    Grammar::JsonSchema(with_space(schema, r"( |\n[ \t]{0,16})"))
+}
+
+/// The schema, with white space between the parts of a text as `pattern` has it, unless the schema says
+/// something itself. JSON allows any amount, and small models write it for ever.
+pub(crate) fn with_space(schema: &Value, pattern: &str) -> Value {
+    let mut schema = schema.clone();
+    if let Some(fields) = schema.as_object_mut() {
+        let space = json!({ "whitespace_pattern": pattern });
+        fields.entry("x-guidance").or_insert(space);
+    }
+    schema
+}
+
+/// The schema of any object.
+pub(crate) fn any_object() -> Value {
+    json!({ "type": "object" })
+}
+
 /// As vLLM has it: one of the fields.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -161,18 +193,11 @@ enum StructuredOutputs {
 }
 
 fn grammar(fields: &mut Fields) -> Result<Option<Grammar>, ApiError> {
-    let any_object = || Grammar::JsonSchema(json!({ "type": "object" }));
-    let format = match fields.take("response_format")? {
-        None | Some(ResponseFormat::Text) => None,
-        Some(ResponseFormat::JsonObject) => Some(any_object()),
-        Some(ResponseFormat::JsonSchema { json_schema }) => {
-            Some(Grammar::JsonSchema(json_schema.schema))
-        }
-    };
+    let format = fields.take("response_format")?.and_then(ResponseFormat::grammar);
     let structured = match fields.take("structured_outputs")? {
         None | Some(StructuredOutputs::JsonObject(false)) => None,
-        Some(StructuredOutputs::JsonObject(true)) => Some(any_object()),
-        Some(StructuredOutputs::Json(schema)) => Some(Grammar::JsonSchema(schema)),
+        Some(StructuredOutputs::JsonObject(true)) => Some(json_of(&any_object())),
+        Some(StructuredOutputs::Json(schema)) => Some(json_of(&schema)),
         Some(StructuredOutputs::Regex(regex)) => Some(Grammar::Regex(regex)),
         Some(StructuredOutputs::Grammar(lark)) => Some(Grammar::Lark(lark)),
         Some(StructuredOutputs::Choice(choices)) => Some(one_of(&choices)?),

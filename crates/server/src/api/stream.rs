@@ -15,19 +15,51 @@ use super::error::ApiError;
 use crate::answer::{finish_reason, next};
 use crate::worker::Event;
 
+/// A server-sent event.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Chunk {
+    /// `event:`, where the API has it.
+    name: Option<&'static str>,
+    data: Value,
+}
+
+impl Chunk {
+    /// One whose name is told as `event:` and as the data's `type`.
+    pub(crate) fn named(name: &'static str, mut data: Value) -> Self {
+        data["type"] = name.into();
+        Self { name: Some(name), data }
+    }
+}
+
+impl From<Value> for Chunk {
+    fn from(data: Value) -> Self {
+        Self { name: None, data }
+    }
+}
+
 /// Makes an API's chunks of an engine's outputs.
 pub(crate) trait Chunks: Send + 'static {
     /// Before anything came.
-    fn begin(&mut self) -> Vec<Value>;
+    fn begin(&mut self) -> Vec<Chunk>;
 
     /// Of an output of the client's request `tag`. `finish` is how its answer ended, if it has.
-    fn output(&mut self, tag: usize, output: Output, finish: Option<&'static str>) -> Vec<Value>;
+    fn output(&mut self, tag: usize, output: Output, finish: Option<&'static str>) -> Vec<Chunk>;
 
     /// After all answers ended.
-    fn end(&mut self) -> Vec<Value>;
+    fn end(&mut self) -> Vec<Chunk>;
+
+    /// Where something went wrong. Nothing follows.
+    fn error(&self, error: &ApiError) -> Chunk {
+        error.json().into()
+    }
+
+    /// What the stream ends with.
+    fn mark_of_end(&self) -> Option<&'static str> {
+        Some("[DONE]")
+    }
 }
 
-/// A stream of `answers` answers, which ends with `[DONE]`.
+/// A stream of `answers` answers.
 pub(crate) fn respond<C: Chunks>(
     events: mpsc::UnboundedReceiver<Event>,
     answers: usize,
@@ -62,21 +94,22 @@ impl<C: Chunks> State<C> {
             }
             if self.unfinished == 0 {
                 self.ready.extend(self.chunks.end().into_iter().map(data));
-                self.ready.push_back(SseEvent::default().data("[DONE]"));
+                let mark = self.chunks.mark_of_end();
+                self.ready.extend(mark.map(|mark| SseEvent::default().data(mark)));
                 self.ended = true;
                 continue;
             }
             match self.chunks_of_next().await {
                 Ok(chunks) => self.ready.extend(chunks.into_iter().map(data)),
                 Err(error) => {
-                    self.ready.push_back(data(error.json()));
+                    self.ready.push_back(data(self.chunks.error(&error)));
                     self.ended = true;
                 }
             }
         }
     }
 
-    async fn chunks_of_next(&mut self) -> Result<Vec<Value>, ApiError> {
+    async fn chunks_of_next(&mut self) -> Result<Vec<Chunk>, ApiError> {
         let (tag, output) = next(&mut self.events).await?;
         let end = output.end.as_ref();
         let finish = end.map(|end| finish_reason(&end.reason)).transpose()?;
@@ -85,6 +118,12 @@ impl<C: Chunks> State<C> {
     }
 }
 
-fn data(value: Value) -> SseEvent {
-    SseEvent::default().data(value.to_string())
+fn data(chunk: Chunk) -> SseEvent {
+    let event = SseEvent::default();
+    // The name comes first: some clients want it so.
+    let event = match chunk.name {
+        Some(name) => event.event(name),
+        None => event,
+    };
+    event.data(chunk.data.to_string())
 }

@@ -4,5 +4,6 @@ mod answers;
 mod clients;
 mod refusals;
 mod running;
+mod tools;
 
 pub(crate) use running::{Running, prompt_tokens, server, server_with};

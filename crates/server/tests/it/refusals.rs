@@ -66,7 +66,7 @@ fn fields_that_cannot_be_honoured_are_named() {
         ),
         (json!({ "messages": [{ "role": "user", "content": 7 }] }), "messages[0].content"),
         (json!({ "top_logprobs": 3 }), "top_logprobs"),
-        (json!({ "tools": [{ "type": "function" }] }), "tools"),
+        (json!({ "tools": [{ "type": "function" }] }), "tools[0]"),
         (json!({ "store": true }), "store"),
         (json!({ "modalities": ["text", "audio"] }), "modalities"),
         (json!({ "reasoning_effort": "high" }), "reasoning_effort"),

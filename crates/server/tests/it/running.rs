@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use bevel_engine::EngineConfig;
 use bevel_kernels::Cpu;
-use bevel_model::chat::CHATML;
 use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{Checkpoint, Model, SamplerConfig};
 use bevel_server::{ModelToServe, Server, ServerConfig};
@@ -21,6 +20,13 @@ pub(crate) struct Running {
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// ChatML with tools as Hermes has them.
+const TEMPLATE: &str = "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}. Call one by \
+    <tool_call>.<|im_end|>\n{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}\n\
+    {{ message.content or '' }}{% for call in message.tool_calls or [] %}<tool_call>\n\
+    {\"name\": \"{{ call.function.name }}\", \"arguments\": {{ call.function.arguments | tojson }}}\n</tool_call>\
+    {% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 fn tiny_austen() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-austen")
@@ -33,7 +39,7 @@ fn model(name: &str, engine: EngineConfig) -> ModelToServe {
         name: name.to_owned(),
         model: Model::load(Checkpoint::open(&dir).unwrap(), &cpu, &mut |_| {}).unwrap(),
         tokenizer: Tokenizer::from_hf(&dir).unwrap(),
-        template: Some(CHATML.to_owned()),
+        template: Some(TEMPLATE.to_owned()),
         cpu: Arc::new(cpu),
         defaults: SamplerConfig::default(),
         engine,

@@ -1,0 +1,203 @@
+//! Conversations: from messages to the text that a model reads, and from what it writes to text and calls.
+
+use bevel_engine::Grammar;
+use bevel_model::chat::Message;
+use bevel_model::tokenizer::Tokenizer;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use super::fields::Fields;
+use super::sampling::Options;
+use super::tools::{CallParser, Piece, Tools};
+use crate::served::Served;
+
+/// A conversation to be answered.
+#[derive(Clone, Debug)]
+pub(crate) struct Conversation {
+    /// As the model reads it.
+    pub(crate) prompt: String,
+    /// What it may call.
+    pub(crate) tools: Option<Tools>,
+}
+
+/// How a conversation is rendered.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rendering {
+    /// What one template understands.
+    pub(crate) extra: Map<String, Value>,
+    /// The answer is not begun.
+    pub(crate) unprompted: bool,
+    /// The answer goes on from the last message.
+    pub(crate) continues: bool,
+}
+
+impl Rendering {
+    /// Takes the fields, which are vLLM's.
+    fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        let extra = fields.take("chat_template_kwargs")?.unwrap_or_default();
+        let continues = fields.take("continue_final_message")?.unwrap_or(false);
+        let prompted = fields.take("add_generation_prompt")?.unwrap_or(!continues);
+        if continues && prompted {
+            let problem = "an answer is begun anew or a message is continued, not both";
+            return Err(ApiError::field("continue_final_message", problem));
+        }
+        Ok(Self { extra, unprompted: !prompted, continues })
+    }
+}
+
+impl Conversation {
+    /// Takes the chat API's fields.
+    pub(crate) fn take(fields: &mut Fields, model: &Served) -> Result<Self, ApiError> {
+        let messages: Vec<Message> = fields.require("messages")?;
+        if messages.is_empty() {
+            return Err(ApiError::field("messages", "there is none"));
+        }
+        let messages: Vec<Message> =
+            messages.into_iter().enumerate().map(message).collect::<Result<_, _>>()?;
+        let mut rendering = Rendering::take(fields)?;
+        let template = model.template()?;
+        if let Some(effort) = fields.take::<String>("reasoning_effort")? {
+            // Only some templates know what to do with it.
+            if !template.source().contains("reasoning_effort") {
+                let problem = "this model's chat template does not know it";
+                return Err(ApiError::field("reasoning_effort", problem));
+            }
+            rendering.extra.insert("reasoning_effort".to_owned(), effort.into());
+        }
+        let tools = Tools::take(fields, model.tool_template()?.source())?;
+        Self::render(&messages, tools, rendering, model)
+    }
+
+    /// Renders messages.
+    pub(crate) fn render(
+        messages: &[Message],
+        tools: Option<Tools>,
+        rendering: Rendering,
+        model: &Served,
+    ) -> Result<Self, ApiError> {
+        let Rendering { extra, unprompted, continues } = rendering;
+        let offered = tools.as_ref().and_then(Tools::for_template);
+        let template = match offered {
+            Some(_) => model.tool_template()?,
+            None => model.template()?,
+        };
+        let mut prompt = template.render(messages, offered.as_ref(), !unprompted, extra)?;
+        if continues {
+            // What the template writes after the message's text would end it.
+            let last = messages.last().and_then(|message| message.content.as_str());
+            let last = last.map(str::trim_end).filter(|text| !text.is_empty());
+            let end = last.and_then(|last| Some(prompt.rfind(last)? + last.len()));
+            prompt.truncate(end.ok_or_else(|| {
+                ApiError::field("continue_final_message", "the last message has no text")
+            })?);
+        }
+        Ok(Self { prompt, tools })
+    }
+
+    /// Makes an answer follow what tools ask for.
+    pub(crate) fn constrain(&self, options: &mut Options) -> Result<(), ApiError> {
+        let Some(tools) = self.tools.as_ref().filter(|tools| tools.may_be_called()) else {
+            return Ok(());
+        };
+        if options.grammar.is_some() {
+            let problem = "an answer can call tools or have a form, not both";
+            return Err(ApiError::field("response_format", problem));
+        }
+        let grammar: Grammar = tools.grammar();
+        options.grammar = Some(grammar);
+        options.request.keep_special = tools.style().has_special_marks();
+        Ok(())
+    }
+
+    /// What takes an answer apart.
+    pub(crate) fn reader(&self) -> Reader {
+        let tools = self.tools.as_ref().filter(|tools| tools.may_be_called());
+        Reader { parser: tools.map(Tools::parser), called: false }
+    }
+}
+
+/// Takes an answer apart into text and calls.
+#[derive(Clone, Debug)]
+pub(crate) struct Reader {
+    parser: Option<CallParser>,
+    called: bool,
+}
+
+impl Reader {
+    /// Text that came, the last of it where `ended`.
+    pub(crate) fn read(&mut self, text: &str, ended: bool) -> Vec<Piece> {
+        let Some(parser) = &mut self.parser else {
+            return if text.is_empty() { Vec::new() } else { vec![Piece::Text(text.to_owned())] };
+        };
+        let mut pieces = parser.push(text);
+        if ended {
+            pieces.extend(parser.finish());
+        }
+        self.called |= pieces.iter().any(|piece| matches!(piece, Piece::Call(_)));
+        pieces
+    }
+
+    /// Whether there was a call.
+    pub(crate) fn called(&self) -> bool {
+        self.called
+    }
+}
+
+/// A message as templates know them: of text only, arguments of calls parsed.
+fn message((i, mut message): (usize, Message)) -> Result<Message, ApiError> {
+    if let Value::Array(parts) = &message.content {
+        let mut text = String::new();
+        for (j, part) in parts.iter().enumerate() {
+            match (part["type"].as_str(), part["text"].as_str()) {
+                (Some("text"), Some(part)) => text.push_str(part),
+                (kind, _) => {
+                    let problem = format!("this model reads text, not `{}`", kind.unwrap_or("?"));
+                    return Err(ApiError::field(format!("messages[{i}].content[{j}]"), problem));
+                }
+            }
+        }
+        message.content = text.into();
+    }
+    if !matches!(message.content, Value::String(_) | Value::Null) {
+        return Err(ApiError::field(format!("messages[{i}].content"), "expected text"));
+    }
+    if message.role == "developer" {
+        message.role = "system".to_owned();
+    }
+    if let Some(Value::Array(calls)) = message.extra.get_mut("tool_calls") {
+        for call in calls {
+            if let Some(arguments) = call.pointer_mut("/function/arguments") {
+                *arguments = parsed(arguments);
+            }
+        }
+    }
+    Ok(message)
+}
+
+/// A call's arguments as templates want them: not as text, if they are an object in text.
+pub(crate) fn parsed(arguments: &Value) -> Value {
+    let object = arguments.as_str().and_then(|text| serde_json::from_str(text).ok());
+    object.unwrap_or_else(|| arguments.clone())
+}
+
+/// A prompt as clients give it.
+#[derive(Clone, Debug)]
+pub(crate) enum Prompt {
+    /// A rendered conversation: special tokens spelt in it count, and none are added.
+    Text(String),
+    /// Text to go on from.
+    Raw(String),
+    /// Tokens.
+    Tokens(Vec<u32>),
+}
+
+impl Prompt {
+    pub(crate) fn tokens(self, tokenizer: &Tokenizer) -> Result<Vec<u32>, ApiError> {
+        let encoded = match self {
+            Self::Tokens(tokens) => return Ok(tokens),
+            Self::Text(text) => tokenizer.encode(&text, false, true),
+            Self::Raw(text) => tokenizer.encode(&text, true, false),
+        };
+        encoded.map_err(|error| ApiError::field("prompt", error))
+    }
+}
