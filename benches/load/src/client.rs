@@ -30,7 +30,8 @@ pub(crate) fn ask(url: &str, model: Option<&str>, planned: &Planned) -> Result<O
         body["model"] = model.into();
     }
     let start = Instant::now();
-    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).build().into();
     let request = agent.post(format!("{url}/v1/completions"));
     let mut response = request.content_type("application/json").send(&body.to_string())?;
     if response.status() != 200 {
@@ -39,7 +40,9 @@ pub(crate) fn ask(url: &str, model: Option<&str>, planned: &Planned) -> Result<O
     let (mut times, mut usage) = (Vec::new(), Value::Null);
     for line in BufReader::new(response.into_body().into_reader()).lines() {
         let line = line?;
-        let Some(data) = line.strip_prefix("data: ").filter(|data| *data != "[DONE]") else { continue };
+        let Some(data) = line.strip_prefix("data: ").filter(|data| *data != "[DONE]") else {
+            continue;
+        };
         let chunk: Value = serde_json::from_str(data)?;
         if let Some(error) = chunk.get("error") {
             bail!("{error}");

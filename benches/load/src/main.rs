@@ -96,7 +96,8 @@ fn main() -> Result<()> {
     }
     let text = std::fs::read_to_string(&args.text)
         .with_context(|| format!("cannot read `{}`", args.text.display()))?;
-    let mut mix = Mix::new(&text, args.prefix, range(&args.prompt)?, range(&args.answer)?, args.seed)?;
+    let mut mix =
+        Mix::new(&text, args.prefix, range(&args.prompt)?, range(&args.answer)?, args.seed)?;
     for planned in mix.take(args.warm_up, None) {
         client::ask(&args.url, args.model.as_deref(), &planned).context("the first request")?;
     }
@@ -122,34 +123,25 @@ fn run(args: &Args, plan: &[Planned]) -> Report {
     let next = AtomicUsize::new(0);
     let running = AtomicUsize::new(1);
     let start = Instant::now();
+    let send = |planned: &Planned| {
+        let outcome = client::ask(&args.url, model, planned);
+        outcomes.lock().expect("no client panics").push(outcome);
+    };
+    let send_at = |planned: &Planned| {
+        let due = Duration::from_secs_f64(planned.at);
+        std::thread::sleep(due.saturating_sub(start.elapsed()));
+        send(planned);
+    };
+    let send_in_turn = || {
+        while let Some(planned) = plan.get(next.fetch_add(1, Ordering::Relaxed)) {
+            send(planned);
+        }
+    };
     let waste = std::thread::scope(|scope| {
         let waste = scope.spawn(|| watch_waste(&args.url, &running));
-        let send = |planned: &Planned| {
-            let outcome = client::ask(&args.url, model, planned);
-            outcomes.lock().expect("no client panics").push(outcome);
-        };
         let clients: Vec<_> = match args.rate {
-            Some(_) => plan
-                .iter()
-                .map(|planned| {
-                    let send = &send;
-                    scope.spawn(move || {
-                        let due = Duration::from_secs_f64(planned.at);
-                        std::thread::sleep(due.saturating_sub(start.elapsed()));
-                        send(planned);
-                    })
-                })
-                .collect(),
-            None => (0..args.clients)
-                .map(|_| {
-                    let (send, next) = (&send, &next);
-                    scope.spawn(move || {
-                        while let Some(planned) = plan.get(next.fetch_add(1, Ordering::Relaxed)) {
-                            send(planned);
-                        }
-                    })
-                })
-                .collect(),
+            Some(_) => plan.iter().map(|planned| scope.spawn(|| send_at(planned))).collect(),
+            None => (0..args.clients).map(|_| scope.spawn(send_in_turn)).collect(),
         };
         for client in clients {
             client.join().expect("no client panics");
@@ -180,7 +172,9 @@ fn report(outcomes: Vec<Result<Outcome>>, seconds: f64, kv_waste: Option<f64>) -
         answer_tokens,
         tokens_per_second: answer_tokens as f64 / seconds,
         tokens_per_second_with_prompts: (prompt_tokens + answer_tokens) as f64 / seconds,
-        first_token_seconds: Quantiles::of(done.iter().map(|outcome| outcome.first_token).collect()),
+        first_token_seconds: Quantiles::of(
+            done.iter().map(|outcome| outcome.first_token).collect(),
+        ),
         between_tokens_seconds: Quantiles::of(
             done.iter().flat_map(|outcome| outcome.between_tokens.iter().copied()).collect(),
         ),

@@ -49,7 +49,8 @@ impl<'t> Mix<'t> {
                 let (length, answer_tokens) = (self.length(self.prompt), self.length(self.answer));
                 let start = self.random.random_range(0..self.words.len() - length);
                 let own = self.words[start..start + length].join(" ");
-                let prompt = if self.prefix.is_empty() { own } else { format!("{} {own}", self.prefix) };
+                let prompt =
+                    if self.prefix.is_empty() { own } else { format!("{} {own}", self.prefix) };
                 Planned { at, prompt, answer_tokens }
             })
             .collect()
