@@ -33,6 +33,8 @@ pub struct EngineConfig {
     /// How long a step should take in which others wait for their next token: prompts are read in chunks
     /// that are that small.
     pub step_time: Duration,
+    /// What prompts begin alike with is read once.
+    pub prefix_cache: bool,
     /// Where preempted sequences are kept; without, they are computed again.
     pub swap: Option<Swap>,
 }
@@ -57,6 +59,7 @@ impl EngineConfig {
             queue: 1024,
             step_tokens: 512,
             step_time: Duration::from_millis(100),
+            prefix_cache: true,
             swap: None,
         }
     }
@@ -150,6 +153,7 @@ impl<'m> Engine<'m> {
             mixed_step_tokens: config.step_tokens,
             // A hundredth of memory, as vLLM has it.
             reserve: blocks / 100,
+            prefix_cache: config.prefix_cache,
         };
         Ok(Self {
             model,

@@ -35,6 +35,8 @@ pub struct Limits {
     pub mixed_step_tokens: usize,
     /// Blocks that stay unused when a sequence is admitted, so that those that run can grow.
     pub reserve: usize,
+    /// What sequences begin alike with is computed once.
+    pub prefix_cache: bool,
 }
 
 /// Fewest tokens of a prompt that are worth a place in a step.
@@ -270,7 +272,7 @@ impl Scheduler {
             let id = rank.1;
             let tokens = &self.sequences[&id].tokens;
             // The last token is always computed: it says what comes next.
-            let most_found = tokens.len() - 1;
+            let most_found = if self.limits.prefix_cache { tokens.len() - 1 } else { 0 };
             if readers.iter().any(|&reader| self.is_reading_for(reader, &tokens[..most_found])) {
                 continue;
             }

@@ -85,6 +85,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Engine")]
     kv_memory: Option<u64>,
 
+    /// Read every prompt from its beginning, even if others began alike
+    #[arg(long, help_heading = "Engine")]
+    no_prefix_cache: bool,
+
     /// Keep what does not fit into memory in a file in this directory, instead of computing it again
     #[arg(long, value_name = "DIR", help_heading = "Engine")]
     swap: Option<PathBuf>,
@@ -185,6 +189,7 @@ impl Args {
             kv_type: self.kv.kv.into(),
             memory_tokens: self.memory_tokens(&model, context)?,
             queue: self.queue,
+            prefix_cache: !self.no_prefix_cache,
             swap: self.swap.clone().map(|directory| Swap { directory, bytes: self.swap_size }),
             ..EngineConfig::new(context, self.parallel.into())
         };

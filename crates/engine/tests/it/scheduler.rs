@@ -7,7 +7,13 @@ use proptest::prelude::*;
 use crate::memory::Memory;
 
 fn limits(sequences: usize, step_tokens: usize) -> Limits {
-    Limits { sequences, step_tokens, mixed_step_tokens: step_tokens, reserve: 0 }
+    Limits {
+        sequences,
+        step_tokens,
+        mixed_step_tokens: step_tokens,
+        reserve: 0,
+        prefix_cache: true,
+    }
 }
 
 fn id(request: u64) -> SequenceId {
@@ -139,10 +145,11 @@ proptest! {
         sequences in 1usize..8,
         step_tokens in 32usize..200,
         reserve in 0usize..3,
+        prefix_cache in any::<bool>(),
         swap_blocks in prop_oneof![Just(0usize), 1usize..60],
         actions in prop::collection::vec(action(), 1..40),
     ) {
-        let limits = Limits { reserve, ..limits(sequences, step_tokens) };
+        let limits = Limits { reserve, prefix_cache, ..limits(sequences, step_tokens) };
         let mut simulation = Simulation::new(limits, blocks, swap_blocks);
         let (mut added, mut cancelled) = (0u64, 0);
         let mut most_forks = 0;
