@@ -10,7 +10,7 @@ use bevel_model::{Batch, Model, Part, SamplerScratch, State};
 use crate::blocks::BlockStats;
 use crate::error::{Error, Result};
 use crate::grammar::Preparer;
-use crate::request::{End, EndReason, Output, OutputToken, Refused, Request, RequestId};
+use crate::request::{End, EndReason, Output, OutputToken, Pooling, Refused, Request, RequestId};
 use crate::scheduler::{Chunk, Limits, Schedule, Scheduler, SequenceId};
 use crate::stream::{Step, Stream};
 use crate::swap::SwapFile;
@@ -204,6 +204,9 @@ impl<'m> Engine<'m> {
         let id = SequenceId { request: self.next_request, index: 0 };
         self.next_request += 1;
         self.scheduler.add(id, request.prompt.clone(), request.priority);
+        if request.embed == Some(Pooling::Mean) {
+            self.scheduler.compute_whole(id);
+        }
         self.streams.insert(id, Stream::new(Arc::new(request), 0, self.tokenizer));
         Ok(RequestId(id.request))
     }
@@ -227,6 +230,7 @@ impl<'m> Engine<'m> {
         let mut outputs = self.end_overdue();
         let schedule = self.schedule();
         self.forward(&schedule.chunks)?;
+        outputs.extend(self.embed(&schedule.chunks));
         outputs.extend(self.take_constraints());
         let tokens = self.choose(&schedule.chunks);
         outputs.extend(self.accept(tokens));
@@ -305,7 +309,8 @@ impl<'m> Engine<'m> {
             tokens.extend_from_slice(&self.scheduler.tokens(id)[start..start + len]);
             let blocks = self.scheduler.table(id);
             parts.push(Part { tokens: len, context: start + len, blocks, tree: &[] });
-            outputs.extend(wants_next.then_some(tokens.len() - 1));
+            let embeds = self.streams[&id].request.embed.is_some();
+            outputs.extend((wants_next && !embeds).then_some(tokens.len() - 1));
         }
         let batch = Batch { tokens: &tokens, parts: &parts, outputs: &outputs };
         match self.model.forward(self.cpu, &batch, &mut self.pool, &mut self.state) {
@@ -333,6 +338,33 @@ impl<'m> Engine<'m> {
         }
     }
 
+    /// Pools what prompts' tokens gave that are to be embedded.
+    fn embed(&mut self, chunks: &[Chunk]) -> Vec<Output> {
+        let (mut outputs, mut next) = (Vec::new(), 0);
+        let dim = self.model.config().dim;
+        for &Chunk { id, start, len, wants_next } in chunks {
+            let (first, last) = (next, next + len);
+            next = last;
+            let stream = self.streams.get_mut(&id).expect("it ran");
+            let rows: Vec<usize> = match stream.request.embed {
+                None => continue,
+                Some(Pooling::Mean) => (first..last).collect(),
+                Some(Pooling::Last) if wants_next => vec![last - 1],
+                Some(Pooling::Last) => continue,
+            };
+            stream.pool(self.model.hidden(self.cpu, &rows, &mut self.state), dim, start == 0);
+            if wants_next {
+                let embedding = stream.embedding();
+                let found = embedding.is_some();
+                let reason = if found { EndReason::Complete } else { EndReason::NotFinite };
+                let mut ended = self.end(id, reason);
+                ended[0].embedding = embedding;
+                outputs.extend(ended);
+            }
+        }
+        outputs
+    }
+
     /// Takes back the constraints that were prepared while the model ran.
     fn take_constraints(&mut self) -> Vec<Output> {
         let mut outputs = Vec::new();
@@ -351,9 +383,11 @@ impl<'m> Engine<'m> {
 
     /// The next token of every sequence whose chunk wants one; `None` where its logits are no numbers.
     fn choose(&mut self, chunks: &[Chunk]) -> Vec<(SequenceId, Option<OutputToken>)> {
+        // Those that were embedded have ended.
         let wanting = chunks.iter().filter(|chunk| chunk.wants_next).map(|chunk| chunk.id);
+        let wanting = wanting.filter(|id| self.streams.contains_key(id)).collect::<Vec<_>>();
         let mut rows: Vec<(SequenceId, usize)> = Vec::new();
-        for (row, id) in wanting.enumerate() {
+        for (row, id) in wanting.into_iter().enumerate() {
             rows.push((id, row));
             rows.extend(self.fork(id).into_iter().map(|id| (id, row)));
         }
@@ -462,11 +496,6 @@ fn output(id: SequenceId, stream: &Stream<'_>, step: Step) -> Output {
         cached_tokens: stream.cached_tokens.unwrap_or(0),
         answer_tokens: stream.answer_tokens,
     });
-    Output {
-        request: RequestId(id.request),
-        index: id.index,
-        text: step.text,
-        token: step.token,
-        end,
-    }
+    let (request, index) = (RequestId(id.request), id.index);
+    Output { request, index, text: step.text, token: step.token, embedding: None, end }
 }

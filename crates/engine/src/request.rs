@@ -24,6 +24,8 @@ pub struct Request {
     pub keep_special: bool,
     /// What each answer has to follow.
     pub constraint: Option<Constraint>,
+    /// No answer: an embedding of the prompt.
+    pub embed: Option<Pooling>,
     /// Tells how likely each token was, and the so many likeliest ones.
     pub logprobs: Option<usize>,
     /// Requests of a smaller number go first.
@@ -44,11 +46,21 @@ impl Request {
             ignore_eos: false,
             keep_special: false,
             constraint: None,
+            embed: None,
             logprobs: None,
             priority: 0,
             deadline: None,
         }
     }
+}
+
+/// How an embedding is made of what a model makes of a prompt's tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The last one's.
+    Last,
 }
 
 /// A request that was taken in.
@@ -104,6 +116,8 @@ pub struct Output {
     pub text: String,
     /// The token that was chosen, unless it only ended the text.
     pub token: Option<OutputToken>,
+    /// The prompt's embedding, of length 1, where that was asked for: it comes with the end.
+    pub embedding: Option<Vec<f32>>,
     /// How the answer ended, if it has.
     pub end: Option<End>,
 }

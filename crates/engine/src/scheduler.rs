@@ -113,6 +113,8 @@ struct Sequence {
     table: Table,
     /// Tokens whose keys and values were saved when it was preempted.
     saved: usize,
+    /// All of its tokens are computed for it, whatever the prefix cache has.
+    whole: bool,
 }
 
 impl Sequence {
@@ -143,16 +145,21 @@ impl Scheduler {
         assert!(!tokens.is_empty(), "something has to be computed");
         assert!(tokens.len() <= self.blocks.blocks() * BLOCK_TOKENS, "memory holds the prompt");
         let table = Table::default();
-        self.sequences.insert(id, Sequence { priority, tokens, table, saved: 0 });
+        self.sequences.insert(id, Sequence { priority, tokens, table, saved: 0, whole: false });
         self.waiting.insert((priority, id));
+    }
+
+    /// All tokens of `id` are to be computed for it, because what they give is wanted and not only what follows.
+    pub fn compute_whole(&mut self, id: SequenceId) {
+        self.get(id).whole = true;
     }
 
     /// A second answer, that shares what `id` has so far.
     pub fn fork(&mut self, id: SequenceId, new: SequenceId) {
-        let Sequence { priority, tokens, table, saved: _ } = &self.sequences[&id];
+        let Sequence { priority, tokens, table, .. } = &self.sequences[&id];
         let (priority, tokens, table) = (*priority, tokens.clone(), self.blocks.fork(table));
         let rank = (priority, new);
-        self.sequences.insert(new, Sequence { priority, tokens, table, saved: 0 });
+        self.sequences.insert(new, Sequence { priority, tokens, table, saved: 0, whole: false });
         self.running.insert(rank);
     }
 
@@ -270,9 +277,10 @@ impl Scheduler {
             }
             next = after(&self.waiting, rank);
             let id = rank.1;
-            let tokens = &self.sequences[&id].tokens;
+            let Sequence { tokens, whole, .. } = &self.sequences[&id];
+            let shares = self.limits.prefix_cache && !whole;
             // The last token is always computed: it says what comes next.
-            let most_found = if self.limits.prefix_cache { tokens.len() - 1 } else { 0 };
+            let most_found = if shares { tokens.len() - 1 } else { 0 };
             if readers.iter().any(|&reader| self.is_reading_for(reader, &tokens[..most_found])) {
                 continue;
             }

@@ -16,6 +16,8 @@ pub(crate) struct Stream<'m> {
     pub(crate) answer_tokens: usize,
     /// What the next token has to follow. Elsewhere while it is being prepared.
     pub(crate) constraint: Option<Constraint>,
+    /// Sum of what the prompt's tokens gave, where that is wanted: `[dim]`.
+    pooled: Vec<f32>,
     sampler: Sampler,
     decoder: StreamDecoder<'m>,
     text: StopText,
@@ -39,6 +41,7 @@ impl<'m> Stream<'m> {
             cached_tokens: None,
             answer_tokens: 0,
             constraint: request.constraint.clone(),
+            pooled: Vec::new(),
             request,
         }
     }
@@ -114,5 +117,23 @@ impl<'m> Stream<'m> {
             }
         };
         Step { text: self.text.ready().to_owned(), token, end: Some(reason) }
+    }
+
+    /// Adds what some of the prompt's tokens gave, `[tokens, dim]`, from the beginning where `first`.
+    pub(crate) fn pool(&mut self, hidden: &[f32], dim: usize, first: bool) {
+        if first || self.pooled.is_empty() {
+            self.pooled.clear();
+            self.pooled.resize(dim, 0.0);
+        }
+        for row in hidden.chunks_exact(dim) {
+            self.pooled.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        }
+    }
+
+    /// The embedding: what was added up, with length 1. `None` where it has none.
+    pub(crate) fn embedding(&self) -> Option<Vec<f32>> {
+        let length = self.pooled.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let scaled = || self.pooled.iter().map(|&x| (f64::from(x) / length) as f32).collect();
+        (length.is_finite() && length > 0.0).then(scaled)
     }
 }

@@ -114,6 +114,13 @@ impl State {
         self.head.last()
     }
 
+    /// Gathers rows of the residual stream at the front of `h`.
+    fn gather(&mut self, rows: &[usize], dim: usize) {
+        for (i, &row) in rows.iter().enumerate() {
+            self.h[i * dim..][..dim].copy_from_slice(&self.x[row * dim..][..dim]);
+        }
+    }
+
     /// Sizes the buffers and lays out where the batch's tokens go.
     fn prepare(&mut self, cpu: &Cpu, config: &ModelConfig, batch: &Batch<'_>) {
         self.place(cpu, config, batch.tokens.len(), batch.parts);
@@ -210,14 +217,24 @@ impl Model {
         self.head(cpu, batch, state)?;
         Ok(state.head.last())
     }
+
+    /// What the model made of some rows of the last batch, after the output norm, `[rows, dim]`: what logits are
+    /// computed from, and what embeddings are pooled from.
+    ///
+    /// # Panics
+    /// Where the last batch had no such row.
+    pub fn hidden<'s>(&self, cpu: &Cpu, rows: &[usize], state: &'s mut State) -> &'s [f32] {
+        let config = self.config();
+        state.gather(rows, config.dim);
+        let State { h, head, .. } = state;
+        self.weights.head.normed(cpu, config, &h[..rows.len() * config.dim], head)
+    }
+
     /// Logits of the wanted rows.
     fn head(&self, cpu: &Cpu, batch: &Batch<'_>, state: &mut State) -> Result<()> {
         let config = self.config();
         let (dim, rows) = (config.dim, batch.outputs.len());
-        // Wanted rows gather at the front of `h`.
-        for (i, &row) in batch.outputs.iter().enumerate() {
-            state.h[i * dim..][..dim].copy_from_slice(&state.x[row * dim..][..dim]);
-        }
+        state.gather(batch.outputs, dim);
         let head = &self.weights.head;
         let logits = head.logits(cpu, config, &state.h[..rows * dim], &mut state.head);
         for (logits, &row) in logits.chunks_exact(config.vocab_size).zip(batch.outputs) {

@@ -73,12 +73,11 @@ impl Head {
         state: &'s mut HeadState,
     ) -> &'s [f32] {
         let n = x.len() / config.dim;
-        state.normed.resize(x.len(), 0.0);
         state.logits.resize(n * config.vocab_size, 0.0);
         if n == 0 {
             return &[];
         }
-        rms_norm(cpu, &mut state.normed, x, &self.norm, config.norm_eps, n, config.dim);
+        self.normed(cpu, config, x, state);
         let product = [(&self.output, &mut state.logits)];
         project(cpu, &state.normed, n, product, &mut state.linear);
         if config.logit_divisor != 1.0 {
@@ -88,5 +87,19 @@ impl Head {
             softcap(cpu, &mut state.logits, cap);
         }
         &state.logits
+    }
+
+    /// The rows `x`, `[n, dim]`, of the residual stream after the output norm: what logits are made of.
+    pub(crate) fn normed<'s>(
+        &self,
+        cpu: &Cpu,
+        config: &ModelConfig,
+        x: &[f32],
+        state: &'s mut HeadState,
+    ) -> &'s [f32] {
+        let n = x.len() / config.dim;
+        state.normed.resize(x.len(), 0.0);
+        rms_norm(cpu, &mut state.normed, x, &self.norm, config.norm_eps, n, config.dim);
+        &state.normed
     }
 }

@@ -1,5 +1,5 @@
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bevel_engine::{Constraint, EngineConfig, Grammar, GrammarError, Grammars};
 use bevel_kernels::Cpu;
@@ -38,6 +38,8 @@ pub(crate) struct Served {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) defaults: SamplerConfig,
     pub(crate) context: usize,
+    /// Numbers of an embedding.
+    pub(crate) dim: usize,
     pub(crate) request_timeout: Option<Duration>,
     /// Seconds since 1970.
     pub(crate) created: u64,
@@ -65,7 +67,7 @@ impl Served {
         };
         let (template, tool_template) = (Template(template(false)), Template(template(true)));
         let tokenizer = Arc::new(tokenizer);
-        let context = engine.context;
+        let (context, dim) = (engine.context, model.config().dim);
         let worker = Worker::start(model, tokenizer.clone(), cpu, engine)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Self {
@@ -74,12 +76,18 @@ impl Served {
             tokenizer,
             defaults,
             context,
+            dim,
             request_timeout,
             created: now.as_secs(),
             template,
             tool_template,
             grammars: OnceLock::new(),
         })
+    }
+
+    /// When a request that comes now has to end.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.request_timeout.map(|timeout| Instant::now() + timeout)
     }
 
     /// The model's chat template.

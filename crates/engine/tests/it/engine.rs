@@ -5,12 +5,14 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use bevel_engine::{
-    End, EndReason, Engine, EngineConfig, Output, OutputToken, Refused, Request, RequestId, Swap,
+    End, EndReason, Engine, EngineConfig, Output, OutputToken, Pooling, Refused, Request,
+    RequestId, Swap,
 };
 use bevel_kernels::{Cpu, KvType};
 use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{
-    Checkpoint, FinishReason, GenerateOptions, Model, SamplerConfig, Session, generate,
+    Batch, Checkpoint, FinishReason, GenerateOptions, KvCache, Model, SamplerConfig, Sequence,
+    Session, State, generate,
 };
 
 /// The model that comes with the project.
@@ -56,7 +58,7 @@ impl Answer {
 type Answers = BTreeMap<(RequestId, u32), Answer>;
 
 fn collect(answers: &mut Answers, outputs: Vec<Output>) {
-    for Output { request, index, text, token, end } in outputs {
+    for Output { request, index, text, token, embedding: _, end } in outputs {
         let answer = answers.entry((request, index)).or_default();
         assert!(answer.end.is_none(), "news of an answer that has ended");
         answer.text.push_str(&text);
@@ -338,6 +340,62 @@ fn probabilities_come_with_tokens_where_asked() {
             assert_eq!(logprobs.top[0], (token.id, logprobs.logprob), "greedy");
             assert!(logprobs.top.is_sorted_by(|a, b| a.1 >= b.1) && logprobs.top.len() == 3);
             assert!(logprobs.logprob <= 0.0);
+        }
+    }
+}
+
+#[test]
+fn embeddings_are_those_of_a_prompt_alone() {
+    let prompts: Vec<Vec<u32>> = (0..6).map(|i| tokens(TEXT)[..20 + 9 * i].to_vec()).collect();
+    // The mean, or the last, of what the model makes of all tokens in one pass.
+    let expected = |prompt: &[u32], pooling: Pooling| {
+        let config = TINY.model.config();
+        let mut cache = KvCache::new(config, KvType::F16, 128).unwrap();
+        let (mut sequence, mut state) = (Sequence::new(), State::new(config, 128));
+        cache.extend(&mut sequence, prompt.len()).unwrap();
+        let parts = [sequence.part(prompt.len())];
+        let batch = Batch { tokens: prompt, parts: &parts, outputs: &[] };
+        TINY.model.forward(&TINY.cpu, &batch, cache.pool(), &mut state).unwrap();
+        let rows: Vec<usize> = match pooling {
+            Pooling::Mean => (0..prompt.len()).collect(),
+            Pooling::Last => vec![prompt.len() - 1],
+        };
+        let hidden = TINY.model.hidden(&TINY.cpu, &rows, &mut state);
+        let mut sum = vec![0.0f64; config.dim];
+        for row in hidden.chunks_exact(config.dim) {
+            sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
+        }
+        let length = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
+        sum.iter().map(|x| (x / length) as f32).collect::<Vec<f32>>()
+    };
+    for pooling in [Pooling::Mean, Pooling::Last] {
+        // Beside an answer, in small steps, and with little memory.
+        let config =
+            EngineConfig { step_tokens: 32, memory_tokens: 160, ..EngineConfig::new(128, 4) };
+        let mut engine = engine(config);
+        let answer =
+            Request { ignore_eos: true, max_tokens: Some(60), ..Request::new(tokens("She")) };
+        engine.submit(answer).unwrap();
+        let ids: Vec<RequestId> = prompts
+            .iter()
+            .map(|prompt| {
+                let request = Request { embed: Some(pooling), ..Request::new(prompt.clone()) };
+                engine.submit(request).unwrap()
+            })
+            .collect();
+        let mut found = BTreeMap::new();
+        while !engine.is_idle() {
+            for output in engine.step().unwrap() {
+                if let Some(embedding) = output.embedding {
+                    assert_eq!(output.end.unwrap().reason, EndReason::Complete);
+                    found.insert(output.request, embedding);
+                }
+            }
+        }
+        for (id, prompt) in ids.iter().zip(&prompts) {
+            let expected = expected(prompt, pooling);
+            let difference = found[id].iter().zip(&expected).map(|(a, b)| (a - b).abs());
+            assert!(difference.fold(0.0, f32::max) < 1e-6, "{pooling:?} {}", prompt.len());
         }
     }
 }

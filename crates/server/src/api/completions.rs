@@ -34,12 +34,7 @@ pub(crate) async fn handle(
 ) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&body)?;
     let model = app.model(&mut fields)?;
-    let prompts = match fields.require("prompt")? {
-        Prompts::Text(text) => vec![Prompt::Raw(text)],
-        Prompts::Tokens(tokens) => vec![Prompt::Tokens(tokens)],
-        Prompts::Texts(texts) => texts.into_iter().map(Prompt::Raw).collect(),
-        Prompts::TokenLists(lists) => lists.into_iter().map(Prompt::Tokens).collect(),
-    };
+    let prompts = fields.require::<Prompts>("prompt")?.into_prompts();
     if prompts.is_empty() || prompts.len() > MOST_PROMPTS {
         let problem = format!("expected 1 to {MOST_PROMPTS} prompts");
         return Err(ApiError::field("prompt", problem));
@@ -92,13 +87,27 @@ pub(crate) async fn handle(
     Ok(Json(response).into_response())
 }
 
+/// Prompts as clients give them.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected text, a list of tokens, or a list of either")]
-enum Prompts {
+pub(crate) enum Prompts {
     Text(String),
     Tokens(Vec<u32>),
     Texts(Vec<String>),
     TokenLists(Vec<Vec<u32>>),
+}
+
+impl Prompts {
+    pub(crate) fn into_prompts(self) -> Vec<Prompt> {
+        match self {
+            Self::Text(text) => vec![Prompt::Raw(text)],
+            // An empty list is one of no prompts.
+            Self::Tokens(tokens) if tokens.is_empty() => Vec::new(),
+            Self::Tokens(tokens) => vec![Prompt::Tokens(tokens)],
+            Self::Texts(texts) => texts.into_iter().map(Prompt::Raw).collect(),
+            Self::TokenLists(lists) => lists.into_iter().map(Prompt::Tokens).collect(),
+        }
+    }
 }
 
 /// What all parts of a response have in common.

@@ -4,10 +4,12 @@ mod body;
 mod chat;
 mod completions;
 mod conversation;
+mod embeddings;
 pub(crate) mod error;
 mod fields;
 mod messages;
 mod native;
+mod page;
 mod responses;
 mod sampling;
 mod stream;
@@ -79,6 +81,7 @@ pub(crate) fn router(app: Arc<App>, config: &ServerConfig) -> Router {
         .route("/v1/messages", post(messages::handle))
         .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/responses", post(responses::handle))
+        .route("/v1/embeddings", post(embeddings::handle))
         .route("/v1/models", get(native::models))
         .route("/v1/models/{*name}", get(native::model))
         .route("/tokenize", post(native::tokenize))
@@ -87,6 +90,8 @@ pub(crate) fn router(app: Arc<App>, config: &ServerConfig) -> Router {
         .route("/metrics", get(metrics::handle))
         .route_layer(middleware::from_fn_with_state(app.clone(), authenticate))
         .route("/health", get(native::health))
+        .route("/", get(page::index))
+        .route("/{file}", get(page::file))
         .fallback(async |request: Request| {
             let problem = format!("there is no `{}` here", request.uri().path());
             ApiError::new(StatusCode::NOT_FOUND, problem)

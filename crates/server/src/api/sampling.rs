@@ -1,7 +1,6 @@
 //! The fields that say how an answer is chosen, which all APIs share.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Instant;
 
 use bevel_engine::{Grammar, Request};
 use bevel_model::tokenizer::Tokenizer;
@@ -51,7 +50,7 @@ impl Options {
             stop: stop(fields)?,
             ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
             priority: fields.take("priority")?.unwrap_or(0),
-            deadline: model.request_timeout.map(|timeout| Instant::now() + timeout),
+            deadline: model.deadline(),
             ..Request::new(Vec::new())
         };
         Ok(Self { request, grammar: grammar(fields)? })

@@ -1,6 +1,6 @@
 use serde_json::{Value, json};
 
-use crate::{prompt_tokens, server, server_with};
+use crate::{Running, prompt_tokens, server, server_with};
 
 const PROMPT: &str = "It is a truth universally acknowledged";
 
@@ -215,4 +215,63 @@ fn an_answer_that_takes_too_long_ends() {
     let request = json!({ "prompt": PROMPT.repeat(30), "max_tokens": 400, "ignore_eos": true });
     let (status, error) = server.post("/v1/completions", &request);
     assert_eq!((status, &error["error"]["code"]), (504, &json!("timeout")), "{error}");
+}
+
+#[test]
+fn embeddings_are_vectors_of_length_one() {
+    let server = server();
+    let ask = |body: Value| server.ask("/v1/embeddings", &body);
+    let vector = |response: &Value, i: usize| -> Vec<f64> {
+        let numbers = response["data"][i]["embedding"].as_array().unwrap();
+        numbers.iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    let texts = ["She was happy.", "She was glad.", "The 4th of July, 1776"];
+    for pooling in ["mean", "last"] {
+        let response = ask(json!({ "input": texts, "pooling": pooling }));
+        let vectors: Vec<Vec<f64>> = (0..3).map(|i| vector(&response, i)).collect();
+        let dot = |a: usize, b: usize| -> f64 {
+            vectors[a].iter().zip(&vectors[b]).map(|(x, y)| x * y).sum()
+        };
+        assert!((dot(0, 0) - 1.0).abs() < 1e-5 && vectors[0].len() == 256);
+        assert!(dot(0, 1) > dot(0, 2), "{pooling}: what means the same is nearer");
+        let alone = ask(json!({ "input": texts[1], "pooling": pooling, "model": "tiny" }));
+        assert_eq!(vector(&alone, 0), vectors[1]);
+    }
+    let response =
+        ask(json!({ "input": texts[0], "encoding_format": "base64", "dimensions": 256 }));
+    assert_eq!(
+        response["data"][0]["embedding"].as_str().unwrap().len(),
+        (256 * 4usize).div_ceil(3) * 4
+    );
+    assert_eq!(response["usage"]["prompt_tokens"], prompt_tokens(texts[0]));
+    for (body, field) in [
+        (json!({ "input": [] }), "input"),
+        (json!({ "input": "x", "dimensions": 64 }), "dimensions"),
+        (json!({ "input": "x", "encoding_format": "hex" }), "encoding_format"),
+        (json!({}), "input"),
+    ] {
+        let (status, json) = server.post("/v1/embeddings", &body);
+        assert_eq!((status, &json["error"]["param"]), (400, &json!(field)), "{json}");
+    }
+}
+
+#[test]
+fn the_page_is_there_and_runs_nothing_else() {
+    let server = server_with(|config| config.api_keys = vec!["key".into()], |_| {});
+    for (path, kind) in [
+        ("/", "text/html; charset=utf-8"),
+        ("/page.css", "text/css; charset=utf-8"),
+        ("/page.js", "text/javascript; charset=utf-8"),
+        ("/markdown.js", "text/javascript; charset=utf-8"),
+    ] {
+        let mut response = Running::agent().get(server.url(path)).call().unwrap();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["content-type"]),
+            (200, &kind.parse().unwrap())
+        );
+        let policy = response.headers()["content-security-policy"].to_str().unwrap().to_owned();
+        assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+        let text = response.body_mut().read_to_string().unwrap();
+        assert!(!text.contains("src=\"http") && !text.contains("onclick=\""), "{path}");
+    }
 }
