@@ -9,6 +9,7 @@ pub(crate) mod error;
 mod fields;
 mod messages;
 mod native;
+mod openapi;
 mod page;
 mod responses;
 mod sampling;
@@ -90,6 +91,7 @@ pub(crate) fn router(app: Arc<App>, config: &ServerConfig) -> Router {
         .route("/metrics", get(metrics::handle))
         .route_layer(middleware::from_fn_with_state(app.clone(), authenticate))
         .route("/health", get(native::health))
+        .route("/openapi.json", get(openapi::handle))
         .route("/", get(page::index))
         .route("/{file}", get(page::file))
         .fallback(async |request: Request| {

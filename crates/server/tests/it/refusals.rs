@@ -152,3 +152,53 @@ fn a_full_queue_refuses() {
     assert!(count(200) >= 3 && count(429) >= 1, "{statuses:?}");
     assert_eq!(count(200) + count(429), 8);
 }
+
+/// What the OpenAPI document says is so: its fields are known, and of the right types; others are not.
+#[test]
+fn the_document_describes_the_server() {
+    let server = server();
+    let (status, document) = server.get("/openapi.json");
+    assert_eq!((status, &document["openapi"]), (200, &json!("3.1.0")));
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let Some(post) = methods.get("post") else {
+            let path = path.replace("{name}", "tiny");
+            let status = Running::agent().get(server.url(&path)).call().unwrap().status();
+            assert_eq!(status, 200, "{path}");
+            continue;
+        };
+        let schema = &post["requestBody"]["content"]["application/json"]["schema"];
+        let mut request = json!({});
+        for (name, value) in [
+            ("messages", json!([{ "role": "user", "content": "x" }])),
+            ("max_tokens", json!(1)),
+            ("max_output_tokens", json!(1)),
+            ("prompt", json!("x")),
+            ("input", json!("x")),
+            ("tokens", json!([1])),
+        ] {
+            let is_there = schema["properties"].get(name).is_some();
+            if is_there && !(name == "prompt" && path == "/tokenize") {
+                request[name] = value;
+            }
+        }
+        server.ask(path, &request);
+        for name in schema["properties"].as_object().unwrap().keys() {
+            // A value of no type that any field has: it is looked at, or the field says nothing but notes.
+            let mut with = request.clone();
+            with[name] = json!({ "no": ["such"] });
+            let (_, json) = server.post(path, &with);
+            assert!(!json.to_string().contains("does not know the field"), "{path} {name}: {json}");
+        }
+        for name in schema["required"].as_array().unwrap() {
+            let mut without = request.clone();
+            without.as_object_mut().unwrap().remove(name.as_str().unwrap());
+            let (status, json) = server.post(path, &without);
+            let message = json["error"]["message"].as_str().unwrap_or_default();
+            assert!(status == 400 && message.contains("is required"), "{path} {name}: {json}");
+        }
+        request["mystery"] = 1.into();
+        let (status, json) = server.post(path, &request);
+        let message = json["error"]["message"].as_str().unwrap_or_default();
+        assert!(status == 400 && message.contains("`mystery`"), "{path}: {json}");
+    }
+}
