@@ -18,6 +18,8 @@ pub use error::{Error, Result};
 pub use grouped::GroupedMatrix;
 pub use mapping::Mapping;
 pub use pool::Pool;
-pub use process::{keep_freed_memory, on_termination, refuse_writes_past_the_limit};
+pub use process::{
+    keep_freed_memory, on_termination, raise_file_limit, refuse_writes_past_the_limit,
+};
 pub use slab::SlabBytes;
 pub use tensor::{Shape, TensorView};

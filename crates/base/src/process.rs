@@ -27,6 +27,21 @@ pub fn refuse_writes_past_the_limit() {
     }
 }
 
+/// Lets this process have as many files and connections open as the system allows it to ask for, not only as
+/// many as it begins with: often 1,024. Where that is refused, nothing changes.
+pub fn raise_file_limit() {
+    #[cfg(unix)]
+    // SAFETY: the calls read and write the structure on the stack, which is initialised.
+    unsafe {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max
+        {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
 #[cfg(unix)]
 static TERMINATION: OnceLock<fn() -> bool> = OnceLock::new();
 

@@ -180,7 +180,7 @@ impl<'m> Engine<'m> {
     pub fn submit(&mut self, request: Request) -> std::result::Result<RequestId, Refused> {
         let vocabulary = self.model.config().vocab_size;
         let (tokens, context) = (request.prompt.len(), self.config.context);
-        let (waiting, running) = self.scheduler.waiting_running();
+        let expected = self.scheduler.expected();
         if request.prompt.is_empty() {
             return Err(Refused::EmptyPrompt);
         }
@@ -194,8 +194,8 @@ impl<'m> Engine<'m> {
             return Err(Refused::Answers { asked: request.answers, most: self.config.sequences });
         }
         // What could run at once does not wait, even if no step has begun since it came.
-        if waiting + running >= self.config.queue.saturating_add(self.config.sequences) {
-            return Err(Refused::QueueFull(waiting));
+        if expected >= self.config.queue.saturating_add(self.config.sequences) {
+            return Err(Refused::QueueFull(expected));
         }
         if request.constraint.is_some() && self.preparer.is_none() {
             let preparer = Preparer::new().map_err(|error| Refused::Thread(error.to_string()))?;
@@ -204,6 +204,7 @@ impl<'m> Engine<'m> {
         let id = SequenceId { request: self.next_request, index: 0 };
         self.next_request += 1;
         self.scheduler.add(id, request.prompt.clone(), request.priority);
+        self.scheduler.expect(id, request.answers as usize);
         if request.embed == Some(Pooling::Mean) {
             self.scheduler.compute_whole(id);
         }
@@ -229,10 +230,10 @@ impl<'m> Engine<'m> {
     pub fn step(&mut self) -> Result<Vec<Output>> {
         let mut outputs = self.end_overdue();
         let schedule = self.schedule();
-        self.forward(&schedule.chunks)?;
+        let rows = self.forward(&schedule.chunks)?;
         outputs.extend(self.embed(&schedule.chunks));
         outputs.extend(self.take_constraints());
-        let tokens = self.choose(&schedule.chunks);
+        let tokens = self.choose(rows);
         outputs.extend(self.accept(tokens));
         Ok(outputs)
     }
@@ -298,10 +299,11 @@ impl<'m> Engine<'m> {
         schedule
     }
 
-    /// Runs the chunks. The state then has the logits of those that want them, `[outputs, vocab]`.
-    fn forward(&mut self, chunks: &[Chunk]) -> Result<()> {
+    /// Runs the chunks. The state then has logits, `[rows, vocab]`; whose each row is comes back.
+    fn forward(&mut self, chunks: &[Chunk]) -> Result<Vec<SequenceId>> {
+        let mut rows = Vec::new();
         if chunks.is_empty() {
-            return Ok(());
+            return Ok(rows);
         }
         let start = Instant::now();
         let (mut tokens, mut parts, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
@@ -309,8 +311,10 @@ impl<'m> Engine<'m> {
             tokens.extend_from_slice(&self.scheduler.tokens(id)[start..start + len]);
             let blocks = self.scheduler.table(id);
             parts.push(Part { tokens: len, context: start + len, blocks, tree: &[] });
-            let embeds = self.streams[&id].request.embed.is_some();
-            outputs.extend((wants_next && !embeds).then_some(tokens.len() - 1));
+            if wants_next && self.streams[&id].request.embed.is_none() {
+                outputs.push(tokens.len() - 1);
+                rows.push(id);
+            }
         }
         let batch = Batch { tokens: &tokens, parts: &parts, outputs: &outputs };
         match self.model.forward(self.cpu, &batch, &mut self.pool, &mut self.state) {
@@ -320,7 +324,7 @@ impl<'m> Engine<'m> {
         }
         self.scheduler.computed(chunks);
         self.measure(chunks, start.elapsed());
-        Ok(())
+        Ok(rows)
     }
 
     /// Learns from a step how long they take.
@@ -381,15 +385,15 @@ impl<'m> Engine<'m> {
         outputs
     }
 
-    /// The next token of every sequence whose chunk wants one; `None` where its logits are no numbers.
-    fn choose(&mut self, chunks: &[Chunk]) -> Vec<(SequenceId, Option<OutputToken>)> {
-        // Those that were embedded have ended.
-        let wanting = chunks.iter().filter(|chunk| chunk.wants_next).map(|chunk| chunk.id);
-        let wanting = wanting.filter(|id| self.streams.contains_key(id)).collect::<Vec<_>>();
+    /// The next token of every sequence that has a row of logits and has not ended meanwhile; `None` where
+    /// its logits are no numbers.
+    fn choose(&mut self, owners: Vec<SequenceId>) -> Vec<(SequenceId, Option<OutputToken>)> {
         let mut rows: Vec<(SequenceId, usize)> = Vec::new();
-        for (row, id) in wanting.into_iter().enumerate() {
-            rows.push((id, row));
-            rows.extend(self.fork(id).into_iter().map(|id| (id, row)));
+        for (row, id) in owners.into_iter().enumerate() {
+            if self.streams.contains_key(&id) {
+                rows.push((id, row));
+                rows.extend(self.fork(id).into_iter().map(|id| (id, row)));
+            }
         }
         self.scratches.resize_with(rows.len().max(self.scratches.len()), Default::default);
         let mut rows: HashMap<SequenceId, usize> = rows.into_iter().collect();

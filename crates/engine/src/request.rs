@@ -71,7 +71,7 @@ pub struct RequestId(pub(crate) u64);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// Too many requests wait already.
-    #[error("{0} answers wait already; try again later")]
+    #[error("{0} answers are being generated or wait; try again later")]
     QueueFull(usize),
     /// There is nothing to go on from.
     #[error("the prompt is empty")]

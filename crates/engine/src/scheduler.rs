@@ -115,6 +115,8 @@ struct Sequence {
     saved: usize,
     /// All of its tokens are computed for it, whatever the prefix cache has.
     whole: bool,
+    /// Sequences that it will be once its prompt was read.
+    answers: usize,
 }
 
 impl Sequence {
@@ -145,8 +147,19 @@ impl Scheduler {
         assert!(!tokens.is_empty(), "something has to be computed");
         assert!(tokens.len() <= self.blocks.blocks() * BLOCK_TOKENS, "memory holds the prompt");
         let table = Table::default();
-        self.sequences.insert(id, Sequence { priority, tokens, table, saved: 0, whole: false });
+        let sequence = Sequence { priority, tokens, table, saved: 0, whole: false, answers: 1 };
+        self.sequences.insert(id, sequence);
         self.waiting.insert((priority, id));
+    }
+
+    /// `id` will be forked, to be so many sequences.
+    pub fn expect(&mut self, id: SequenceId, answers: usize) {
+        self.get(id).answers = answers;
+    }
+
+    /// Sequences that run or wait, those counted that will be forked.
+    pub fn expected(&self) -> usize {
+        self.sequences.values().map(|sequence| sequence.answers).sum()
     }
 
     /// All tokens of `id` are to be computed for it, because what they give is wanted and not only what follows.
@@ -156,10 +169,13 @@ impl Scheduler {
 
     /// A second answer, that shares what `id` has so far.
     pub fn fork(&mut self, id: SequenceId, new: SequenceId) {
+        let parent = self.get(id);
+        parent.answers = parent.answers.saturating_sub(1).max(1);
         let Sequence { priority, tokens, table, .. } = &self.sequences[&id];
         let (priority, tokens, table) = (*priority, tokens.clone(), self.blocks.fork(table));
         let rank = (priority, new);
-        self.sequences.insert(new, Sequence { priority, tokens, table, saved: 0, whole: false });
+        let sequence = Sequence { priority, tokens, table, saved: 0, whole: false, answers: 1 };
+        self.sequences.insert(new, sequence);
         self.running.insert(rank);
     }
 
@@ -272,11 +288,13 @@ impl Scheduler {
         let mut promised: usize = readers.iter().map(left).sum();
         let mut next = self.waiting.first().copied();
         while let Some(rank) = next {
-            if readers.len() >= most || self.running.len() >= self.limits.sequences {
+            let id = rank.1;
+            let running: usize = self.running.iter().map(|r| self.sequences[&r.1].answers).sum();
+            let together = running + self.sequences[&id].answers;
+            if readers.len() >= most || running > 0 && together > self.limits.sequences {
                 return;
             }
             next = after(&self.waiting, rank);
-            let id = rank.1;
             let Sequence { tokens, whole, .. } = &self.sequences[&id];
             let shares = self.limits.prefix_cache && !whole;
             // The last token is always computed: it says what comes next.

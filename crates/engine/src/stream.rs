@@ -76,7 +76,9 @@ impl<'m> Stream<'m> {
         if self.request.max_tokens == Some(0) {
             return self.finish(EndReason::MaxTokens, None);
         }
-        if end_of_generation.contains(&id) && !self.request.ignore_eos {
+        // A grammar knows where its text ends.
+        let ends = !self.request.ignore_eos || self.request.constraint.is_some();
+        if ends && end_of_generation.contains(&id) {
             return self.finish(EndReason::EndOfText(id), None);
         }
         let complete = match self.constraint.as_mut().map(|constraint| constraint.advance(id)) {

@@ -54,7 +54,7 @@ impl StopText {
 
 /// Bytes at the end of `text` that begin `stop` without completing it.
 fn overlap(text: &str, stop: &str) -> usize {
-    (1..stop.len())
+    (1..stop.len().min(text.len() + 1))
         .rev()
         .filter(|&n| stop.is_char_boundary(n))
         .find(|&n| text.ends_with(&stop[..n]))

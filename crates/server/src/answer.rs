@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use bevel_engine::{End, EndReason, OutputToken};
 use tokio::sync::mpsc;
 
+use crate::api::brief;
 use crate::api::error::ApiError;
 use crate::worker::Event;
 
@@ -47,7 +48,7 @@ pub(crate) async fn next(
     match events.recv().await {
         Some(Event::Output(tag, output)) => Ok((tag, output)),
         Some(Event::Failed(problem)) => Err(ApiError::internal(problem)),
-        None => Err(ApiError::internal("the model's thread has ended")),
+        None => Err(ApiError::internal("the engine failed; what it was working on is lost")),
     }
 }
 
@@ -65,7 +66,8 @@ pub(crate) fn finish_reason(reason: &EndReason) -> Result<&'static str, ApiError
             "the model's numbers overflowed: it is broken, or needs `--kv f32`",
         )),
         EndReason::Grammar(problem) => {
-            Err(ApiError::internal(format!("the grammar could not be followed: {problem}")))
+            let problem = format!("the grammar could not be followed: {}", brief(problem));
+            Err(ApiError::bad_request(problem).with_code("grammar_not_followed"))
         }
     }
 }

@@ -1,3 +1,4 @@
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -6,6 +7,8 @@ use bevel_kernels::Cpu;
 use bevel_model::chat::{ChatTemplate, TemplateError};
 use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{Model, SamplerConfig};
+
+use tokio::sync::Semaphore;
 
 use crate::worker::Worker;
 
@@ -38,6 +41,8 @@ pub(crate) struct Served {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) defaults: SamplerConfig,
     pub(crate) context: usize,
+    /// Bytes of the longest token.
+    pub(crate) longest_token: usize,
     /// Numbers of an embedding.
     pub(crate) dim: usize,
     pub(crate) request_timeout: Option<Duration>,
@@ -47,6 +52,8 @@ pub(crate) struct Served {
     /// The one for conversations with tools, where it is another.
     tool_template: Template,
     grammars: OnceLock<Result<Grammars, GrammarError>>,
+    /// Lets few grammars be prepared at a time.
+    compiling: Arc<Semaphore>,
 }
 
 impl Served {
@@ -66,6 +73,8 @@ impl Served {
             None => tokenizer.chat_template(for_tools),
         };
         let (template, tool_template) = (Template(template(false)), Template(template(true)));
+        let bytes = |token| tokenizer.token_bytes(token).map_or(0, |bytes| bytes.len());
+        let longest_token = (0..tokenizer.vocab_size() as u32).map(bytes).max().unwrap_or(0);
         let tokenizer = Arc::new(tokenizer);
         let (context, dim) = (engine.context, model.config().dim);
         let worker = Worker::start(model, tokenizer.clone(), cpu, engine)?;
@@ -76,12 +85,14 @@ impl Served {
             tokenizer,
             defaults,
             context,
+            longest_token,
             dim,
             request_timeout,
             created: now.as_secs(),
             template,
             tool_template,
             grammars: OnceLock::new(),
+            compiling: Arc::new(Semaphore::new(GRAMMARS_TOGETHER)),
         })
     }
 
@@ -101,11 +112,54 @@ impl Served {
     }
 
     /// Prepares a grammar. It takes time: not for async.
-    pub(crate) fn compile(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
-        let grammars = self.grammars.get_or_init(|| Grammars::new(&self.tokenizer));
-        grammars.as_ref().map_err(Clone::clone)?.compile(grammar)
+    pub(crate) fn compile(self: &Arc<Self>, grammar: &Grammar) -> Result<Constraint, GrammarError> {
+        let refused = |problem: String| Err(GrammarError::Grammar(problem));
+        let size = match grammar {
+            Grammar::JsonSchema(schema) => schema.to_string().len(),
+            Grammar::Regex(text) | Grammar::Lark(text) => text.len(),
+        };
+        if size > MOST_GRAMMAR {
+            return refused(format!("it has {size} bytes; this server takes {MOST_GRAMMAR}"));
+        }
+        let Ok(running) = self.compiling.clone().try_acquire_owned() else {
+            return refused("others that take too long are still being prepared".to_owned());
+        };
+        // Rules that name rules are followed by calls within calls: a chain of thousands takes a large stack,
+        // and a stack that overflows ends the program. What takes too long is waited for no longer, though it
+        // cannot be stopped.
+        let (done, result) = std::sync::mpsc::channel();
+        let (served, grammar) = (self.clone(), grammar.clone());
+        let compile = move || {
+            let grammars = served.grammars.get_or_init(|| Grammars::new(&served.tokenizer));
+            let grammars = grammars.as_ref().map_err(Clone::clone);
+            let _ = done.send(grammars.and_then(|grammars| grammars.compile(&grammar)));
+            drop(running);
+        };
+        let thread = std::thread::Builder::new().name("compile".to_owned());
+        match thread.stack_size(GRAMMAR_STACK).spawn(compile) {
+            Err(error) => refused(error.to_string()),
+            Ok(_) => match result.recv_timeout(GRAMMAR_TIME) {
+                Ok(result) => result,
+                Err(RecvTimeoutError::Timeout) => {
+                    refused("it takes too long to prepare".to_owned())
+                }
+                Err(RecvTimeoutError::Disconnected) => refused("it cannot be prepared".to_owned()),
+            },
+        }
     }
 }
+
+/// Most bytes of a schema or grammar.
+const MOST_GRAMMAR: usize = 128 << 10;
+
+/// Of the thread that prepares one: address space, of which little is used.
+const GRAMMAR_STACK: usize = 1 << 30;
+
+/// The longest that one may take.
+const GRAMMAR_TIME: Duration = Duration::from_secs(10);
+
+/// Those that may be prepared at a time.
+const GRAMMARS_TOGETHER: usize = 4;
 
 /// A chat template, or what is wrong with it.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 //! while there is not.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
@@ -29,9 +30,8 @@ enum Command {
 }
 
 struct Submission {
-    request: Request,
-    /// Comes back with every event: which of a client's requests it is.
-    tag: usize,
+    /// The place of each comes back with its events.
+    requests: Vec<Request>,
     events: mpsc::UnboundedSender<Event>,
     accepted: oneshot::Sender<Result<(), Refused>>,
 }
@@ -82,13 +82,24 @@ impl Worker {
         let (commands, received) = channel();
         let (ready, is_ready) = channel();
         let run = move || {
-            let mut engine = match Engine::new(&model, &tokenizer, &cpu, config) {
-                Ok(engine) => engine,
-                Err(error) => return ready.send(Err(error.to_string())).unwrap_or_default(),
-            };
-            if ready.send(Ok(())).is_ok() {
-                Loop { engine: &mut engine, active: HashMap::new(), seen: Observations::default() }
-                    .run(&received);
+            let mut seen = Observations::default();
+            loop {
+                let mut engine = match Engine::new(&model, &tokenizer, &cpu, config.clone()) {
+                    Ok(engine) => engine,
+                    Err(error) => return ready.send(Err(error.to_string())).unwrap_or_default(),
+                };
+                let _ = ready.send(Ok(()));
+                let served = catch_unwind(AssertUnwindSafe(|| {
+                    let (engine, seen) = (&mut engine, &mut seen);
+                    Loop { engine, active: HashMap::new(), seen }.run(&received);
+                }));
+                match served {
+                    Ok(()) => return,
+                    // Those it was working for have lost their answers; others go on with a new one.
+                    Err(_) => tracing::error!(
+                        "the engine failed by a mistake of its own; it is started anew"
+                    ),
+                }
             }
         };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(run);
@@ -97,15 +108,15 @@ impl Worker {
         Ok(Self { commands: Some(commands), thread: Some(thread) })
     }
 
-    /// Hands a request to the engine; what comes of it comes to `events`, until these are dropped.
+    /// Hands requests to the engine, all or none; what comes of them comes to `events`, until these are
+    /// dropped.
     pub(crate) async fn submit(
         &self,
-        request: Request,
-        tag: usize,
+        requests: Vec<Request>,
         events: mpsc::UnboundedSender<Event>,
     ) -> Result<(), SubmitError> {
         let (accepted, is_accepted) = oneshot::channel();
-        let submission = Submission { request, tag, events, accepted };
+        let submission = Submission { requests, events, accepted };
         self.send(Command::Submit(Box::new(submission)))?;
         Ok(is_accepted.await.map_err(|_| SubmitError::Gone)??)
     }
@@ -140,7 +151,7 @@ impl Drop for Worker {
 struct Loop<'e, 'm> {
     engine: &'e mut Engine<'m>,
     active: HashMap<RequestId, Active>,
-    seen: Observations,
+    seen: &'e mut Observations,
 }
 
 /// A request that somebody waits for.
@@ -186,18 +197,35 @@ impl Loop<'_, '_> {
                 let _ = reply.send(self.seen.clone());
             }
             Command::Submit(submission) => {
-                let Submission { request, tag, events, accepted } = *submission;
-                let answers = request.answers;
-                let result = self.engine.submit(request);
-                if let Ok(id) = result {
-                    let last_token = vec![None; answers as usize];
-                    let arrived = Instant::now();
-                    let active = Active { tag, events, arrived, last_token, unfinished: answers };
-                    self.active.insert(id, active);
-                }
-                let _ = accepted.send(result.map(|_| ()));
+                let Submission { requests, events, accepted } = *submission;
+                let _ = accepted.send(self.submit(requests, &events));
             }
         }
+    }
+
+    fn submit(
+        &mut self,
+        requests: Vec<Request>,
+        events: &mpsc::UnboundedSender<Event>,
+    ) -> Result<(), Refused> {
+        let mut taken = Vec::with_capacity(requests.len());
+        for (tag, request) in requests.into_iter().enumerate() {
+            let answers = request.answers;
+            match self.engine.submit(request) {
+                Ok(id) => taken.push((id, tag, answers)),
+                Err(refused) => {
+                    taken.into_iter().for_each(|(id, ..)| self.engine.cancel(id));
+                    return Err(refused);
+                }
+            }
+        }
+        let arrived = Instant::now();
+        for (id, tag, unfinished) in taken {
+            let last_token = vec![None; unfinished as usize];
+            let events = events.clone();
+            self.active.insert(id, Active { tag, events, arrived, last_token, unfinished });
+        }
+        Ok(())
     }
 
     /// Requests whose client has gone.

@@ -30,7 +30,7 @@ pub(crate) struct Args {
     models: Vec<String>,
 
     /// What clients call the models, in their order [default: as they are called here]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: Vec<String>,
 
     /// Render conversations by this Jinja template instead of the model's own; `chatml` for the format of that name
@@ -50,7 +50,7 @@ pub(crate) struct Args {
     api_key: Vec<String>,
 
     /// Pages of this origin may use the server; may be given more than once, `*` for all
-    #[arg(long, value_name = "ORIGIN")]
+    #[arg(long, value_name = "ORIGIN", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     cors: Vec<String>,
 
     /// Certificate for TLS, a PEM file
@@ -62,8 +62,8 @@ pub(crate) struct Args {
     tls_key: Option<PathBuf>,
 
     /// Longest that an answer may take, in seconds [default: as long as it takes]
-    #[arg(long, value_name = "SECONDS")]
-    timeout: Option<f64>,
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<Duration>,
 
     /// Largest body of a request
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "16MB")]
@@ -106,6 +106,11 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     kv: Kv,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.001..1e9).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "expected seconds, above 0".to_owned())
 }
 
 /// How requests are logged.
@@ -154,6 +159,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         global.warn("anybody who can reach this machine can use the server: give an --api-key");
     }
     let scheme = if config.tls.is_some() { "https" } else { "http" };
+    // Every client takes one.
+    bevel_base::raise_file_limit();
     let handler = interrupt::handle();
     let server = Server::bind(config, models)?;
     let url = format!("{scheme}://{}", server.address()?);
@@ -200,7 +207,7 @@ impl Args {
             cpu: cpu.unwrap_or_else(|| Arc::new(own)),
             defaults: SamplerConfig { seed: 0, ..generation.sampler() },
             engine,
-            request_timeout: self.timeout.map(Duration::try_from_secs_f64).transpose()?,
+            request_timeout: self.timeout,
             model,
         })
     }

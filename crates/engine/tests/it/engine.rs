@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use bevel_engine::{
-    End, EndReason, Engine, EngineConfig, Output, OutputToken, Pooling, Refused, Request,
-    RequestId, Swap,
+    End, EndReason, Engine, EngineConfig, Grammar, Grammars, Output, OutputToken, Pooling, Refused,
+    Request, RequestId, Swap,
 };
 use bevel_kernels::{Cpu, KvType};
 use bevel_model::tokenizer::Tokenizer;
@@ -397,5 +397,37 @@ fn embeddings_are_those_of_a_prompt_alone() {
             let difference = found[id].iter().zip(&expected).map(|(a, b)| (a - b).abs());
             assert!(difference.fold(0.0, f32::max) < 1e-6, "{pooling:?} {}", prompt.len());
         }
+    }
+}
+
+/// A grammar that cannot be followed any further ends its own answer and moves nobody else's.
+#[test]
+fn a_grammar_that_fails_disturbs_nobody() {
+    let grammars = Grammars::new(&TINY.tokenizer).unwrap();
+    // After the first word there are more ways to go on than are followed.
+    let ways: Vec<String> = (0..3000).map(|i| format!("\"a{i}\" \"b{i}\"")).collect();
+    let lark = format!("start: \"go\" \" \" way\nway: {}", ways.join(" | "));
+    let constraint = grammars.compile(&Grammar::Lark(lark)).unwrap();
+    let config = EngineConfig::new(256, 8);
+    let mut engine = engine(config.clone());
+    let prompt = tokens("Mr. Bennet");
+    let hard = Request {
+        constraint: Some(constraint),
+        max_tokens: Some(200),
+        ..Request::new(prompt.clone())
+    };
+    let easy = Request {
+        max_tokens: Some(60),
+        ignore_eos: true,
+        sampler: SamplerConfig { temperature: 1.0, seed: 5, ..Default::default() },
+        ..Request::new(prompt)
+    };
+    let failing = engine.submit(hard).unwrap();
+    let others = [engine.submit(easy.clone()).unwrap(), engine.submit(easy.clone()).unwrap()];
+    let answers = run(&mut engine);
+    let reason = answers[&(failing, 0)].reason();
+    assert!(matches!(reason, EndReason::Grammar(_)), "{reason:?}");
+    for other in others {
+        assert_eq!(answers[&(other, 0)].ids(), alone(&easy, 0, &config).1);
     }
 }

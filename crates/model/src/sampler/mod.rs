@@ -88,7 +88,8 @@ impl Sampler {
         assert!(!choice.logits.is_empty(), "a vocabulary is never empty");
         let SamplerScratch { adjusted, candidates, probabilities, seen, matches } = scratch;
         let config = &self.config;
-        let greedy = config.temperature <= 0.0;
+        // Less heat than that cannot be told from none.
+        let greedy = config.temperature < 1e-6;
         let mut logits = choice.logits;
         if choice.allowed.is_some() || config.changes_logits() || !(greedy || config.filters()) {
             adjusted.clear();

@@ -62,6 +62,17 @@ pub(super) fn apply(
     if let Some(dry) = &config.dry {
         penalize_repeating(dry, choice.history, logits, seen, matches);
     }
+    // However much is added and subtracted, what is not forbidden stays possible.
+    for logit in logits.iter_mut().filter(|logit| !logit.is_finite()) {
+        *logit = if *logit > 0.0 { f32::MAX } else { f32::MIN };
+    }
+    for &(token, bias) in &config.logit_bias {
+        if bias == f32::NEG_INFINITY
+            && let Some(logit) = logits.get_mut(token as usize)
+        {
+            *logit = bias;
+        }
+    }
     if let Some(allowed) = choice.allowed {
         for (logits, &word) in logits.chunks_mut(32).zip(allowed) {
             for (bit, logit) in logits.iter_mut().enumerate() {

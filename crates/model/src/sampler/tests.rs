@@ -74,6 +74,23 @@ fn logit_bias_forbids_and_forces() {
 }
 
 #[test]
+fn numbers_that_overflow_forbid_nothing() {
+    let huge = SamplerConfig {
+        logit_bias: vec![(1, -3e38), (1, -3e38)],
+        presence_penalty: 3e38,
+        frequency_penalty: 3e38,
+        repetition_penalty: 3e38,
+        ..SamplerConfig::default()
+    };
+    let choice = |history| Choice { logits: &LOGITS, history, prompt: 0, allowed: Some(&[1 << 1]) };
+    for temperature in [0.0, 1e-30, 1.0] {
+        let mut sampler = Sampler::new(SamplerConfig { temperature, ..huge.clone() });
+        let (cpu, mut scratch) = (Cpu::new(1).unwrap(), SamplerScratch::default());
+        assert_eq!(sampler.sample(&cpu, &choice(&[1, 1, 2]), &mut scratch), 1);
+    }
+}
+
+#[test]
 fn penalty_moves_both_signs_down_once() {
     let config = SamplerConfig { repetition_penalty: 2.0, ..SamplerConfig::default() };
     assert_eq!(sample(&config, &LOGITS, &[3, 3, 3], 3), 7, "3.0 falls to 1.5, not further");

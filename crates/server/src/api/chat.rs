@@ -26,10 +26,13 @@ pub(crate) async fn handle(
     State(app): State<Arc<App>>,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
-    let mut fields = Fields::parse(&body)?;
-    let model = app.model(&mut fields)?;
-    let chat = Chat::take(&mut fields, &model)?;
-    fields.finish()?;
+    let (model, chat) = super::in_place(|| {
+        let mut fields = Fields::parse(&body)?;
+        let model = app.model(&mut fields)?;
+        let chat = Chat::take(&mut fields, &model)?;
+        fields.finish()?;
+        Ok::<_, ApiError>((model, chat))
+    })?;
     let Chat { conversation, options, stream, include_usage } = chat;
     let answers = options.request.answers as usize;
     let (events, mut received) = mpsc::unbounded_channel();

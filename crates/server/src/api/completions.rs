@@ -32,7 +32,7 @@ pub(crate) async fn handle(
     State(app): State<Arc<App>>,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
-    let mut fields = Fields::parse(&body)?;
+    let mut fields = super::in_place(|| Fields::parse(&body))?;
     let model = app.model(&mut fields)?;
     let prompts = fields.require::<Prompts>("prompt")?.into_prompts();
     if prompts.is_empty() || prompts.len() > MOST_PROMPTS {

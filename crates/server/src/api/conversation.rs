@@ -64,7 +64,7 @@ impl Conversation {
             }
             rendering.extra.insert("reasoning_effort".to_owned(), effort.into());
         }
-        let tools = Tools::take(fields, model.tool_template()?.source())?;
+        let tools = Tools::take(fields, model.tool_template())?;
         Self::render(&messages, tools, rendering, model)
     }
 
@@ -81,16 +81,26 @@ impl Conversation {
             Some(_) => model.tool_template()?,
             None => model.template()?,
         };
-        let mut prompt = template.render(messages, offered.as_ref(), !unprompted, extra)?;
-        if continues {
-            // What the template writes after the message's text would end it.
-            let last = messages.last().and_then(|message| message.content.as_str());
-            let last = last.map(str::trim_end).filter(|text| !text.is_empty());
-            let end = last.and_then(|last| Some(prompt.rfind(last)? + last.len()));
-            prompt.truncate(end.ok_or_else(|| {
-                ApiError::field("continue_final_message", "the last message has no text")
-            })?);
+        if !continues {
+            let prompt = template.render(messages, offered.as_ref(), !unprompted, extra)?;
+            return Ok(Self { prompt, tools });
         }
+        // What the template writes after the message's text would end it: a mark that nothing else contains
+        // tells where that is.
+        let mark = format!("\u{f8ff}{:032x}", rand::random::<u128>());
+        let mut messages = messages.to_vec();
+        let last = messages.last_mut().filter(|message| message.role == "assistant");
+        let text = last.as_ref().and_then(|message| message.content.as_str());
+        let text = text.filter(|text| !text.trim().is_empty());
+        let marked = text.map(|text| format!("{text}{mark}"));
+        if let (Some(message), Some(marked)) = (last, marked) {
+            message.content = marked.into();
+        }
+        let mut prompt = template.render(&messages, offered.as_ref(), !unprompted, extra)?;
+        prompt.truncate(prompt.find(&mark).ok_or_else(|| {
+            let problem = "the last message is not the assistant's, or has no text";
+            ApiError::field("continue_final_message", problem)
+        })?);
         Ok(Self { prompt, tools })
     }
 
@@ -101,10 +111,11 @@ impl Conversation {
         };
         if options.grammar.is_some() {
             let problem = "an answer can call tools or have a form, not both";
-            return Err(ApiError::field("response_format", problem));
+            return Err(ApiError::field(options.grammar_field, problem));
         }
         let grammar: Grammar = tools.grammar();
         options.grammar = Some(grammar);
+        options.grammar_field = "tools";
         options.request.keep_special = tools.style().has_special_marks();
         Ok(())
     }
@@ -192,6 +203,14 @@ pub(crate) enum Prompt {
 }
 
 impl Prompt {
+    /// Bytes of text; of tokens at least as many as they are.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Text(text) | Self::Raw(text) => text.len(),
+            Self::Tokens(tokens) => tokens.len(),
+        }
+    }
+
     pub(crate) fn tokens(self, tokenizer: &Tokenizer) -> Result<Vec<u32>, ApiError> {
         let encoded = match self {
             Self::Tokens(tokens) => return Ok(tokens),

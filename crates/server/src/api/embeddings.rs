@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::App;
 use super::body::Body;
 use super::completions::Prompts;
+use super::conversation::Prompt;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::sampling::Options;
@@ -19,6 +20,9 @@ use crate::answer::{finish_reason, next};
 
 /// Texts of one request: OpenAI's number.
 const MOST_INPUTS: usize = 2048;
+
+/// Texts that are handed to the engine together.
+const TOGETHER: usize = 32;
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -38,7 +42,7 @@ pub(crate) async fn handle(
     State(app): State<Arc<App>>,
     Body(body): Body,
 ) -> Result<Json<Value>, ApiError> {
-    let mut fields = Fields::parse(&body)?;
+    let mut fields = super::in_place(|| Fields::parse(&body))?;
     let model = app.model(&mut fields)?;
     let prompts = fields.require::<Prompts>("input")?.into_prompts();
     if prompts.is_empty() || prompts.len() > MOST_INPUTS {
@@ -57,27 +61,36 @@ pub(crate) async fn handle(
     let count = prompts.len();
     let request =
         Request { embed: Some(pooling), deadline: model.deadline(), ..Request::new(Vec::new()) };
-    let options = Options { request, grammar: None };
-    let (events, mut received) = mpsc::unbounded_channel();
-    let tokens = super::submit(&model, prompts, options, &events).await?;
-    drop(events);
+    let options = Options { request, grammar: None, grammar_field: "" };
     let mut data = vec![Value::Null; count];
-    for _ in 0..count {
-        let (tag, output) = next(&mut received).await?;
-        if let Some(end) = &output.end {
-            finish_reason(&end.reason)?;
-        }
-        let embedding = output.embedding.unwrap_or_default();
-        let embedding: Value = match encoding {
-            Encoding::Float => embedding.into(),
-            Encoding::Base64 => {
-                let bytes: Vec<u8> = embedding.iter().flat_map(|x| x.to_le_bytes()).collect();
-                base64(&bytes).into()
+    let mut tokens = 0;
+    let mut prompts = prompts.into_iter();
+    // Some at a time, so that a list of thousands is not refused because the queue is shorter.
+    for first in (0..count).step_by(TOGETHER) {
+        let some: Vec<Prompt> = prompts.by_ref().take(TOGETHER).collect();
+        let number = some.len();
+        let (events, mut received) = mpsc::unbounded_channel();
+        let submitted = super::submit(&model, some, options.clone(), &events).await;
+        let submitted = submitted.map_err(|error| error.blaming("prompt", "input"))?;
+        tokens += submitted.iter().map(Vec::len).sum::<usize>();
+        drop(events);
+        for _ in 0..number {
+            let (tag, output) = next(&mut received).await?;
+            let tag = first + tag;
+            if let Some(end) = &output.end {
+                finish_reason(&end.reason)?;
             }
-        };
-        data[tag] = json!({ "object": "embedding", "index": tag, "embedding": embedding });
+            let embedding = output.embedding.unwrap_or_default();
+            let embedding: Value = match encoding {
+                Encoding::Float => embedding.into(),
+                Encoding::Base64 => {
+                    let bytes: Vec<u8> = embedding.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    base64(&bytes).into()
+                }
+            };
+            data[tag] = json!({ "object": "embedding", "index": tag, "embedding": embedding });
+        }
     }
-    let tokens: usize = tokens.iter().map(Vec::len).sum();
     Ok(Json(json!({
         "object": "list",
         "data": data,

@@ -1,7 +1,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bevel_engine::{GrammarError, Refused};
+use bevel_engine::Refused;
 use bevel_model::chat::TemplateError;
 use serde_json::{Value, json};
 
@@ -33,6 +33,17 @@ impl ApiError {
         let name = name.into();
         let message = format!("`{name}`: {problem}");
         Self { param: Some(name), ..Self::bad_request(message) }
+    }
+
+    /// The same, where a field has another name for the client.
+    pub(crate) fn blaming(self, name: &str, called: &str) -> Self {
+        match self.param.as_deref() {
+            Some(param) if param == name => {
+                let message = self.message.replace(&format!("`{name}`"), &format!("`{called}`"));
+                Self { message, param: Some(called.to_owned()), ..self }
+            }
+            _ => self,
+        }
     }
 
     pub(crate) fn internal(message: impl Into<String>) -> Self {
@@ -87,12 +98,6 @@ impl From<SubmitError> for ApiError {
                 Refused::Thread(_) => Self::internal(message),
             },
         }
-    }
-}
-
-impl From<GrammarError> for ApiError {
-    fn from(error: GrammarError) -> Self {
-        Self::field("response_format", error)
     }
 }
 

@@ -15,7 +15,7 @@ use super::body::Body;
 use super::conversation::{Conversation, Prompt, Reader, Rendering};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::sampling::Options;
+use super::sampling::{Options, stop};
 use super::stream::{Chunk, Chunks, respond};
 use super::tools::{Function, Piece, ToolChoice, Tools};
 use super::{App, new_id};
@@ -32,7 +32,7 @@ impl From<ApiError> for MessagesError {
 }
 
 impl MessagesError {
-    fn json(error: &ApiError) -> Value {
+    pub(crate) fn json(error: &ApiError) -> Value {
         let kind = match error.status.as_u16() {
             401 => "authentication_error",
             403 => "permission_error",
@@ -62,10 +62,11 @@ pub(crate) async fn handle(
     State(app): State<Arc<App>>,
     body: Result<Body, ApiError>,
 ) -> Result<Response, MessagesError> {
-    let mut fields = Fields::parse(&body?.0)?;
+    let body = body?;
+    let mut fields = super::in_place(|| Fields::parse(&body.0))?;
     let model = app.model(&mut fields)?;
-    let conversation = conversation(&mut fields, &model)?;
-    let stop: Vec<String> = fields.take("stop_sequences")?.unwrap_or_default();
+    let conversation = super::in_place(|| conversation(&mut fields, &model))?;
+    let stop = stop(&mut fields, "stop_sequences")?;
     let max_tokens: usize = fields.require("max_tokens")?;
     let stream = fields.take("stream")?.unwrap_or(false);
     fields.only("service_tier", &["auto".into(), "standard_only".into()])?;
@@ -120,9 +121,10 @@ pub(crate) async fn count_tokens(
     State(app): State<Arc<App>>,
     body: Result<Body, ApiError>,
 ) -> Result<Json<Value>, MessagesError> {
-    let mut fields = Fields::parse(&body?.0)?;
+    let body = body?;
+    let mut fields = super::in_place(|| Fields::parse(&body.0))?;
     let model = app.model(&mut fields)?;
-    let conversation = conversation(&mut fields, &model)?;
+    let conversation = super::in_place(|| conversation(&mut fields, &model))?;
     fields.finish()?;
     let tokenizer = model.tokenizer.clone();
     let prompt = Prompt::Text(conversation.prompt);
@@ -193,8 +195,6 @@ fn conversation(fields: &mut Fields, model: &Served) -> Result<Conversation, Api
             messages.push(Message::new("system", &text));
         }
     }
-    // An assistant's message at the end is the beginning of the answer.
-    let continues = given.last().is_some_and(|message| message.role == "assistant");
     for (i, message) in given.into_iter().enumerate() {
         if !["user", "assistant"].contains(&message.role.as_str()) {
             let problem = "expected `user` or `assistant`";
@@ -205,6 +205,10 @@ fn conversation(fields: &mut Fields, model: &Served) -> Result<Conversation, Api
             Content::Blocks(blocks) => expand(&message.role, &blocks, i, &mut messages)?,
         }
     }
+    // An assistant's message at the end is the beginning of the answer.
+    let continues = messages.last().is_some_and(|message| {
+        message.role == "assistant" && !message.extra.contains_key("tool_calls")
+    });
     let mut extra = Map::new();
     if let Some(Thinking { kind }) = fields.take("thinking")? {
         if kind != "disabled" {
@@ -238,11 +242,7 @@ fn tools(fields: &mut Fields, model: &Served) -> Result<Option<Tools>, ApiError>
         }
         Some(GivenChoice::None) => (ToolChoice::None, None),
     };
-    if functions.is_empty() && choice == ToolChoice::Auto {
-        return Ok(None);
-    }
-    let template = model.tool_template()?.source();
-    Tools::new(functions, choice, !single.unwrap_or(false), template)
+    Tools::new(functions, choice, !single.unwrap_or(false), model.tool_template())
 }
 
 /// The messages that one of blocks becomes: results of calls are messages of their own.
@@ -271,6 +271,10 @@ fn expand(
                         text
                     }
                     _ => String::new(),
+                };
+                let result = match block["is_error"].as_bool() {
+                    Some(true) => format!("Error: {result}"),
+                    _ => result,
                 };
                 let mut message = Message::new("tool", &result);
                 message.extra.insert("tool_call_id".to_owned(), block["tool_use_id"].clone());

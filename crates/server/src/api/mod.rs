@@ -21,13 +21,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use subtle::ConstantTimeEq;
 use tokio::sync::mpsc;
-use tower_http::cors::{Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 use tracing::Instrument;
 
 use crate::config::ServerConfig;
@@ -103,7 +103,10 @@ pub(crate) fn router(app: Arc<App>, config: &ServerConfig) -> Router {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, problem)
         });
     if let Some(origins) = &config.cors {
-        let cors = CorsLayer::new().allow_methods([Method::GET, Method::POST]).allow_headers(Any);
+        let cors = CorsLayer::new()
+            .allow_methods([Method::GET, Method::POST])
+            .allow_headers(AllowHeaders::mirror_request())
+            .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER]);
         router = router.layer(match origins.iter().any(|origin| origin == "*") {
             true => cors.allow_origin(Any),
             false => {
@@ -111,6 +114,9 @@ pub(crate) fn router(app: Arc<App>, config: &ServerConfig) -> Router {
                 cors.allow_origin(origins)
             }
         });
+    }
+    if config.cors.is_none() {
+        router = router.layer(middleware::from_fn(refuse_other_sites));
     }
     router.layer(middleware::from_fn(log)).with_state(app)
 }
@@ -121,15 +127,31 @@ async fn authenticate(State(app): State<Arc<App>>, request: Request, next: Next)
         return next.run(request).await;
     }
     let problem = "give one of this server's keys: `Authorization: Bearer KEY`";
-    ApiError::new(StatusCode::UNAUTHORIZED, problem).with_code("invalid_api_key").into_response()
+    let error = ApiError::new(StatusCode::UNAUTHORIZED, problem).with_code("invalid_api_key");
+    match request.uri().path().starts_with("/v1/messages") {
+        true => messages::MessagesError::from(error).into_response(),
+        false => error.into_response(),
+    }
 }
 
 fn knows_key(keys: &[String], headers: &HeaderMap) -> bool {
     let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let bearer = header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+    let bearer = header("authorization").and_then(|value| value.split_once(' '));
+    let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let bearer = bearer.map(|(_, key)| key);
     let given = bearer.or(header("x-api-key")).unwrap_or_default().trim().as_bytes();
     // Every key is compared whole, so that time tells nothing.
     keys.iter().fold(false, |known, key| known | bool::from(key.as_bytes().ct_eq(given)))
+}
+
+/// Refuses what pages of other sites ask for, where no other site may: a browser lets them ask, if not read.
+async fn refuse_other_sites(request: Request, next: Next) -> Response {
+    let from = request.headers().get("sec-fetch-site").and_then(|from| from.to_str().ok());
+    if request.method() == Method::POST && matches!(from, Some("cross-site" | "same-site")) {
+        let problem = "pages of other sites may not use this server: start it with --cors";
+        return ApiError::new(StatusCode::FORBIDDEN, problem).into_response();
+    }
+    next.run(request).await
 }
 
 /// Logs a request under a number of its own, which the client is told.
@@ -156,7 +178,15 @@ async fn submit(
     options: Options,
     events: &mpsc::UnboundedSender<Event>,
 ) -> Result<Vec<Vec<u32>>, ApiError> {
-    let Options { mut request, grammar } = options;
+    let Options { mut request, grammar, grammar_field } = options;
+    let most = model.context.saturating_mul(model.longest_token);
+    if let Some(len) = prompts.iter().map(Prompt::len).find(|&len| len > most) {
+        let problem = format!(
+            "the prompt has {len} bytes, which no context of {} tokens holds; shorten it",
+            model.context
+        );
+        return Err(ApiError::bad_request(problem).with_code("context_length_exceeded"));
+    }
     let model_there = model.clone();
     let (prompts, constraint) = blocking(move || {
         let model = model_there;
@@ -164,16 +194,22 @@ async fn submit(
             .into_iter()
             .map(|prompt| prompt.tokens(&model.tokenizer))
             .collect::<Result<_, ApiError>>()?;
-        let constraint = grammar.map(|grammar| model.compile(&grammar)).transpose()?;
+        let constraint = grammar.map(|grammar| model.compile(&grammar)).transpose();
+        let constraint =
+            constraint.map_err(|error| ApiError::field(grammar_field, brief(&error)))?;
         Ok::<_, ApiError>((prompts, constraint))
     })
     .await??;
     request.constraint = constraint;
-    for (tag, prompt) in prompts.iter().enumerate() {
-        let request = bevel_engine::Request { prompt: prompt.clone(), ..request.clone() };
-        model.worker.submit(request, tag, events.clone()).await?;
-    }
+    let with =
+        |prompt: &Vec<u32>| bevel_engine::Request { prompt: prompt.clone(), ..request.clone() };
+    model.worker.submit(prompts.iter().map(with).collect(), events.clone()).await?;
     Ok(prompts)
+}
+
+/// What a library says, without what only its authors understand.
+pub(crate) fn brief(problem: &impl ToString) -> String {
+    problem.to_string().lines().next().unwrap_or_default().chars().take(300).collect()
 }
 
 /// Runs what takes time beside the connections.
@@ -182,6 +218,11 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     let result = tokio::task::spawn_blocking(work).await;
     result.map_err(|error| ApiError::internal(error.to_string()))
+}
+
+/// Does what may take a while, and leaves other connections to other threads meanwhile.
+fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(work)
 }
 
 /// A number that has not been given before.

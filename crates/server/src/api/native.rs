@@ -53,11 +53,11 @@ pub(crate) async fn tokenize(
     State(app): State<Arc<App>>,
     Body(body): Body,
 ) -> Result<Json<Value>, ApiError> {
-    let mut fields = Fields::parse(&body)?;
+    let mut fields = super::in_place(|| Fields::parse(&body))?;
     let model = app.model(&mut fields)?;
     let (text, add_special, parse_special) = match fields.take::<String>("prompt")? {
         Some(text) => (text, true, false),
-        None => (Conversation::take(&mut fields, &model)?.prompt, false, true),
+        None => (super::in_place(|| Conversation::take(&mut fields, &model))?.prompt, false, true),
     };
     let add_special = fields.take("add_special_tokens")?.unwrap_or(add_special);
     let parse_special = fields.take("parse_special")?.unwrap_or(parse_special);
@@ -81,7 +81,7 @@ pub(crate) async fn detokenize(
     State(app): State<Arc<App>>,
     Body(body): Body,
 ) -> Result<Json<Value>, ApiError> {
-    let mut fields = Fields::parse(&body)?;
+    let mut fields = super::in_place(|| Fields::parse(&body))?;
     let model = app.model(&mut fields)?;
     let tokens: Vec<u32> = fields.require("tokens")?;
     let skip_special = fields.take("skip_special_tokens")?.unwrap_or(false);
@@ -99,9 +99,9 @@ pub(crate) async fn apply_template(
     State(app): State<Arc<App>>,
     Body(body): Body,
 ) -> Result<Json<Value>, ApiError> {
-    let mut fields = Fields::parse(&body)?;
+    let mut fields = super::in_place(|| Fields::parse(&body))?;
     let model = app.model(&mut fields)?;
-    let prompt = Conversation::take(&mut fields, &model)?.prompt;
+    let prompt = super::in_place(|| Conversation::take(&mut fields, &model))?.prompt;
     fields.finish()?;
     Ok(Json(json!({ "prompt": prompt })))
 }

@@ -26,7 +26,7 @@ pub(crate) async fn handle(
     State(app): State<Arc<App>>,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
-    let mut fields = Fields::parse(&body)?;
+    let mut fields = super::in_place(|| Fields::parse(&body))?;
     let model = app.model(&mut fields)?;
     // What the client said comes back with the response.
     let said =
@@ -52,7 +52,7 @@ pub(crate) async fn handle(
         "truncation": "disabled",
         "usage": null,
     });
-    let conversation = conversation(&mut fields, &model)?;
+    let conversation = super::in_place(|| conversation(&mut fields, &model))?;
     let max_tokens = fields.take("max_output_tokens")?;
     let stream = fields.take("stream")?.unwrap_or(false);
     let grammar = format(&mut fields)?;
@@ -78,7 +78,14 @@ pub(crate) async fn handle(
     let mut options = Options::take(&mut fields, &model)?;
     fields.finish()?;
     options.request.max_tokens = max_tokens;
-    options.grammar = grammar.or(options.grammar);
+    if grammar.is_some() && options.grammar.is_some() {
+        let problem = "an answer can follow `text.format` or this, not both";
+        return Err(ApiError::field("structured_outputs", problem));
+    }
+    if grammar.is_some() {
+        options.grammar = grammar;
+        options.grammar_field = "text";
+    }
     conversation.constrain(&mut options)?;
     response["temperature"] = options.request.sampler.temperature.into();
     response["top_p"] = options.request.sampler.top_p.into();
@@ -219,10 +226,7 @@ fn tools(fields: &mut Fields, model: &Served) -> Result<Option<Tools>, ApiError>
         },
     };
     let parallel = fields.take("parallel_tool_calls")?.unwrap_or(true);
-    if functions.is_empty() && choice == ToolChoice::Auto {
-        return Ok(None);
-    }
-    Tools::new(functions, choice, parallel, model.tool_template()?.source())
+    Tools::new(functions, choice, parallel, model.tool_template())
 }
 
 #[derive(Deserialize)]

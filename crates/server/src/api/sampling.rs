@@ -17,6 +17,8 @@ use crate::served::Served;
 pub(crate) struct Options {
     pub(crate) request: Request,
     pub(crate) grammar: Option<Grammar>,
+    /// The field that the grammar comes from.
+    pub(crate) grammar_field: &'static str,
 }
 
 impl Options {
@@ -29,8 +31,8 @@ impl Options {
             repetition_penalty: positive(fields, "repetition_penalty")?
                 .unwrap_or(defaults.repetition_penalty),
             repetition_window: usize::MAX,
-            presence_penalty: finite(fields, "presence_penalty")?.unwrap_or(0.0),
-            frequency_penalty: finite(fields, "frequency_penalty")?.unwrap_or(0.0),
+            presence_penalty: penalty(fields, "presence_penalty")?.unwrap_or(0.0),
+            frequency_penalty: penalty(fields, "frequency_penalty")?.unwrap_or(0.0),
             dry: dry(fields, &model.tokenizer)?,
             top_k: match fields.number("top_k", |k: i64| k >= -1, "-1 or 0 for all, or more")? {
                 None => defaults.top_k,
@@ -47,22 +49,23 @@ impl Options {
         let request = Request {
             answers: fields.number("n", |n: u32| n > 0, "1 or more")?.unwrap_or(1),
             sampler,
-            stop: stop(fields)?,
+            stop: stop(fields, "stop")?,
             ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
             priority: fields.take("priority")?.unwrap_or(0),
             deadline: model.deadline(),
             ..Request::new(Vec::new())
         };
-        Ok(Self { request, grammar: grammar(fields)? })
+        let (grammar, grammar_field) = grammar(fields)?;
+        Ok(Self { request, grammar, grammar_field })
     }
 }
 
-fn finite(fields: &mut Fields, name: &str) -> Result<Option<f32>, ApiError> {
-    fields.number(name, f32::is_finite, "a number")
+fn penalty(fields: &mut Fields, name: &str) -> Result<Option<f32>, ApiError> {
+    fields.number(name, |v: f32| v.abs() <= 100.0, "a number from -100 to 100")
 }
 
 fn positive(fields: &mut Fields, name: &str) -> Result<Option<f32>, ApiError> {
-    fields.number(name, |v: f32| v > 0.0 && v.is_finite(), "a number above 0")
+    fields.number(name, |v: f32| v > 0.0 && v <= 100.0, "a number above 0, up to 100")
 }
 
 fn probability(fields: &mut Fields, name: &str) -> Result<Option<f32>, ApiError> {
@@ -74,9 +77,12 @@ fn logit_bias(fields: &mut Fields, vocabulary: usize) -> Result<Vec<(u32, f32)>,
     let entry = |(token, bias): (String, f32)| {
         let id = token.parse().ok().filter(|&id: &u32| (id as usize) < vocabulary);
         match id {
-            Some(id) if bias.is_finite() => Ok((id, bias)),
+            // `07` and `7` are the same token, which has one bias.
+            Some(id) if bias.abs() <= 100.0 && token == id.to_string() => Ok((id, bias)),
             _ => {
-                let problem = format!("expected a token's number below {vocabulary} and a bias");
+                let problem = format!(
+                    "expected a token's number below {vocabulary} and a bias from -100 to 100"
+                );
                 Err(ApiError::field(format!("logit_bias.{token}"), problem))
             }
         }
@@ -87,6 +93,9 @@ fn logit_bias(fields: &mut Fields, vocabulary: usize) -> Result<Vec<(u32, f32)>,
 /// Strings that end an answer.
 const MOST_STOPS: usize = 64;
 
+/// Bytes of each.
+const MOST_STOP_BYTES: usize = 1024;
+
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum OneOrMore {
@@ -94,25 +103,35 @@ enum OneOrMore {
     More(Vec<String>),
 }
 
-fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
-    let stop = match fields.take("stop")? {
+/// Takes the field of strings that end an answer.
+pub(crate) fn stop(fields: &mut Fields, name: &str) -> Result<Vec<String>, ApiError> {
+    let stop = match fields.take(name)? {
         None => Vec::new(),
         Some(OneOrMore::One(stop)) => vec![stop],
         Some(OneOrMore::More(stop)) => stop,
     };
-    if stop.len() > MOST_STOPS || stop.iter().any(String::is_empty) {
-        let problem = format!("expected up to {MOST_STOPS} strings that are not empty");
-        return Err(ApiError::field("stop", problem));
-    }
+    check_texts(name, &stop)?;
     Ok(stop)
 }
 
+/// Texts that an answer is searched for at every token are few and short.
+fn check_texts(name: &str, texts: &[String]) -> Result<(), ApiError> {
+    let fits = |text: &String| (1..=MOST_STOP_BYTES).contains(&text.len());
+    if texts.len() > MOST_STOPS || !texts.iter().all(fits) {
+        let problem =
+            format!("expected up to {MOST_STOPS} strings of 1 to {MOST_STOP_BYTES} bytes");
+        return Err(ApiError::field(name, problem));
+    }
+    Ok(())
+}
+
 fn dry(fields: &mut Fields, tokenizer: &Tokenizer) -> Result<Option<Dry>, ApiError> {
-    let multiplier = finite(fields, "dry_multiplier")?.unwrap_or(0.0);
+    let multiplier = penalty(fields, "dry_multiplier")?.unwrap_or(0.0);
     let base = positive(fields, "dry_base")?.unwrap_or(1.75);
     let allowed_length = fields.take("dry_allowed_length")?.unwrap_or(2);
     let window: i64 = fields.take("dry_penalty_last_n")?.unwrap_or(-1);
     let breakers: Option<Vec<String>> = fields.take("dry_sequence_breakers")?;
+    check_texts("dry_sequence_breakers", breakers.as_deref().unwrap_or_default())?;
     if multiplier == 0.0 {
         return Ok(None);
     }
@@ -191,7 +210,7 @@ enum StructuredOutputs {
     JsonObject(bool),
 }
 
-fn grammar(fields: &mut Fields) -> Result<Option<Grammar>, ApiError> {
+fn grammar(fields: &mut Fields) -> Result<(Option<Grammar>, &'static str), ApiError> {
     let format = fields.take("response_format")?.and_then(ResponseFormat::grammar);
     let structured = match fields.take("structured_outputs")? {
         None | Some(StructuredOutputs::JsonObject(false)) => None,
@@ -205,7 +224,8 @@ fn grammar(fields: &mut Fields) -> Result<Option<Grammar>, ApiError> {
         let problem = "an answer can follow `response_format` or this, not both";
         return Err(ApiError::field("structured_outputs", problem));
     }
-    Ok(format.or(structured))
+    let field = if structured.is_some() { "structured_outputs" } else { "response_format" };
+    Ok((format.or(structured), field))
 }
 
 /// A grammar of nothing but these texts.

@@ -5,6 +5,7 @@
 //! text of any kind, but a call that is begun has a tool's name and arguments after its schema.
 
 use bevel_engine::Grammar;
+use bevel_model::chat::{ChatTemplate, TemplateError};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -131,7 +132,10 @@ struct GivenName {
 
 impl Tools {
     /// Takes the chat API's fields. `None` where no tools are offered.
-    pub(crate) fn take(fields: &mut Fields, template: &str) -> Result<Option<Self>, ApiError> {
+    pub(crate) fn take(
+        fields: &mut Fields,
+        template: Result<&ChatTemplate, TemplateError>,
+    ) -> Result<Option<Self>, ApiError> {
         let given: Vec<GivenTool> = fields.take("tools")?.unwrap_or_default();
         let function = |GivenTool::Function { function }: GivenTool| Function {
             name: function.name,
@@ -161,7 +165,7 @@ impl Tools {
         functions: Vec<Function>,
         choice: ToolChoice,
         parallel: bool,
-        template: &str,
+        template: Result<&ChatTemplate, TemplateError>,
     ) -> Result<Option<Self>, ApiError> {
         if functions.is_empty() {
             return match choice {
@@ -182,7 +186,7 @@ impl Tools {
                 return Err(ApiError::field(format!("tools[{i}]"), problem));
             }
         }
-        let style = Style::of(template).ok_or_else(|| {
+        let style = Style::of(template?.source()).ok_or_else(|| {
             ApiError::field("tools", "this model's chat template does not know tools")
         })?;
         Ok(Some(Self { functions, choice, parallel, style }))
@@ -215,16 +219,22 @@ impl Tools {
             ToolChoice::Named(name) => function.name == *name,
             _ => true,
         };
-        let call = |function: &Function| {
+        let call = |(i, function): (usize, &Function)| {
             let arguments = self.style.arguments();
+            let mut parameters = function.parameters.clone();
+            if let Some(fields) = parameters.as_object_mut() {
+                // What it refers to is looked for in itself, wherever it stands.
+                fields.entry("$id").or_insert(format!("tool:///{i}").into());
+            }
             json!({
                 "type": "object",
-                "properties": { "name": { "const": function.name }, arguments: function.parameters },
+                "properties": { "name": { "const": function.name }, arguments: parameters },
                 "required": ["name", arguments],
                 "additionalProperties": false,
             })
         };
-        let calls: Vec<Value> = self.functions.iter().filter(chosen).map(call).collect();
+        let calls: Vec<Value> =
+            self.functions.iter().filter(chosen).enumerate().map(call).collect();
         let call = match <[Value; 1]>::try_from(calls) {
             Ok([call]) => call,
             Err(calls) => json!({ "anyOf": calls }),

@@ -102,7 +102,11 @@ fn a_conversation_is_rendered_by_the_template() {
     let mut begun = messages.clone();
     begun.as_array_mut().unwrap().push(json!({ "role": "assistant", "content": "She is " }));
     let continued = json!({ "messages": begun, "continue_final_message": true });
-    assert_eq!(rendered(continued), format!("{text}<|im_start|>assistant\nShe is"));
+    assert_eq!(rendered(continued), format!("{text}<|im_start|>assistant\nShe is "));
+    // What the template writes may contain the same.
+    begun[2]["content"] = "<".into();
+    let continued = json!({ "messages": begun, "continue_final_message": true });
+    assert_eq!(rendered(continued), format!("{text}<|im_start|>assistant\n<"));
 
     // The answer to a conversation is the completion of its rendering.
     let request = json!({ "messages": messages, "max_completion_tokens": 12, "logprobs": true, "top_logprobs": 1 });

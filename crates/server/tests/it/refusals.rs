@@ -38,12 +38,18 @@ fn fields_that_cannot_be_honoured_are_named() {
         (json!({ "stream_options": { "include_usage": true } }), "stream_options"),
         (json!({ "stream": true, "stream_options": { "x": 1 } }), "stream_options.x"),
         (json!({ "response_format": { "type": "yaml" } }), "response_format.type"),
-        (json!({ "structured_outputs": { "regex": "(" } }), "response_format"),
+        (json!({ "structured_outputs": { "regex": "(" } }), "structured_outputs"),
         (json!({ "structured_outputs": { "choice": [] } }), "structured_outputs.choice"),
         (
             json!({ "response_format": { "type": "json_object" }, "structured_outputs": { "regex": "a" } }),
             "structured_outputs",
         ),
+        (json!({ "structured_outputs": { "regex": "a".repeat(200_000) } }), "structured_outputs"),
+        (json!({ "logit_bias": { "07": 1 } }), "logit_bias.07"),
+        (json!({ "logit_bias": { "7": -3e38 } }), "logit_bias.7"),
+        (json!({ "stop": ["x".repeat(2000)] }), "stop"),
+        (json!({ "dry_sequence_breakers": vec!["x"; 100] }), "dry_sequence_breakers"),
+        (json!({ "presence_penalty": 3e38 }), "presence_penalty"),
         (json!({ "use_beam_search": true }), "use_beam_search"),
         (json!({ "prompt": { "a": 1 } }), "prompt"),
         (json!({ "prompt": [] }), "prompt"),
@@ -108,6 +114,51 @@ fn bodies_that_are_none_are_refused_as_json() {
     server.ask("/v1/completions", &json!({ "prompt": "x", "max_tokens": 1 }));
 }
 
+/// Neither a chain of rules nor one of references ends the program, or takes anything from others.
+#[test]
+fn grammars_that_are_deep_end_nothing() {
+    let server = server();
+    let rules: String = (0..6000).map(|i| format!("a{i}: a{}\n", i + 1)).collect();
+    let lark = format!("start: a0\n{rules}a6000: \"x\"");
+    let definitions: serde_json::Map<String, Value> = (0..3000)
+        .map(|i| (format!("d{i}"), json!({ "$ref": format!("#/$defs/d{}", i + 1) })))
+        .chain([("d3000".to_owned(), json!({ "type": "integer" }))])
+        .collect();
+    let schema = json!({ "$defs": definitions, "$ref": "#/$defs/d0" });
+    for structured in [json!({ "grammar": lark }), json!({ "json": schema })] {
+        let request = json!({ "prompt": "x", "max_tokens": 2, "structured_outputs": structured });
+        let (status, json) = server.post("/v1/completions", &request);
+        assert!([200, 400].contains(&status), "{json}");
+        server.ask("/v1/completions", &json!({ "prompt": "x", "max_tokens": 1 }));
+    }
+}
+
+#[test]
+fn pages_of_other_sites_are_refused() {
+    let ask = |server: &Running, site: &str| {
+        let request = Running::agent().post(server.url("/v1/completions"));
+        let request =
+            request.header("sec-fetch-site", site).header("origin", "https://app.example");
+        request.send("{\"prompt\": \"x\", \"max_tokens\": 1}").unwrap()
+    };
+    let closed = server();
+    assert_eq!(ask(&closed, "cross-site").status(), 403);
+    assert_eq!(ask(&closed, "same-origin").status(), 200);
+    let open = server_with(|config| config.cors = Some(vec!["https://app.example".into()]), |_| {});
+    let response = ask(&open, "cross-site");
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example");
+    let preflight = ureq::http::Request::options(open.url("/v1/completions"))
+        .header("origin", "https://app.example")
+        .header("access-control-request-method", "POST")
+        .header("access-control-request-headers", "authorization,content-type")
+        .body(())
+        .unwrap();
+    let response = Running::agent().run(preflight).unwrap();
+    let allowed = response.headers()["access-control-allow-headers"].to_str().unwrap().to_owned();
+    assert!(allowed.contains("authorization"), "{allowed}");
+}
+
 #[test]
 fn keys_are_asked_for() {
     let server = server_with(|config| config.api_keys = vec!["one".into(), "two".into()], |_| {});
@@ -122,6 +173,7 @@ fn keys_are_asked_for() {
         (("authorization", "one"), 401),
         (("authorization", "Bearer "), 401),
         (("authorization", "Bearer one"), 200),
+        (("authorization", "bearer one"), 200),
         (("authorization", "Bearer two"), 200),
         (("x-api-key", "two"), 200),
     ] {

@@ -1,6 +1,7 @@
+use bevel_engine::EngineConfig;
 use serde_json::{Value, json};
 
-use crate::{Running, server};
+use crate::{Running, server, server_with};
 
 fn tools() -> Value {
     let properties = json!({
@@ -319,5 +320,35 @@ fn responses_are_whole_or_streamed_and_nothing_is_stored() {
         let (status, json) = server.post("/v1/responses", &body);
         let blamed = json["error"]["param"].as_str().unwrap_or_default();
         assert!(status == 400 && blamed.starts_with(name), "{name}: {json}");
+    }
+}
+
+/// As Pydantic writes models within models.
+#[test]
+fn schemas_may_refer_to_their_definitions() {
+    let server = server_with(|_| {}, |model| model.engine = EngineConfig::new(1024, 4));
+    let schema = json!({
+        "$defs": { "Place": { "type": "object", "properties": { "city": { "enum": ["bath", "york"] } }, "required": ["city"], "additionalProperties": false } },
+        "type": "object",
+        "properties": { "from": { "$ref": "#/$defs/Place" }, "to": { "$ref": "#/$defs/Place" } },
+        "required": ["from", "to"],
+        "additionalProperties": false,
+    });
+    let tool = |name: &str| json!({ "type": "function", "function": { "name": name, "parameters": schema } });
+    for tools in [json!([tool("go")]), json!([tool("go"), tool("ride")])] {
+        let body = json!({
+            "messages": [{ "role": "user", "content": "x" }],
+            "tools": tools,
+            "tool_choice": "required",
+            "parallel_tool_calls": false,
+            "max_tokens": 200,
+        });
+        let answer = server.ask("/v1/chat/completions", &body);
+        assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls", "{answer}");
+        let arguments = arguments(&answer["choices"][0]["message"]["tool_calls"][0]);
+        assert!(
+            ["bath", "york"].contains(&arguments["from"]["city"].as_str().unwrap()),
+            "{answer}"
+        );
     }
 }
