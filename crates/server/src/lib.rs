@@ -8,6 +8,7 @@ mod api;
 mod config;
 mod histogram;
 mod metrics;
+mod running;
 mod served;
 mod worker;
 
@@ -83,7 +84,8 @@ impl Server {
         };
         let models = models.into_iter().map(start).collect::<Result<_, _>>()?;
         let (api_keys, body_limit) = (config.api_keys.clone(), config.body_limit);
-        let app = Arc::new(api::App { models, api_keys, body_limit });
+        let running = running::Running::default();
+        let app = Arc::new(api::App { models, api_keys, body_limit, running });
         Ok(Self { config, listener, app })
     }
 
@@ -112,6 +114,7 @@ impl Server {
 
     async fn serve(self, ended: impl Fn() -> bool + Send + 'static) -> Result<(), Error> {
         let Self { config, listener, app } = self;
+        let running = app.running.clone();
         let service = api::router(app, &config).into_make_service();
         let handle = Handle::new();
         tokio::spawn({
@@ -122,6 +125,13 @@ impl Server {
                     often.tick().await;
                 }
                 handle.graceful_shutdown(Some(grace));
+                // Connections that ask for nothing, or have not said what, are not waited for.
+                let mut quiet = 0;
+                while quiet < 3 {
+                    often.tick().await;
+                    quiet = if running.count() == 0 { quiet + 1 } else { 0 };
+                }
+                handle.shutdown();
             }
         });
         match &config.tls {

@@ -35,6 +35,7 @@ pub(crate) async fn handle(
     })?;
     let Chat { conversation, options, stream, include_usage } = chat;
     let answers = options.request.answers as usize;
+    let asked = options.request.logprobs.is_some();
     let (events, mut received) = mpsc::unbounded_channel();
     let prompts = vec![Prompt::Text(conversation.prompt.clone())];
     super::submit(&model, prompts, options, &events).await?;
@@ -56,7 +57,10 @@ pub(crate) async fn handle(
         choices.push(json!({
             "index": index,
             "message": message,
-            "logprobs": logprobs(&model.tokenizer, tokens),
+            "logprobs": match asked {
+                true => json!({ "content": logprobs(&model.tokenizer, tokens), "refusal": null }),
+                false => Value::Null,
+            },
             "finish_reason": finish(finish_reason(&answer.end.reason)?, &reader),
         }));
     }
@@ -153,7 +157,7 @@ impl Chat {
 
 /// Takes `stream_options`; whether a stream tells its usage.
 pub(crate) fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
-    match fields.take::<StreamOptions>("stream_options")? {
+    match fields.object::<StreamOptions>("stream_options")? {
         Some(_) if !stream => {
             Err(ApiError::field("stream_options", "it needs `stream` to be true"))
         }
@@ -165,20 +169,23 @@ pub(crate) fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, 
     }
 }
 
-/// Probabilities in the chat API's shape; null where they were not asked for.
-fn logprobs<'a>(tokenizer: &Tokenizer, tokens: impl Iterator<Item = &'a OutputToken>) -> Value {
+/// Probabilities of tokens in the chat API's shape; none where they were not asked for.
+fn logprobs<'a>(
+    tokenizer: &Tokenizer,
+    tokens: impl Iterator<Item = &'a OutputToken>,
+) -> Vec<Value> {
     let entry = |id: u32, logprob: f32| {
         let bytes = tokenizer.token_bytes(id).unwrap_or_default();
         json!({ "token": String::from_utf8_lossy(&bytes), "logprob": logprob, "bytes": bytes })
     };
     let mut content = Vec::new();
     for token in tokens {
-        let Some(logprobs) = &token.logprobs else { return Value::Null };
+        let Some(logprobs) = &token.logprobs else { continue };
         let mut here = entry(token.id, logprobs.logprob);
         here["top_logprobs"] = logprobs.top.iter().map(|&(id, p)| entry(id, p)).collect();
         content.push(here);
     }
-    if content.is_empty() { Value::Null } else { json!({ "content": content, "refusal": null }) }
+    content
 }
 
 struct ChatChunks {
@@ -227,7 +234,8 @@ impl Chunks for ChatChunks {
         if let (Some(usage), Some(end)) = (&mut self.usage, &output.end) {
             usage.add(tag, end);
         }
-        let mut logprobs = logprobs(&self.model.tokenizer, output.token.iter());
+        let logprobs = logprobs(&self.model.tokenizer, output.token.iter());
+        let mut logprobs = Some(logprobs).filter(|tokens| !tokens.is_empty());
         let reader = &mut self.readers[output.index as usize];
         let pieces = reader.read(&output.text, finish.is_some());
         let finish = finish.map(|reason| self::finish(reason, reader));
@@ -244,15 +252,15 @@ impl Chunks for ChatChunks {
                 }
             });
         }
-        if deltas.is_empty() && !logprobs.is_null() {
+        if deltas.is_empty() && logprobs.is_some() {
             deltas.push(json!({ "content": "" }));
         }
         let mut chunks = Vec::new();
         for delta in deltas {
             let mut choice =
                 json!({ "index": output.index, "delta": delta, "finish_reason": null });
-            if !logprobs.is_null() {
-                choice["logprobs"] = logprobs.take();
+            if let Some(tokens) = logprobs.take() {
+                choice["logprobs"] = json!({ "content": tokens, "refusal": null });
             }
             chunks.push(self.chunk(json!([choice])));
         }

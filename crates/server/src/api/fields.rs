@@ -35,6 +35,17 @@ impl Fields {
         })
     }
 
+    /// Takes a field that has to be an object: of a list, serde would take the members in their order.
+    pub(crate) fn object<T: DeserializeOwned>(
+        &mut self,
+        name: &str,
+    ) -> Result<Option<T>, ApiError> {
+        match self.0.get(name) {
+            Some(value) if !value.is_object() => Err(ApiError::field(name, "expected an object")),
+            _ => self.take(name),
+        }
+    }
+
     /// A field that nobody took yet.
     pub(crate) fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name)

@@ -210,7 +210,7 @@ fn conversation(fields: &mut Fields, model: &Served) -> Result<Conversation, Api
         message.role == "assistant" && !message.extra.contains_key("tool_calls")
     });
     let mut extra = Map::new();
-    if let Some(Thinking { kind }) = fields.take("thinking")? {
+    if let Some(Thinking { kind }) = fields.object("thinking")? {
         if kind != "disabled" {
             let problem = "this server does not take a model's thinking apart";
             return Err(ApiError::field("thinking.type", problem));

@@ -32,6 +32,7 @@ use tracing::Instrument;
 
 use crate::config::ServerConfig;
 use crate::metrics;
+use crate::running::Running;
 use crate::served::Served;
 use crate::worker::Event;
 use conversation::Prompt;
@@ -47,6 +48,7 @@ pub(crate) struct App {
     pub(crate) api_keys: Vec<String>,
     /// Most bytes of a body.
     pub(crate) body_limit: usize,
+    pub(crate) running: Running,
 }
 
 impl App {
@@ -118,7 +120,7 @@ pub(crate) fn router(app: Arc<App>, config: &ServerConfig) -> Router {
     if config.cors.is_none() {
         router = router.layer(middleware::from_fn(refuse_other_sites));
     }
-    router.layer(middleware::from_fn(log)).with_state(app)
+    router.layer(middleware::from_fn_with_state(app.clone(), log)).with_state(app)
 }
 
 /// Lets those through who know a key, if there are any.
@@ -155,7 +157,8 @@ async fn refuse_other_sites(request: Request, next: Next) -> Response {
 }
 
 /// Logs a request under a number of its own, which the client is told.
-async fn log(request: Request, next: Next) -> Response {
+async fn log(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let running = app.running.begin();
     let given = request.headers().get("x-request-id").and_then(|id| id.to_str().ok());
     let id = given.filter(|id| id.len() <= 128).map_or_else(|| new_id("req"), str::to_owned);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -167,7 +170,7 @@ async fn log(request: Request, next: Next) -> Response {
     if let Ok(id) = id.parse() {
         response.headers_mut().insert("x-request-id", id);
     }
-    response
+    running.until_sent(response)
 }
 
 /// Hands prompts to a model's engine, the `i`-th with tag `i`, and returns their tokens. What comes of them

@@ -254,7 +254,7 @@ enum Format {
 
 /// Takes `text`: the form of the answer.
 fn format(fields: &mut Fields) -> Result<Option<bevel_engine::Grammar>, ApiError> {
-    let text: Option<Text> = fields.take("text")?;
+    let text: Option<Text> = fields.object("text")?;
     Ok(match text.and_then(|text| text.format) {
         None | Some(Format::Text) => None,
         Some(Format::JsonObject) => Some(json_of(&any_object())),

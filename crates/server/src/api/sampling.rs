@@ -211,8 +211,8 @@ enum StructuredOutputs {
 }
 
 fn grammar(fields: &mut Fields) -> Result<(Option<Grammar>, &'static str), ApiError> {
-    let format = fields.take("response_format")?.and_then(ResponseFormat::grammar);
-    let structured = match fields.take("structured_outputs")? {
+    let format = fields.object("response_format")?.and_then(ResponseFormat::grammar);
+    let structured = match fields.object("structured_outputs")? {
         None | Some(StructuredOutputs::JsonObject(false)) => None,
         Some(StructuredOutputs::JsonObject(true)) => Some(json_of(&any_object())),
         Some(StructuredOutputs::Json(schema)) => Some(json_of(&schema)),
@@ -228,14 +228,24 @@ fn grammar(fields: &mut Fields) -> Result<(Option<Grammar>, &'static str), ApiEr
     Ok((format.or(structured), field))
 }
 
-/// A grammar of nothing but these texts.
+/// A grammar of nothing but these texts: one expression, which is followed more easily than as many rules.
 fn one_of(choices: &[String]) -> Result<Grammar, ApiError> {
     if choices.is_empty() {
         return Err(ApiError::field("structured_outputs.choice", "expected a choice"));
     }
-    let quoted: Vec<String> =
-        choices.iter().map(|choice| Value::from(choice.as_str()).to_string()).collect();
-    Ok(Grammar::Lark(format!("start: {}", quoted.join(" | "))))
+    let mut regex = String::new();
+    for (i, choice) in choices.iter().enumerate() {
+        if i > 0 {
+            regex.push('|');
+        }
+        for c in choice.chars() {
+            if c.is_ascii_punctuation() {
+                regex.push('\\');
+            }
+            regex.push(c);
+        }
+    }
+    Ok(Grammar::Regex(regex))
 }
 
 /// Token counts, as OpenAI has them.

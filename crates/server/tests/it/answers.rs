@@ -179,6 +179,9 @@ fn answers_follow_their_grammar() {
         let (text, _) = ask(json!({ "structured_outputs": { "grammar": lark } }), seed);
         assert!(text.starts_with('<') && text.ends_with('>') && text.len() <= 10, "{text}");
     }
+    let many: Vec<String> = (0..5000).map(|i| format!("{i}.*")).collect();
+    let (text, _) = ask(json!({ "structured_outputs": { "choice": many } }), 3);
+    assert!(many.contains(&text), "{text}");
     // Several at once, each in a state of its own.
     let request = json!({ "prompt": "So: ", "n": 4, "temperature": 1.5, "seed": 3, "max_tokens": 100,
         "structured_outputs": { "regex": "(one|two|three)( and (one|two|three)){2}" } });

@@ -82,6 +82,26 @@ fn what_runs_may_end_before_the_server_does() {
 }
 
 #[test]
+fn a_client_that_says_nothing_is_not_waited_for() {
+    let server = server();
+    let silent: Vec<TcpStream> =
+        ["", "POST /v1/comp", "POST /v1/completions HTTP/1.1\r\nhost: x\r\n"]
+            .into_iter()
+            .map(|begun| {
+                let mut stream = TcpStream::connect(server.address).unwrap();
+                stream.write_all(begun.as_bytes()).unwrap();
+                stream
+            })
+            .collect();
+    server.ask("/v1/completions", &json!({ "prompt": "x", "max_tokens": 1 }));
+    let start = Instant::now();
+    server.end();
+    server.join();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    drop(silent);
+}
+
+#[test]
 fn a_request_has_a_number() {
     let server = server();
     let id = |given: Option<&str>| {
