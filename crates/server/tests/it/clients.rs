@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::{Running, server};
+use crate::{Running, server, server_with};
 
 const RUNNING: &str = "vllm:num_requests_running";
 
@@ -114,4 +114,22 @@ fn a_request_has_a_number() {
     };
     assert_eq!(id(Some("mine-7")), "mine-7");
     assert!(id(None).starts_with("req-") && id(None) != id(None));
+}
+
+#[test]
+fn answers_come_over_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let files = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&files.0, cert.pem()).unwrap();
+    std::fs::write(&files.1, signing_key.serialize_pem()).unwrap();
+    let server = server_with(|config| config.tls = Some(files), |_| {});
+    let tls = ureq::tls::TlsConfig::builder().disable_verification(true).build();
+    let agent: ureq::Agent = ureq::Agent::config_builder().tls_config(tls).build().into();
+    let url = server.url("/v1/completions").replace("http://", "https://");
+    let mut response = agent.post(url).send("{\"prompt\": \"x\", \"max_tokens\": 3}").unwrap();
+    let answer = response.body_mut().read_to_string().unwrap();
+    assert!(answer.contains("\"finish_reason\""), "{answer}");
+    assert!(ureq::get(server.url("/health")).call().is_err(), "nothing is said in the clear");
 }
