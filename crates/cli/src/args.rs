@@ -51,7 +51,7 @@ pub(crate) enum Command {
     Run(run::Args),
     /// Talk with a model
     Chat(chat::Args),
-    /// Answer requests over HTTP, as OpenAI's API has it
+    /// Answer requests over HTTP, as OpenAI's and Anthropic's APIs have them, and in a browser
     Serve(Box<serve::Args>),
     /// Evaluate, quantize and compare a model, and write a report
     Tour(tour::Args),

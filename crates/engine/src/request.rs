@@ -151,7 +151,7 @@ pub enum EndReason {
     EndOfText(u32),
     /// This stop string appeared.
     StopString(String),
-    /// Its grammar has it that nothing can follow.
+    /// Nothing can follow, by its grammar; or what was wanted is an embedding, and here it is.
     Complete,
     /// Its grammar could not be followed any further, for this reason.
     Grammar(String),

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use bevel_kernels::KvPool;
@@ -56,7 +55,7 @@ impl SwapFile {
             self.used = self.used.max(place + 1);
             places.push(place);
             pool.save_block(block, &mut self.block);
-            result = self.file.write_all_at(&self.block, self.offset(place));
+            result = self.go_to(place).and_then(|()| self.file.write_all(&self.block));
             if result.is_err() {
                 break;
             }
@@ -81,8 +80,7 @@ impl SwapFile {
         let places = self.places.remove(&load.id).expect("what is loaded was saved");
         let mut result = Ok(());
         for (&place, &block) in places[load.skip..].iter().zip(&load.blocks) {
-            let offset = self.offset(place);
-            result = self.file.read_exact_at(&mut self.block, offset);
+            result = self.go_to(place).and_then(|()| self.file.read_exact(&mut self.block));
             if result.is_err() {
                 break;
             }
@@ -102,7 +100,8 @@ impl SwapFile {
         self.used - self.free.len()
     }
 
-    fn offset(&self, place: usize) -> u64 {
-        place as u64 * self.block.len() as u64
+    fn go_to(&mut self, place: usize) -> io::Result<()> {
+        let offset = place as u64 * self.block.len() as u64;
+        self.file.seek(SeekFrom::Start(offset)).map(|_| ())
     }
 }

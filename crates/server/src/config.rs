@@ -2,6 +2,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use axum::http::HeaderValue;
+
 /// How a server behaves.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -10,7 +12,7 @@ pub struct ServerConfig {
     /// Clients have to give one of these keys. Without keys anybody is served.
     pub api_keys: Vec<String>,
     /// Pages of these origins may use the server; `*` stands for all. `None`: only its own.
-    pub cors: Option<Vec<String>>,
+    pub cors: Option<Vec<HeaderValue>>,
     /// Most bytes of a request's body.
     pub body_limit: usize,
     /// Certificate and key, PEM files, for TLS.

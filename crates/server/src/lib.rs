@@ -21,8 +21,9 @@ use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use tokio::runtime::Runtime;
 
-pub use config::ServerConfig;
+pub use config::{HeaderValue, ServerConfig};
 pub use served::ModelToServe;
 
 /// What keeps a server from running.
@@ -65,18 +66,34 @@ pub struct Server {
     config: ServerConfig,
     listener: TcpListener,
     app: Arc<api::App>,
+    tls: Option<RustlsConfig>,
+    runtime: Runtime,
 }
 
 impl Server {
     /// Starts the models' engines and listens. The first model serves requests that name none.
     ///
     /// # Errors
-    /// Where the address cannot be had or an engine does not start.
+    /// Where the address cannot be had, the certificate is of no use, or an engine does not start.
     pub fn bind(config: ServerConfig, models: Vec<ModelToServe>) -> Result<Self, Error> {
         let address = config.address;
         let listen = |error| Error::Listen { address, error };
         let listener = TcpListener::bind(address).map_err(listen)?;
         listener.set_nonblocking(true).map_err(listen)?;
+        // The models' threads are the busy ones.
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let tls = match &config.tls {
+            None => None,
+            Some((certificate, key)) => {
+                let tls = runtime.block_on(RustlsConfig::from_pem_file(certificate, key));
+                Some(tls.map_err(|error| Error::Tls {
+                    certificate: certificate.display().to_string(),
+                    key: key.display().to_string(),
+                    error,
+                })?)
+            }
+        };
         let start = |model: ModelToServe| {
             let name = model.name.clone();
             let served = served::Served::start(model);
@@ -86,7 +103,7 @@ impl Server {
         let (api_keys, body_limit) = (config.api_keys.clone(), config.body_limit);
         let running = running::Running::default();
         let app = Arc::new(api::App { models, api_keys, body_limit, running });
-        Ok(Self { config, listener, app })
+        Ok(Self { config, listener, app, tls, runtime })
     }
 
     /// Where it listens: the port that was chosen where 0 was asked for.
@@ -101,19 +118,22 @@ impl Server {
     /// config's time of grace.
     ///
     /// # Errors
-    /// Of the certificate, and the system's.
+    /// The system's.
     pub fn run(self, ended: impl Fn() -> bool + Send + 'static) -> Result<(), Error> {
-        // The models' threads are the busy ones.
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let result = runtime.block_on(self.serve(ended));
+        let Self { config, listener, app, tls, runtime } = self;
+        let result = runtime.block_on(Self::serve(config, listener, app, tls, ended));
         // Nobody waits for what is left of them.
         runtime.shutdown_background();
         result
     }
 
-    async fn serve(self, ended: impl Fn() -> bool + Send + 'static) -> Result<(), Error> {
-        let Self { config, listener, app } = self;
+    async fn serve(
+        config: ServerConfig,
+        listener: TcpListener,
+        app: Arc<api::App>,
+        tls: Option<RustlsConfig>,
+        ended: impl Fn() -> bool + Send + 'static,
+    ) -> Result<(), Error> {
         let running = app.running.clone();
         let service = api::router(app, &config).into_make_service();
         let handle = Handle::new();
@@ -134,19 +154,13 @@ impl Server {
                 handle.shutdown();
             }
         });
-        match &config.tls {
+        match tls {
             None => {
                 let mut server = axum_server::from_tcp(listener)?.handle(handle);
                 be_patient(server.http_builder());
                 server.serve(service).await?;
             }
-            Some((certificate, key)) => {
-                let tls = RustlsConfig::from_pem_file(certificate, key).await;
-                let tls = tls.map_err(|error| Error::Tls {
-                    certificate: certificate.display().to_string(),
-                    key: key.display().to_string(),
-                    error,
-                })?;
+            Some(tls) => {
                 let mut server = axum_server::from_tcp_rustls(listener, tls)?.handle(handle);
                 be_patient(server.http_builder());
                 server.serve(service).await?;

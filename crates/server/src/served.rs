@@ -7,8 +7,7 @@ use bevel_kernels::Cpu;
 use bevel_model::chat::{ChatTemplate, TemplateError};
 use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{Model, SamplerConfig};
-
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::worker::Worker;
 
@@ -111,29 +110,36 @@ impl Served {
         self.tool_template.get()
     }
 
+    /// Waits for a turn to prepare a grammar; `None` where those before take too long.
+    pub(crate) async fn turn_to_compile(&self) -> Option<OwnedSemaphorePermit> {
+        let turn = self.compiling.clone().acquire_owned();
+        tokio::time::timeout(GRAMMAR_TIME, turn).await.ok()?.ok()
+    }
+
     /// Prepares a grammar. It takes time: not for async.
-    pub(crate) fn compile(self: &Arc<Self>, grammar: &Grammar) -> Result<Constraint, GrammarError> {
+    pub(crate) fn compile(
+        self: &Arc<Self>,
+        grammar: Grammar,
+        turn: OwnedSemaphorePermit,
+    ) -> Result<Constraint, GrammarError> {
         let refused = |problem: String| Err(GrammarError::Grammar(problem));
-        let size = match grammar {
+        let size = match &grammar {
             Grammar::JsonSchema(schema) => schema.to_string().len(),
             Grammar::Regex(text) | Grammar::Lark(text) => text.len(),
         };
         if size > MOST_GRAMMAR {
             return refused(format!("it has {size} bytes; this server takes {MOST_GRAMMAR}"));
         }
-        let Ok(running) = self.compiling.clone().try_acquire_owned() else {
-            return refused("others that take too long are still being prepared".to_owned());
-        };
         // Rules that name rules are followed by calls within calls: a chain of thousands takes a large stack,
         // and a stack that overflows ends the program. What takes too long is waited for no longer, though it
         // cannot be stopped.
         let (done, result) = std::sync::mpsc::channel();
-        let (served, grammar) = (self.clone(), grammar.clone());
+        let served = self.clone();
         let compile = move || {
             let grammars = served.grammars.get_or_init(|| Grammars::new(&served.tokenizer));
             let grammars = grammars.as_ref().map_err(Clone::clone);
             let _ = done.send(grammars.and_then(|grammars| grammars.compile(&grammar)));
-            drop(running);
+            drop(turn);
         };
         let thread = std::thread::Builder::new().name("compile".to_owned());
         match thread.stack_size(GRAMMAR_STACK).spawn(compile) {

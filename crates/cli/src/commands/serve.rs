@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use bevel_engine::{EngineConfig, Swap};
 use bevel_kernels::{BLOCK_TOKENS, Cpu, KvType};
+use bevel_model::KvCache;
 use bevel_model::chat::CHATML;
-use bevel_model::{KvCache, SamplerConfig};
-use bevel_server::{ModelToServe, Server, ServerConfig};
+use bevel_server::{HeaderValue, ModelToServe, Server, ServerConfig};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -50,8 +50,8 @@ pub(crate) struct Args {
     api_key: Vec<String>,
 
     /// Pages of this origin may use the server; may be given more than once, `*` for all
-    #[arg(long, value_name = "ORIGIN", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    cors: Vec<String>,
+    #[arg(long, value_name = "ORIGIN", value_parser = origin)]
+    cors: Vec<HeaderValue>,
 
     /// Certificate for TLS, a PEM file
     #[arg(long, value_name = "FILE", requires = "tls_key")]
@@ -106,6 +106,12 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     kv: Kv,
+}
+
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let is_one = text == "*" || text.contains("://") && !text.contains(char::is_whitespace);
+    let value = text.parse().ok().filter(|_| is_one);
+    value.ok_or_else(|| "expected an origin such as https://app.example, or *".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -187,8 +193,8 @@ impl Args {
         cpu: Option<Arc<Cpu>>,
         global: &Global,
     ) -> Result<ModelToServe> {
-        let loaded = model::load(model, self.products.exact, global);
-        let Loaded { model, mut tokenizer, cpu: own, .. } = loaded.context(format!("`{model}`"))?;
+        let Loaded { model, mut tokenizer, cpu: own, .. } =
+            model::load(model, self.products.exact, global)?;
         let generation = GenerationConfig::of(model.checkpoint())?;
         tokenizer.add_end_of_generation(generation.eos().iter().copied());
         let context = context(self.ctx, 0, model.config(), global)?;
@@ -205,7 +211,7 @@ impl Args {
             tokenizer,
             template: self.template()?,
             cpu: cpu.unwrap_or_else(|| Arc::new(own)),
-            defaults: SamplerConfig { seed: 0, ..generation.sampler() },
+            defaults: generation.sampler(),
             engine,
             request_timeout: self.timeout,
             model,

@@ -1,6 +1,5 @@
 //! Conversations: from messages to the text that a model reads, and from what it writes to text and calls.
 
-use bevel_engine::Grammar;
 use bevel_model::chat::Message;
 use bevel_model::tokenizer::Tokenizer;
 use serde_json::{Map, Value};
@@ -34,7 +33,13 @@ pub(crate) struct Rendering {
 impl Rendering {
     /// Takes the fields, which are vLLM's.
     fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let extra = fields.take("chat_template_kwargs")?.unwrap_or_default();
+        let extra: Map<String, Value> = fields.take("chat_template_kwargs")?.unwrap_or_default();
+        for name in ["messages", "tools", "add_generation_prompt"] {
+            if extra.contains_key(name) {
+                let problem = "it is a field of the request itself";
+                return Err(ApiError::field(format!("chat_template_kwargs.{name}"), problem));
+            }
+        }
         let continues = fields.take("continue_final_message")?.unwrap_or(false);
         let prompted = fields.take("add_generation_prompt")?.unwrap_or(!continues);
         if continues && prompted {
@@ -113,8 +118,7 @@ impl Conversation {
             let problem = "an answer can call tools or have a form, not both";
             return Err(ApiError::field(options.grammar_field, problem));
         }
-        let grammar: Grammar = tools.grammar();
-        options.grammar = Some(grammar);
+        options.grammar = Some(tools.grammar());
         options.grammar_field = "tools";
         options.request.keep_special = tools.style().has_special_marks();
         Ok(())

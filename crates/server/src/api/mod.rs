@@ -78,7 +78,7 @@ impl App {
 
 /// All routes.
 pub(crate) fn router(app: Arc<App>, config: &ServerConfig) -> Router {
-    let mut router = Router::new()
+    let router = Router::new()
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/completions", post(completions::handle))
         .route("/v1/messages", post(messages::handle))
@@ -104,22 +104,19 @@ pub(crate) fn router(app: Arc<App>, config: &ServerConfig) -> Router {
             let problem = format!("`{}` does not take {}", request.uri().path(), request.method());
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, problem)
         });
-    if let Some(origins) = &config.cors {
-        let cors = CorsLayer::new()
-            .allow_methods([Method::GET, Method::POST])
-            .allow_headers(AllowHeaders::mirror_request())
-            .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER]);
-        router = router.layer(match origins.iter().any(|origin| origin == "*") {
-            true => cors.allow_origin(Any),
-            false => {
-                let origins: Vec<_> = origins.iter().filter_map(|o| o.parse().ok()).collect();
-                cors.allow_origin(origins)
-            }
-        });
-    }
-    if config.cors.is_none() {
-        router = router.layer(middleware::from_fn(refuse_other_sites));
-    }
+    let router = match &config.cors {
+        None => router.layer(middleware::from_fn(refuse_other_sites)),
+        Some(origins) => {
+            let cors = CorsLayer::new()
+                .allow_methods([Method::GET, Method::POST])
+                .allow_headers(AllowHeaders::mirror_request())
+                .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER]);
+            router.layer(match origins.iter().any(|origin| origin == "*") {
+                true => cors.allow_origin(Any),
+                false => cors.allow_origin(origins.clone()),
+            })
+        }
+    };
     router.layer(middleware::from_fn_with_state(app.clone(), log)).with_state(app)
 }
 
@@ -190,6 +187,13 @@ async fn submit(
         );
         return Err(ApiError::bad_request(problem).with_code("context_length_exceeded"));
     }
+    let turn = match &grammar {
+        None => None,
+        Some(_) => Some(model.turn_to_compile().await.ok_or_else(|| {
+            let problem = "grammars that came before take long to prepare; try again later";
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, problem)
+        })?),
+    };
     let model_there = model.clone();
     let (prompts, constraint) = blocking(move || {
         let model = model_there;
@@ -197,7 +201,8 @@ async fn submit(
             .into_iter()
             .map(|prompt| prompt.tokens(&model.tokenizer))
             .collect::<Result<_, ApiError>>()?;
-        let constraint = grammar.map(|grammar| model.compile(&grammar)).transpose();
+        let constraint =
+            grammar.zip(turn).map(|(grammar, turn)| model.compile(grammar, turn)).transpose();
         let constraint =
             constraint.map_err(|error| ApiError::field(grammar_field, brief(&error)))?;
         Ok::<_, ApiError>((prompts, constraint))

@@ -15,7 +15,7 @@ use super::body::Body;
 use super::conversation::{Conversation, Prompt, Reader, Rendering, parsed};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::sampling::{Options, any_object, json_of};
+use super::sampling::{NamedSchema, Options, any_object, json_of};
 use super::stream::{Chunk, Chunks, respond};
 use super::tools::{Call, Function, Piece, ToolChoice, Tools};
 use super::{App, new_id, now};
@@ -240,16 +240,7 @@ struct Text {
 enum Format {
     Text,
     JsonObject,
-    JsonSchema {
-        schema: Value,
-        // Names for the client's own sake; answers always follow the schema.
-        #[allow(dead_code)]
-        name: Option<String>,
-        #[allow(dead_code)]
-        description: Option<String>,
-        #[allow(dead_code)]
-        strict: Option<bool>,
-    },
+    JsonSchema(NamedSchema),
 }
 
 /// Takes `text`: the form of the answer.
@@ -258,7 +249,7 @@ fn format(fields: &mut Fields) -> Result<Option<bevel_engine::Grammar>, ApiError
     Ok(match text.and_then(|text| text.format) {
         None | Some(Format::Text) => None,
         Some(Format::JsonObject) => Some(json_of(&any_object())),
-        Some(Format::JsonSchema { schema, .. }) => Some(json_of(&schema)),
+        Some(Format::JsonSchema(named)) => Some(json_of(&named.schema)),
     })
 }
 

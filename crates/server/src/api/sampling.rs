@@ -154,10 +154,11 @@ enum ResponseFormat {
     JsonSchema { json_schema: NamedSchema },
 }
 
+/// A schema, and what a client says of it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct NamedSchema {
-    schema: Value,
+pub(crate) struct NamedSchema {
+    pub(crate) schema: Value,
     // What follows names it for the client's own sake; answers always follow the schema.
     #[allow(dead_code)]
     name: Option<String>,
@@ -248,16 +249,6 @@ fn one_of(choices: &[String]) -> Result<Grammar, ApiError> {
     Ok(Grammar::Regex(regex))
 }
 
-/// Token counts, as OpenAI has them.
-pub(crate) fn usage(prompt_tokens: usize, answer_tokens: usize, cached_tokens: usize) -> Value {
-    json!({
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": answer_tokens,
-        "total_tokens": prompt_tokens + answer_tokens,
-        "prompt_tokens_details": { "cached_tokens": cached_tokens },
-    })
-}
-
 /// Adds up the tokens of a client's requests. The answers to one share its prompt.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Usage {
@@ -272,9 +263,15 @@ impl Usage {
         self.answer_tokens += end.answer_tokens;
     }
 
+    /// As OpenAI has it.
     pub(crate) fn json(&self) -> Value {
         let prompts = self.prompts.values();
         let (tokens, cached) = prompts.fold((0, 0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
-        usage(tokens, self.answer_tokens, cached)
+        json!({
+            "prompt_tokens": tokens,
+            "completion_tokens": self.answer_tokens,
+            "total_tokens": tokens + self.answer_tokens,
+            "prompt_tokens_details": { "cached_tokens": cached },
+        })
     }
 }

@@ -55,6 +55,24 @@ fn many_clients_at_once_get_what_each_gets_alone() {
     assert_eq!(alone, together);
 }
 
+/// Few grammars are prepared at a time, and the others wait.
+#[test]
+fn many_grammars_at_once_are_all_followed() {
+    let server = server();
+    std::thread::scope(|scope| {
+        for i in 0..40 {
+            let server = &server;
+            scope.spawn(move || {
+                let regex = format!("n{i}=[0-9]{{3}}");
+                let request = json!({ "prompt": "x", "structured_outputs": { "regex": regex } });
+                let answer = server.ask("/v1/completions", &request);
+                let text = answer["choices"][0]["text"].as_str().unwrap();
+                assert!(text.starts_with(&format!("n{i}=")), "{text}");
+            });
+        }
+    });
+}
+
 #[test]
 fn a_thousand_connections_disturb_nobody() {
     // Both ends of each are in this process.

@@ -77,6 +77,7 @@ fn fields_that_cannot_be_honoured_are_named() {
         (json!({ "store": true }), "store"),
         (json!({ "modalities": ["text", "audio"] }), "modalities"),
         (json!({ "reasoning_effort": "high" }), "reasoning_effort"),
+        (json!({ "chat_template_kwargs": { "tools": [] } }), "chat_template_kwargs.tools"),
         (json!({ "prompt": "x" }), "prompt"),
     ];
     for (mut request, field) in chats {
@@ -145,7 +146,10 @@ fn pages_of_other_sites_are_refused() {
     let closed = server();
     assert_eq!(ask(&closed, "cross-site").status(), 403);
     assert_eq!(ask(&closed, "same-origin").status(), 200);
-    let open = server_with(|config| config.cors = Some(vec!["https://app.example".into()]), |_| {});
+    let open = server_with(
+        |config| config.cors = Some(vec!["https://app.example".parse().unwrap()]),
+        |_| {},
+    );
     let response = ask(&open, "cross-site");
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example");
