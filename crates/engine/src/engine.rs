@@ -1,3 +1,6 @@
+mod beams;
+mod prompts;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -5,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use bevel_kernels::{BLOCK_TOKENS, Cpu, KvPool, KvType};
 use bevel_model::tokenizer::Tokenizer;
-use bevel_model::{Batch, Model, Part, SamplerScratch, State};
+use bevel_model::{Batch, HeadState, Model, Part, SamplerScratch, State};
 
 use crate::blocks::BlockStats;
 use crate::error::{Error, Result};
 use crate::grammar::Preparer;
-use crate::request::{End, EndReason, Output, OutputToken, Pooling, Refused, Request, RequestId};
+use crate::request::{End, EndReason, Output, OutputToken, Refused, Request, RequestId};
 use crate::scheduler::{Chunk, Limits, Schedule, Scheduler, SequenceId};
-use crate::stream::{Step, Stream};
+use crate::stream::{Chosen, Step, Stream};
 use crate::swap::SwapFile;
+use beams::Search;
+pub(crate) use beams::{Beam, Candidate};
 
 /// What an engine may use.
 #[derive(Clone, Debug)]
@@ -111,6 +116,10 @@ pub struct Engine<'m> {
     state: State,
     swap: Option<SwapFile>,
     streams: BTreeMap<SequenceId, Stream<'m>>,
+    /// Beam searches, by their requests.
+    searches: BTreeMap<u64, Search>,
+    /// Logits of prompts.
+    prompt_head: HeadState,
     /// Runs once there is something to prepare.
     preparer: Option<Preparer>,
     next_request: u64,
@@ -164,6 +173,8 @@ impl<'m> Engine<'m> {
             state: State::new(model.config(), config.context),
             swap,
             streams: BTreeMap::new(),
+            searches: BTreeMap::new(),
+            prompt_head: HeadState::default(),
             preparer: None,
             next_request: 0,
             scratches: Vec::new(),
@@ -193,6 +204,10 @@ impl<'m> Engine<'m> {
         if request.answers == 0 || request.answers as usize > self.config.sequences {
             return Err(Refused::Answers { asked: request.answers, most: self.config.sequences });
         }
+        let (asked, answers) = (request.sequences(), request.answers);
+        if asked < answers || asked as usize > self.config.sequences {
+            return Err(Refused::Beams { asked, answers, most: self.config.sequences });
+        }
         // What could run at once does not wait, even if no step has begun since it came.
         if expected >= self.config.queue.saturating_add(self.config.sequences) {
             return Err(Refused::QueueFull(expected));
@@ -204,9 +219,12 @@ impl<'m> Engine<'m> {
         let id = SequenceId { request: self.next_request, index: 0 };
         self.next_request += 1;
         self.scheduler.add(id, request.prompt.clone(), request.priority);
-        self.scheduler.expect(id, request.answers as usize);
-        if request.embed == Some(Pooling::Mean) {
+        self.scheduler.expect(id, asked as usize);
+        if request.wants_whole_prompt() {
             self.scheduler.compute_whole(id);
+        }
+        if let Some(beams) = request.beams {
+            self.searches.insert(id.request, Search::new(beams, &request, self.config.context));
         }
         self.streams.insert(id, Stream::new(Arc::new(request), 0, self.tokenizer));
         Ok(RequestId(id.request))
@@ -216,6 +234,7 @@ impl<'m> Engine<'m> {
     pub fn cancel(&mut self, request: RequestId) {
         let ids: Vec<SequenceId> = self.answers(request.0).collect();
         ids.into_iter().for_each(|id| self.remove(id));
+        self.searches.remove(&request.0);
     }
 
     /// True while there is nothing to do.
@@ -232,9 +251,10 @@ impl<'m> Engine<'m> {
         let schedule = self.schedule();
         let rows = self.forward(&schedule.chunks)?;
         outputs.extend(self.embed(&schedule.chunks));
-        outputs.extend(self.take_constraints());
-        let tokens = self.choose(rows);
-        outputs.extend(self.accept(tokens));
+        self.score_prompts(&schedule.chunks);
+        outputs.extend(self.take_constraints(schedule.chunks.is_empty()));
+        let chosen = self.choose(rows);
+        outputs.extend(self.accept(chosen));
         Ok(outputs)
     }
 
@@ -262,7 +282,14 @@ impl<'m> Engine<'m> {
         let overdue = |s: &Stream<'_>| s.request.deadline.is_some_and(|deadline| deadline <= now);
         let ids: Vec<SequenceId> =
             self.streams.iter().filter(|(_, s)| overdue(s)).map(|(&id, _)| id).collect();
-        ids.into_iter().flat_map(|id| self.end(id, EndReason::Deadline)).collect()
+        let mut outputs = Vec::new();
+        for id in ids {
+            // It may have ended with another beam.
+            if self.streams.contains_key(&id) {
+                outputs.extend(self.end(id, EndReason::Deadline));
+            }
+        }
+        outputs
     }
 
     /// Chooses what runs, and moves the blocks that have to move first.
@@ -273,6 +300,10 @@ impl<'m> Engine<'m> {
                 (tokens as usize).min(self.config.step_tokens);
         }
         let mut schedule = self.scheduler.schedule();
+        let prepares = self.preparer.as_ref().is_some_and(Preparer::is_busy);
+        if schedule.chunks.is_empty() && !prepares {
+            self.scheduler.make_way(&mut schedule);
+        }
         for save in &schedule.saves {
             let Some(swap) = &mut self.swap else { break };
             match swap.save(&self.pool, save) {
@@ -342,37 +373,13 @@ impl<'m> Engine<'m> {
         }
     }
 
-    /// Pools what prompts' tokens gave that are to be embedded.
-    fn embed(&mut self, chunks: &[Chunk]) -> Vec<Output> {
-        let (mut outputs, mut next) = (Vec::new(), 0);
-        let dim = self.model.config().dim;
-        for &Chunk { id, start, len, wants_next } in chunks {
-            let (first, last) = (next, next + len);
-            next = last;
-            let stream = self.streams.get_mut(&id).expect("it ran");
-            let rows: Vec<usize> = match stream.request.embed {
-                None => continue,
-                Some(Pooling::Mean) => (first..last).collect(),
-                Some(Pooling::Last) if wants_next => vec![last - 1],
-                Some(Pooling::Last) => continue,
-            };
-            stream.pool(self.model.hidden(self.cpu, &rows, &mut self.state), dim, start == 0);
-            if wants_next {
-                let embedding = stream.embedding();
-                let found = embedding.is_some();
-                let reason = if found { EndReason::Complete } else { EndReason::NotFinite };
-                let mut ended = self.end(id, reason);
-                ended[0].embedding = embedding;
-                outputs.extend(ended);
-            }
-        }
-        outputs
-    }
-
-    /// Takes back the constraints that were prepared while the model ran.
-    fn take_constraints(&mut self) -> Vec<Output> {
+    /// Takes back the constraints that were prepared while the model ran. Those that take longer than half a
+    /// step's time are waited for only where there was nothing else to do (`idle`): their sequences sit out.
+    fn take_constraints(&mut self, idle: bool) -> Vec<Output> {
+        let Some(preparer) = &mut self.preparer else { return Vec::new() };
+        let patience = if idle { Duration::MAX } else { self.config.step_time / 2 };
         let mut outputs = Vec::new();
-        for (id, result) in self.preparer.as_mut().map(Preparer::finish).unwrap_or_default() {
+        for (id, result) in preparer.finish(patience) {
             match (result, self.streams.get_mut(&id)) {
                 // It was cancelled meanwhile.
                 (_, None) => {}
@@ -385,32 +392,33 @@ impl<'m> Engine<'m> {
         outputs
     }
 
-    /// The next token of every sequence that has a row of logits and has not ended meanwhile; `None` where
-    /// its logits are no numbers.
-    fn choose(&mut self, owners: Vec<SequenceId>) -> Vec<(SequenceId, Option<OutputToken>)> {
-        let mut rows: Vec<(SequenceId, usize)> = Vec::new();
+    /// What follows every sequence that has a row of logits and has not ended meanwhile.
+    fn choose(&mut self, owners: Vec<SequenceId>) -> Vec<(SequenceId, Chosen)> {
+        let mut rows: HashMap<SequenceId, usize> = HashMap::new();
         for (row, id) in owners.into_iter().enumerate() {
             if self.streams.contains_key(&id) {
-                rows.push((id, row));
+                rows.insert(id, row);
                 rows.extend(self.fork(id).into_iter().map(|id| (id, row)));
             }
         }
-        self.scratches.resize_with(rows.len().max(self.scratches.len()), Default::default);
-        let mut rows: HashMap<SequenceId, usize> = rows.into_iter().collect();
-        let wanted =
-            self.streams.iter_mut().filter_map(|(&id, s)| Some((id, rows.remove(&id)?, s)));
-        let mut tasks: Vec<_> = wanted
-            .zip(&mut self.scratches)
-            .map(|((id, row, stream), scratch)| (id, row, stream, scratch, None))
-            .collect();
         let vocabulary = self.model.config().vocab_size;
         let (cpu, scheduler, logits) = (self.cpu, &self.scheduler, self.state.logits());
+        let mut ready = Vec::with_capacity(rows.len());
+        for (&id, stream) in &mut self.streams {
+            let row = rows.get(&id).map(|row| &logits[row * vocabulary..][..vocabulary]);
+            ready.extend(stream.choosable(row).map(|logits| (id, stream, logits)));
+        }
+        self.scratches.resize_with(ready.len().max(self.scratches.len()), Default::default);
+        let mut tasks: Vec<_> = ready
+            .into_iter()
+            .zip(&mut self.scratches)
+            .map(|((id, stream, logits), scratch)| (id, stream, logits, scratch, None))
+            .collect();
         cpu.pool().run_chunks(&mut tasks, 1, |_, task| {
-            let (id, row, stream, scratch, token) = &mut task[0];
-            let logits = &logits[*row * vocabulary..][..vocabulary];
-            *token = stream.choose(cpu, logits, scheduler.tokens(*id), scratch);
+            let (id, stream, logits, scratch, chosen) = &mut task[0];
+            *chosen = Some(stream.choose(cpu, logits, scheduler.tokens(*id), scratch));
         });
-        tasks.into_iter().map(|(id, .., token)| (id, token)).collect()
+        tasks.into_iter().filter_map(|(id, .., chosen)| Some((id, chosen?))).collect()
     }
 
     /// The further answers to a request whose prompt has just been read.
@@ -430,49 +438,74 @@ impl<'m> Engine<'m> {
     fn unborn(&self, id: SequenceId) -> impl Iterator<Item = SequenceId> + use<> {
         let stream = &self.streams[&id];
         let reads = stream.answer_tokens == 0 && self.answers(id.request).nth(1).is_none();
-        let answers = if reads && id.index == 0 { stream.request.answers } else { 1 };
+        let alone = !reads || id.index > 0 || stream.request.beams.is_some();
+        let answers = if alone { 1 } else { stream.request.answers };
         (1..answers).map(move |index| SequenceId { index, ..id })
     }
 
-    /// Adds the chosen tokens to their answers.
-    fn accept(&mut self, tokens: Vec<(SequenceId, Option<OutputToken>)>) -> Vec<Output> {
-        let mut outputs = Vec::with_capacity(tokens.len());
-        for (id, token) in tokens {
-            let Some(token) = token else {
-                outputs.extend(self.end(id, EndReason::NotFinite));
+    /// Adds what was chosen to the answers.
+    fn accept(&mut self, chosen: Vec<(SequenceId, Chosen)>) -> Vec<Output> {
+        let mut outputs = Vec::with_capacity(chosen.len());
+        for (id, chosen) in chosen {
+            // Its request may have ended with another beam.
+            if !self.streams.contains_key(&id) {
                 continue;
-            };
-            let stream = self.streams.get_mut(&id).expect("it ran");
-            self.metrics.generated_tokens += 1;
-            // Its own place is all that the token needs to be followed by another.
-            let room = self.scheduler.tokens(id).len() < self.config.context;
-            let chosen = token.id;
-            let step = stream.push(token, self.tokenizer.end_of_generation(), room);
-            let ended = step.end.is_some();
-            if let Some(constraint) = stream.constraint.take_if(|_| !ended) {
-                self.preparer
-                    .as_mut()
-                    .expect("it runs since the request came")
-                    .start(id, constraint);
             }
-            outputs.push(output(id, stream, step));
-            if ended {
-                self.remove(id);
-            } else {
-                self.scheduler.push(id, chosen);
+            match chosen {
+                Chosen::Token(token) => outputs.push(self.push(id, token)),
+                Chosen::Candidates(candidates) => outputs.extend(self.extend_beam(id, candidates)),
+                Chosen::NotFinite => outputs.extend(self.end(id, EndReason::NotFinite)),
             }
         }
         outputs
     }
 
+    /// Adds a token to an answer.
+    fn push(&mut self, id: SequenceId, token: OutputToken) -> Output {
+        let mut stream = self.streams.remove(&id).expect("it ran");
+        self.metrics.generated_tokens += 1;
+        // Its own place is all that the token needs to be followed by another.
+        let room = self.scheduler.tokens(id).len() < self.config.context;
+        let chosen = token.id;
+        let step = stream.push(token, self.tokenizer.end_of_generation(), room);
+        let ended = step.end.is_some();
+        let output = output(id, &mut stream, step);
+        if ended {
+            self.remove(id);
+        } else {
+            self.prepare(id, &mut stream);
+            self.streams.insert(id, stream);
+            self.scheduler.push(id, chosen);
+        }
+        output
+    }
+
+    /// Begins to find out what may follow.
+    fn prepare(&mut self, id: SequenceId, stream: &mut Stream<'m>) {
+        if let Some(constraint) = stream.constraint.take() {
+            let preparer = self.preparer.as_mut().expect("it runs since the request came");
+            preparer.start(id, constraint);
+        }
+    }
+
     /// Ends an answer from outside, and with it those that would have come of it.
     fn end(&mut self, id: SequenceId, reason: EndReason) -> Vec<Output> {
-        let ids: Vec<SequenceId> = std::iter::once(id).chain(self.unborn(id)).collect();
-        let stream = self.streams.get_mut(&id).expect("it has not ended");
+        let stream = &self.streams[&id];
+        let ids: Vec<SequenceId> = match stream.request.beams {
+            None => std::iter::once(id).chain(self.unborn(id)).collect(),
+            Some(_) => (0..stream.request.answers).map(|i| SequenceId { index: i, ..id }).collect(),
+        };
+        // What a search would have found nobody knows.
+        let searches = stream.request.beams.is_some();
+        let mut stream = self.streams.remove(&id).expect("it has not ended");
+        if searches {
+            stream = stream.again(0, self.tokenizer);
+            self.cancel(RequestId(id.request));
+        }
         let mut outputs = Vec::with_capacity(ids.len());
         for id in ids {
             let step = stream.finish(reason.clone(), None);
-            outputs.push(output(id, stream, step));
+            outputs.push(output(id, &mut stream, step));
         }
         self.remove(id);
         outputs
@@ -493,7 +526,7 @@ impl<'m> Engine<'m> {
     }
 }
 
-fn output(id: SequenceId, stream: &Stream<'_>, step: Step) -> Output {
+fn output(id: SequenceId, stream: &mut Stream<'_>, step: Step) -> Output {
     let end = step.end.map(|reason| End {
         reason,
         prompt_tokens: stream.request.prompt.len(),
@@ -501,5 +534,7 @@ fn output(id: SequenceId, stream: &Stream<'_>, step: Step) -> Output {
         answer_tokens: stream.answer_tokens,
     });
     let (request, index) = (RequestId(id.request), id.index);
-    Output { request, index, text: step.text, token: step.token, embedding: None, end }
+    let prompt_logprobs = std::mem::take(&mut stream.prompt_logprobs);
+    let Step { text, token, .. } = step;
+    Output { request, index, text, token, embedding: None, prompt_logprobs, end }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bevel_model::tokenizer::{TokenKind, Tokenizer};
 use llguidance::api::TopLevelGrammar;
@@ -177,11 +178,33 @@ impl Preparer {
         self.pending += 1;
     }
 
-    /// Those that were started, prepared: waits for them.
-    pub(crate) fn finish(&mut self) -> Vec<(SequenceId, Result<Constraint, String>)> {
-        let count = std::mem::take(&mut self.pending);
-        let result = || self.results.recv().expect("the thread answers all it is sent");
-        std::iter::repeat_with(result).take(count).collect()
+    /// Whether there are some that have not come back.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.pending > 0
+    }
+
+    /// Those that were started and are prepared: waits up to `patience` for all, and for one where it is
+    /// endless.
+    pub(crate) fn finish(
+        &mut self,
+        patience: Duration,
+    ) -> Vec<(SequenceId, Result<Constraint, String>)> {
+        let mut prepared = Vec::new();
+        let deadline = Instant::now().checked_add(patience);
+        while self.pending > 0 {
+            let result = match deadline {
+                None if !prepared.is_empty() => self.results.try_recv().ok(),
+                None => Some(self.results.recv().expect("the thread answers all it is sent")),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    self.results.recv_timeout(left).ok()
+                }
+            };
+            let Some(result) = result else { break };
+            self.pending -= 1;
+            prepared.push(result);
+        }
+        prepared
     }
 }
 

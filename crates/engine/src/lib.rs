@@ -18,4 +18,6 @@ mod swap;
 pub use engine::{Engine, EngineConfig, Metrics, Swap};
 pub use error::{Error, Result};
 pub use grammar::{Constraint, Grammar, GrammarError, Grammars};
-pub use request::{End, EndReason, Output, OutputToken, Pooling, Refused, Request, RequestId};
+pub use request::{
+    Beams, End, EndReason, Output, OutputToken, Pooling, Refused, Request, RequestId, Stopping,
+};

@@ -28,6 +28,10 @@ pub struct Request {
     pub embed: Option<Pooling>,
     /// Tells how likely each token was, and the so many likeliest ones.
     pub logprobs: Option<usize>,
+    /// The same of the prompt's tokens from the second one on. The prompt is computed whole then.
+    pub prompt_logprobs: Option<usize>,
+    /// The answers are the likeliest that beam search finds.
+    pub beams: Option<Beams>,
     /// Requests of a smaller number go first.
     pub priority: i32,
     /// When the answers end, wherever they are.
@@ -48,10 +52,45 @@ impl Request {
             constraint: None,
             embed: None,
             logprobs: None,
+            prompt_logprobs: None,
+            beams: None,
             priority: 0,
             deadline: None,
         }
     }
+
+    /// Sequences that it becomes.
+    pub(crate) fn sequences(&self) -> u32 {
+        self.beams.map_or(self.answers, |beams| beams.width)
+    }
+
+    /// Whether all tokens of the prompt are to be computed, and not only those that no other began with.
+    pub(crate) fn wants_whole_prompt(&self) -> bool {
+        self.embed == Some(Pooling::Mean) || self.prompt_logprobs.is_some()
+    }
+}
+
+/// How beam search goes about it. Tokens are taken by how likely they are with bias, penalties and constraint;
+/// temperature and filters count for nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Beams {
+    /// Beginnings that are gone on with: as many as there are answers, or more.
+    pub width: u32,
+    /// An answer of `n` tokens, the one that ends it counted, is worth its ln p divided by `n` to this power.
+    pub length_penalty: f32,
+    /// When there is nothing better to come.
+    pub stopping: Stopping,
+}
+
+/// When beam search ends, as `early_stopping` of Hugging Face's generation has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopping {
+    /// When as many answers have ended as there are beams.
+    AtOnce,
+    /// When the likeliest beam, as it is, is worth no more than each of these.
+    Likely,
+    /// When no beam can come to be worth more than one of these.
+    Certain,
 }
 
 /// How an embedding is made of what a model makes of a prompt's tokens.
@@ -103,6 +142,16 @@ pub enum Refused {
         /// Sequences that run together.
         most: usize,
     },
+    /// Fewer beams than answers, or more than run together.
+    #[error("{asked} beams; from {answers}, the answers wanted, to {most} are possible")]
+    Beams {
+        /// That many.
+        asked: u32,
+        /// Answers wanted.
+        answers: u32,
+        /// Sequences that run together.
+        most: usize,
+    },
 }
 
 /// News of one answer.
@@ -118,6 +167,9 @@ pub struct Output {
     pub token: Option<OutputToken>,
     /// The prompt's embedding, of length 1, where that was asked for: it comes with the end.
     pub embedding: Option<Vec<f32>>,
+    /// How likely the prompt's tokens were, from the second one on, where that was asked for: comes with the
+    /// first output of the first answer.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
     /// How the answer ended, if it has.
     pub end: Option<End>,
 }

@@ -117,12 +117,19 @@ struct Sequence {
     whole: bool,
     /// Sequences that it will be once its prompt was read.
     answers: usize,
+    /// What follows its last token was computed: there is nothing to do until that token is chosen.
+    ready: bool,
 }
 
 impl Sequence {
+    fn new(priority: i32, tokens: Vec<u32>) -> Self {
+        let (table, whole, ready) = (Table::default(), false, false);
+        Self { priority, tokens, table, saved: 0, whole, answers: 1, ready }
+    }
+
     /// Tokens that are still to be computed.
     fn left(&self) -> usize {
-        self.tokens.len() - self.table.len()
+        if self.ready { 0 } else { self.tokens.len() - self.table.len() }
     }
 }
 
@@ -146,9 +153,7 @@ impl Scheduler {
     pub fn add(&mut self, id: SequenceId, tokens: Vec<u32>, priority: i32) {
         assert!(!tokens.is_empty(), "something has to be computed");
         assert!(tokens.len() <= self.blocks.blocks() * BLOCK_TOKENS, "memory holds the prompt");
-        let table = Table::default();
-        let sequence = Sequence { priority, tokens, table, saved: 0, whole: false, answers: 1 };
-        self.sequences.insert(id, sequence);
+        self.sequences.insert(id, Sequence::new(priority, tokens));
         self.waiting.insert((priority, id));
     }
 
@@ -167,21 +172,30 @@ impl Scheduler {
         self.get(id).whole = true;
     }
 
-    /// A second answer, that shares what `id` has so far.
+    /// A second answer, that shares what `id` has so far: what follows that has just been computed.
     pub fn fork(&mut self, id: SequenceId, new: SequenceId) {
         let parent = self.get(id);
         parent.answers = parent.answers.saturating_sub(1).max(1);
-        let Sequence { priority, tokens, table, .. } = &self.sequences[&id];
-        let (priority, tokens, table) = (*priority, tokens.clone(), self.blocks.fork(table));
-        let rank = (priority, new);
-        let sequence = Sequence { priority, tokens, table, saved: 0, whole: false, answers: 1 };
-        self.sequences.insert(new, sequence);
-        self.running.insert(rank);
+        let Sequence { priority, tokens, table, ready, .. } = &self.sequences[&id];
+        let (rank, runs) = ((*priority, new), self.running.contains(&(*priority, id)));
+        let table = self.blocks.fork(table);
+        let fork = Sequence { table, ready: *ready, ..Sequence::new(*priority, tokens.clone()) };
+        self.sequences.insert(new, fork);
+        if runs {
+            self.running.insert(rank);
+        }
     }
 
     /// The next token of a sequence whose last chunk wanted it.
     pub fn push(&mut self, id: SequenceId, token: u32) {
-        self.get(id).tokens.push(token);
+        let sequence = self.get(id);
+        sequence.tokens.push(token);
+        sequence.ready = false;
+        let rank = (sequence.priority, id);
+        // It may have given up its blocks while the token was being chosen.
+        if !self.running.contains(&rank) {
+            self.waiting.insert(rank);
+        }
     }
 
     /// A sequence has ended; its blocks are free.
@@ -258,12 +272,21 @@ impl Scheduler {
         schedule
     }
 
+    /// Where nothing can run because sequences hold memory that wait for others (for the token that is chosen
+    /// once all of them are computed): the last of them makes way.
+    pub fn make_way(&mut self, schedule: &mut Schedule) {
+        if schedule.saves.is_empty() && !self.waiting.is_empty() && !self.running.is_empty() {
+            self.preempt_last(schedule);
+        }
+    }
+
     /// A step's chunks were computed: what they gave may be shared.
     pub fn computed(&mut self, chunks: &[Chunk]) {
         for chunk in chunks {
             let sequence = self.sequences.get_mut(&chunk.id).expect("it ran");
             let tokens = &sequence.tokens[..chunk.start + chunk.len];
             self.blocks.commit(&mut sequence.table, tokens);
+            sequence.ready = chunk.wants_next;
         }
     }
 
@@ -377,7 +400,7 @@ impl Scheduler {
         let start = sequence.table.len();
         let copy = self.blocks.append(&mut sequence.table, count)?;
         schedule.copies.extend(copy);
-        let wants_next = sequence.left() == 0;
+        let wants_next = sequence.table.len() == sequence.tokens.len();
         schedule.chunks.push(Chunk { id, start, len: count, wants_next });
         Ok(())
     }
@@ -400,13 +423,16 @@ impl Scheduler {
         self.restart(id);
     }
 
-    /// A running sequence gives up its blocks and waits again.
+    /// A running sequence gives up its blocks and waits again, unless there is nothing to compute for it yet.
     pub fn restart(&mut self, id: SequenceId) {
         let sequence = self.get(id);
         let (rank, table) = ((sequence.priority, id), std::mem::take(&mut sequence.table));
+        let waits = !sequence.ready;
         self.blocks.free(table);
         self.running.remove(&rank);
-        self.waiting.insert(rank);
+        if waits {
+            self.waiting.insert(rank);
+        }
         self.preemptions += 1;
     }
 
@@ -419,12 +445,17 @@ impl Scheduler {
     pub fn check(&self) {
         let tables: Vec<&Table> = self.sequences.values().map(|s| &s.table).collect();
         self.blocks.check(&tables);
+        let mut queued = 0;
         for (id, sequence) in &self.sequences {
             let rank = (sequence.priority, *id);
-            assert!(self.waiting.contains(&rank) != self.running.contains(&rank), "{id:?}");
-            assert!(!self.waiting.contains(&rank) || sequence.table.is_empty(), "{id:?} waits");
+            let (waits, runs) = (self.waiting.contains(&rank), self.running.contains(&rank));
+            assert!(!(waits && runs), "{id:?} waits and runs");
+            assert!(waits || runs || sequence.ready, "{id:?} is forgotten");
+            assert!(!waits || !sequence.ready, "{id:?} waits for nothing");
+            assert!(runs || sequence.table.is_empty(), "{id:?} has blocks and does not run");
+            queued += usize::from(waits || runs);
         }
-        assert_eq!(self.waiting.len() + self.running.len(), self.sequences.len());
+        assert_eq!(self.waiting.len() + self.running.len(), queued);
     }
 }
 

@@ -1,14 +1,16 @@
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bevel_kernels::Cpu;
 use bevel_model::tokenizer::{StreamDecoder, Tokenizer};
 use bevel_model::{Choice, Sampler, SamplerConfig, SamplerScratch, StopText, TokenLogprobs};
 
+use crate::engine::{Beam, Candidate};
 use crate::grammar::Constraint;
 use crate::request::{EndReason, OutputToken, Request};
 
 /// One answer as it grows: what chooses its tokens, and what makes text of them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Stream<'m> {
     pub(crate) request: Arc<Request>,
     /// Tokens of the prompt found in the cache when it was first admitted.
@@ -16,11 +18,30 @@ pub(crate) struct Stream<'m> {
     pub(crate) answer_tokens: usize,
     /// What the next token has to follow. Elsewhere while it is being prepared.
     pub(crate) constraint: Option<Constraint>,
+    /// Logits of the next token, while the constraint is not there yet: `[vocab]`.
+    logits: Option<Vec<f32>>,
+    /// Tokens of the prompt, those counted from the second one on, that are scored.
+    pub(crate) scored: usize,
+    /// How likely they were, until somebody was told.
+    pub(crate) prompt_logprobs: Vec<TokenLogprobs>,
+    /// Where it is one of the beams of a search.
+    pub(crate) beam: Beam,
+    /// Tokens that end texts.
+    ends: usize,
     /// Sum of what the prompt's tokens gave, where that is wanted: `[dim]`.
     pooled: Vec<f32>,
     sampler: Sampler,
     decoder: StreamDecoder<'m>,
     text: StopText,
+}
+
+/// What follows an answer so far.
+pub(crate) enum Chosen {
+    Token(OutputToken),
+    /// Of a beam, the likeliest first.
+    Candidates(Vec<Candidate>),
+    /// The logits are no numbers.
+    NotFinite,
 }
 
 /// What a step did to an answer.
@@ -41,28 +62,67 @@ impl<'m> Stream<'m> {
             cached_tokens: None,
             answer_tokens: 0,
             constraint: request.constraint.clone(),
+            logits: None,
+            scored: 0,
+            prompt_logprobs: Vec::new(),
+            beam: Beam::default(),
+            ends: tokenizer.end_of_generation().len(),
             pooled: Vec::new(),
             request,
         }
     }
 
-    /// Chooses what follows `history`, prompt and answer, given `logits`, `[vocab]`; `None` where these are
-    /// no numbers.
+    /// The `index`-th answer from its beginning, to the same as this one answers.
+    pub(crate) fn again(&mut self, index: u32, tokenizer: &'m Tokenizer) -> Self {
+        Self {
+            cached_tokens: self.cached_tokens,
+            prompt_logprobs: std::mem::take(&mut self.prompt_logprobs),
+            ..Self::new(self.request.clone(), index, tokenizer)
+        }
+    }
+
+    /// The logits to choose from: those of this step, or those kept from a step when the constraint was not
+    /// there. Where it still is not, they are kept.
+    pub(crate) fn choosable<'l>(&mut self, logits: Option<&'l [f32]>) -> Option<Cow<'l, [f32]>> {
+        if self.request.constraint.is_some() && self.constraint.is_none() {
+            self.logits = logits.map(<[f32]>::to_vec).or(self.logits.take());
+            return None;
+        }
+        logits.map(Cow::Borrowed).or_else(|| self.logits.take().map(Cow::Owned))
+    }
+
+    /// Chooses what follows `history`, prompt and answer, given `logits`, `[vocab]`.
     pub(crate) fn choose(
         &mut self,
         cpu: &Cpu,
         logits: &[f32],
         history: &[u32],
         scratch: &mut SamplerScratch,
-    ) -> Option<OutputToken> {
+    ) -> Chosen {
         if !logits.iter().all(|l| l.is_finite()) {
-            return None;
+            return Chosen::NotFinite;
         }
         let allowed = self.constraint.as_ref().map(Constraint::allowed);
         let choice = Choice { logits, history, prompt: self.request.prompt.len(), allowed };
-        let id = self.sampler.sample(cpu, &choice, scratch);
-        let logprobs = self.request.logprobs.map(|top| TokenLogprobs::of(cpu, logits, id, top));
-        Some(OutputToken { id, logprobs })
+        let logprobs =
+            |id| self.request.logprobs.map(|top| TokenLogprobs::of(cpu, logits, id, top));
+        match self.request.beams {
+            None => {
+                let id = self.sampler.sample(cpu, &choice, scratch);
+                Chosen::Token(OutputToken { id, logprobs: logprobs(id) })
+            }
+            // Some end their answers, and as many beams are wanted besides.
+            Some(beams) => {
+                let width = beams.width as usize;
+                let count = width + width.max(self.ends);
+                let likeliest = self.sampler.likeliest(cpu, &choice, count, scratch);
+                let candidate = |(id, logprob)| {
+                    let token = OutputToken { id, logprobs: logprobs(id) };
+                    Candidate { token, logprob }
+                };
+                Chosen::Candidates(likeliest.into_iter().map(candidate).collect())
+            }
+        }
     }
 
     /// Adds a token. `room` is false where no further one fits.

@@ -230,6 +230,22 @@ impl Model {
         self.weights.head.normed(cpu, config, &h[..rows.len() * config.dim], head)
     }
 
+    /// Logits of some rows of the last batch, `[rows, vocab]`, beside those that [`Model::forward`] computed.
+    ///
+    /// # Panics
+    /// Where the last batch had no such row.
+    pub fn logits<'h>(
+        &self,
+        cpu: &Cpu,
+        rows: &[usize],
+        state: &mut State,
+        head: &'h mut HeadState,
+    ) -> &'h [f32] {
+        let config = self.config();
+        state.gather(rows, config.dim);
+        self.weights.head.logits(cpu, config, &state.h[..rows.len() * config.dim], head)
+    }
+
     /// Logits of the wanted rows.
     fn head(&self, cpu: &Cpu, batch: &Batch<'_>, state: &mut State) -> Result<()> {
         let config = self.config();

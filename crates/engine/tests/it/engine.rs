@@ -12,63 +12,65 @@ use bevel_kernels::{Cpu, KvType};
 use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{
     Batch, Checkpoint, FinishReason, GenerateOptions, KvCache, Model, SamplerConfig, Sequence,
-    Session, State, generate,
+    Session, State, TokenLogprobs, generate,
 };
 
 /// The model that comes with the project.
-struct TinyAusten {
-    cpu: Cpu,
-    model: Model,
-    tokenizer: Tokenizer,
+pub(crate) struct TinyAusten {
+    pub(crate) cpu: Cpu,
+    pub(crate) model: Model,
+    pub(crate) tokenizer: Tokenizer,
 }
 
-static TINY: LazyLock<TinyAusten> = LazyLock::new(|| {
+pub(crate) static TINY: LazyLock<TinyAusten> = LazyLock::new(|| {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-austen");
     let cpu = Cpu::new(2).unwrap();
     let model = Model::load(Checkpoint::open(&dir).unwrap(), &cpu, &mut |_| {}).unwrap();
     TinyAusten { cpu, model, tokenizer: Tokenizer::from_hf(&dir).unwrap() }
 });
 
-fn engine(config: EngineConfig) -> Engine<'static> {
+pub(crate) fn engine(config: EngineConfig) -> Engine<'static> {
     Engine::new(&TINY.model, &TINY.tokenizer, &TINY.cpu, config).unwrap()
 }
 
-fn tokens(text: &str) -> Vec<u32> {
+pub(crate) fn tokens(text: &str) -> Vec<u32> {
     TINY.tokenizer.encode(text, true, false).unwrap()
 }
 
 /// An answer, put together.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Answer {
-    text: String,
-    tokens: Vec<OutputToken>,
-    end: Option<End>,
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<OutputToken>,
+    pub(crate) prompt_logprobs: Vec<TokenLogprobs>,
+    pub(crate) end: Option<End>,
 }
 
 impl Answer {
-    fn ids(&self) -> Vec<u32> {
+    pub(crate) fn ids(&self) -> Vec<u32> {
         self.tokens.iter().map(|token| token.id).collect()
     }
 
-    fn reason(&self) -> &EndReason {
+    pub(crate) fn reason(&self) -> &EndReason {
         &self.end.as_ref().expect("it has ended").reason
     }
 }
 
-type Answers = BTreeMap<(RequestId, u32), Answer>;
+pub(crate) type Answers = BTreeMap<(RequestId, u32), Answer>;
 
-fn collect(answers: &mut Answers, outputs: Vec<Output>) {
-    for Output { request, index, text, token, embedding: _, end } in outputs {
+pub(crate) fn collect(answers: &mut Answers, outputs: Vec<Output>) {
+    for Output { request, index, text, token, prompt_logprobs, end, .. } in outputs {
         let answer = answers.entry((request, index)).or_default();
         assert!(answer.end.is_none(), "news of an answer that has ended");
         answer.text.push_str(&text);
         answer.tokens.extend(token);
+        answer.prompt_logprobs.extend(prompt_logprobs);
         answer.end = end;
     }
 }
 
 /// Runs all there is.
-fn run(engine: &mut Engine<'_>) -> Answers {
+pub(crate) fn run(engine: &mut Engine<'_>) -> Answers {
     let mut answers = Answers::new();
     while !engine.is_idle() {
         collect(&mut answers, engine.step().unwrap());
@@ -93,7 +95,7 @@ fn alone(request: &Request, index: u32, config: &EngineConfig) -> (String, Vec<u
     (answer.text, answer.tokens, answer.finish)
 }
 
-const TEXT: &str = "It is a truth universally acknowledged, that a single man in possession of a good \
+pub(crate) const TEXT: &str = "It is a truth universally acknowledged, that a single man in possession of a good \
     fortune, must be in want of a wife. However little known the feelings or views of such a man may be on \
     his first entering a neighbourhood, this truth is so well fixed in the minds of the surrounding families, \
     that he is considered the rightful property of some one or other of their daughters.";
@@ -430,4 +432,77 @@ fn a_grammar_that_fails_disturbs_nobody() {
     for other in others {
         assert_eq!(answers[&(other, 0)].ids(), alone(&easy, 0, &config).1);
     }
+}
+
+/// Sequences whose masks are not there in time sit out; what they say does not depend on it.
+#[test]
+fn masks_that_are_late_change_nothing() {
+    let grammars = Grammars::new(&TINY.tokenizer).unwrap();
+    // Many ways to go on, all of which are followed: that takes longer than the model.
+    let ways: Vec<String> = (0..120).map(|i| format!("w{i}")).collect();
+    let rules: Vec<String> = (1..)
+        .zip(&ways)
+        .map(|(i, way)| format!("{way}: /[ a-z]{{1,{i}}}/ \"{}\"", char::from(b'A' + i % 26)))
+        .collect();
+    let lark = format!("start: way+\nway: {}\n{}", ways.join(" | "), rules.join("\n"));
+    let constraint = grammars.compile(&Grammar::Lark(lark)).unwrap();
+    let texts = |step_time: Duration| {
+        let mut engine = engine(EngineConfig { step_time, ..EngineConfig::new(256, 16) });
+        for i in 0..8 {
+            let request = Request {
+                constraint: (i > 0).then(|| constraint.clone()),
+                answers: 1 + i % 3,
+                max_tokens: Some(40),
+                sampler: SamplerConfig { temperature: 1.0, seed: i.into(), ..Default::default() },
+                ..Request::new(tokens("Mr. Bennet was"))
+            };
+            engine.submit(request).unwrap();
+        }
+        let (answers, steps) = (run(&mut engine), engine.metrics().steps);
+        (answers.into_values().map(|answer| answer.text).collect::<Vec<_>>(), steps)
+    };
+    let (waited, steps) = texts(Duration::from_secs(100));
+    let (sat_out, more_steps) = texts(Duration::ZERO);
+    assert_eq!(waited, sat_out);
+    assert!(more_steps > steps, "{more_steps} steps and not {steps}: none sat out");
+}
+
+#[test]
+fn it_is_told_how_likely_a_prompt_was() {
+    let prompts: Vec<Vec<u32>> = [1, 2, 30, 75].map(|n| tokens(TEXT)[..n].to_vec()).to_vec();
+    let expected = |prompt: &[u32]| -> Vec<TokenLogprobs> {
+        let config = TINY.model.config();
+        let mut cache = KvCache::new(config, KvType::F16, 128).unwrap();
+        let (mut sequence, mut state) = (Sequence::new(), State::new(config, 128));
+        cache.extend(&mut sequence, prompt.len()).unwrap();
+        let parts = [sequence.part(prompt.len())];
+        let outputs: Vec<usize> = (0..prompt.len()).collect();
+        let batch = Batch { tokens: prompt, parts: &parts, outputs: &outputs };
+        TINY.model.forward(&TINY.cpu, &batch, cache.pool(), &mut state).unwrap();
+        let rows = state.logits().chunks_exact(config.vocab_size);
+        rows.zip(&prompt[1..]).map(|(row, &t)| TokenLogprobs::of(&TINY.cpu, row, t, 2)).collect()
+    };
+    // Beside others, in small steps, with little memory, and with a beginning that is known.
+    let config = EngineConfig { step_tokens: 32, memory_tokens: 160, ..EngineConfig::new(128, 4) };
+    let mut engine = engine(config);
+    engine.submit(Request { max_tokens: Some(1), ..Request::new(prompts[3].clone()) }).unwrap();
+    run(&mut engine);
+    let request = |prompt: &Vec<u32>, answers| Request {
+        prompt_logprobs: Some(2),
+        answers,
+        max_tokens: Some(40),
+        ignore_eos: true,
+        ..Request::new(prompt.clone())
+    };
+    let ids: Vec<RequestId> = prompts
+        .iter()
+        .zip([1, 3, 1, 1])
+        .map(|(prompt, answers)| engine.submit(request(prompt, answers)).unwrap())
+        .collect();
+    let answers = run(&mut engine);
+    assert!(engine.metrics().preemptions > 0, "memory is short");
+    for (&id, prompt) in ids.iter().zip(&prompts) {
+        assert_eq!(answers[&(id, 0)].prompt_logprobs, expected(prompt));
+    }
+    assert!(answers[&(ids[1], 1)].prompt_logprobs.is_empty(), "it is told once");
 }

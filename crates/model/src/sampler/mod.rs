@@ -50,6 +50,8 @@ pub struct SamplerScratch {
 pub struct TokenLogprobs {
     /// ln p of the token.
     pub logprob: f32,
+    /// How many tokens are likelier, and one: 1 for the likeliest.
+    pub rank: u32,
     /// The likeliest tokens with theirs.
     pub top: Vec<(u32, f32)>,
 }
@@ -64,7 +66,9 @@ impl TokenLogprobs {
         let mut candidates = Vec::new();
         likeliest(logits, top, &mut candidates);
         candidates.iter_mut().for_each(|candidate| candidate.1 -= sum);
-        Self { logprob: logits[token as usize] - sum, top: candidates }
+        let logit = logits[token as usize];
+        let likelier = logits.iter().filter(|&&other| other > logit).count();
+        Self { logprob: logit - sum, rank: likelier as u32 + 1, top: candidates }
     }
 }
 
@@ -128,6 +132,25 @@ impl Sampler {
         candidates::softmax(candidates, 1.0 / temperature, probabilities);
         let drawn = self.draw(probabilities);
         scratch.candidates[drawn].0
+    }
+
+    /// The `count` likeliest tokens and their ln p, by the model's probabilities with bias and penalties added
+    /// to the logarithms: what beam search goes on with. Filters and temperature are left out.
+    pub fn likeliest(
+        &self,
+        cpu: &Cpu,
+        choice: &Choice<'_>,
+        count: usize,
+        scratch: &mut SamplerScratch,
+    ) -> Vec<(u32, f32)> {
+        let SamplerScratch { adjusted, seen, matches, .. } = scratch;
+        let sum = log_sum_exp(cpu, choice.logits) as f32;
+        adjusted.clear();
+        adjusted.extend(choice.logits.iter().map(|logit| logit - sum));
+        penalties::apply(&self.config, choice, adjusted, seen, matches);
+        let mut tokens = Vec::new();
+        likeliest(adjusted, count, &mut tokens);
+        tokens
     }
 
     /// Draws from the whole vocabulary. The logits become probabilities.
