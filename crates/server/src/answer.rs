@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
 use bevel_engine::{End, EndReason, OutputToken};
+use bevel_model::TokenLogprobs;
 use tokio::sync::mpsc;
 
 use crate::api::brief;
@@ -16,7 +17,17 @@ pub(crate) struct Answer {
     pub(crate) text: String,
     /// With the text that each made certain.
     pub(crate) tokens: Vec<(OutputToken, String)>,
+    /// Of the prompt's tokens from the second one on: with the first answer to each request.
+    pub(crate) prompt_logprobs: Vec<TokenLogprobs>,
     pub(crate) end: End,
+}
+
+/// An answer that has not ended.
+#[derive(Default)]
+struct Begun {
+    text: String,
+    tokens: Vec<(OutputToken, String)>,
+    prompt_logprobs: Vec<TokenLogprobs>,
 }
 
 /// Waits for `count` answers: by request and number.
@@ -24,18 +35,19 @@ pub(crate) async fn collect(
     events: &mut mpsc::UnboundedReceiver<Event>,
     count: usize,
 ) -> Result<BTreeMap<(usize, u32), Answer>, ApiError> {
-    let mut texts = BTreeMap::<(usize, u32), (String, Vec<(OutputToken, String)>)>::new();
+    let mut begun = BTreeMap::<(usize, u32), Begun>::new();
     let mut answers = BTreeMap::new();
     while answers.len() < count {
         let (tag, output) = next(events).await?;
         let key = (tag, output.index);
-        let (text, tokens) = texts.entry(key).or_default();
-        text.push_str(&output.text);
-        tokens.extend(output.token.map(|token| (token, output.text)));
+        let answer = begun.entry(key).or_default();
+        answer.text.push_str(&output.text);
+        answer.tokens.extend(output.token.map(|token| (token, output.text)));
+        answer.prompt_logprobs.extend(output.prompt_logprobs);
         if let Some(end) = output.end {
             finish_reason(&end.reason)?;
-            let (text, tokens) = texts.remove(&key).expect("it was there a moment ago");
-            answers.insert(key, Answer { text, tokens, end });
+            let Begun { text, tokens, prompt_logprobs } = begun.remove(&key).unwrap_or_default();
+            answers.insert(key, Answer { text, tokens, prompt_logprobs, end });
         }
     }
     Ok(answers)

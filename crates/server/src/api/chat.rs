@@ -15,7 +15,7 @@ use super::body::Body;
 use super::conversation::{Conversation, Prompt, Reader};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::sampling::{Options, Usage};
+use super::sampling::{Options, Usage, logprobs as number_of_logprobs, prompt_logprobs};
 use super::stream::{Chunk, Chunks, respond};
 use super::tools::{Call, Piece};
 use super::{App, new_id, now};
@@ -36,9 +36,10 @@ pub(crate) async fn handle(
     let Chat { conversation, options, stream, include_usage } = chat;
     let answers = options.request.answers as usize;
     let asked = options.request.logprobs.is_some();
+    let of_prompt = options.request.prompt_logprobs.is_some();
     let (events, mut received) = mpsc::unbounded_channel();
     let prompts = vec![Prompt::Text(conversation.prompt.clone())];
-    super::submit(&model, prompts, options, &events).await?;
+    let tokens = super::submit(&model, prompts, options, &events).await?;
     drop(events);
 
     let (id, created) = (new_id("chatcmpl"), now());
@@ -49,7 +50,9 @@ pub(crate) async fn handle(
         return Ok(respond(received, answers, chunks));
     }
     let (mut usage, mut choices) = (Usage::default(), Vec::new());
-    for ((tag, index), answer) in collect(&mut received, answers).await? {
+    let answers = collect(&mut received, answers).await?;
+    let scored = prompt_logprobs(&model.tokenizer, &tokens[0], &answers[&(0, 0)].prompt_logprobs);
+    for ((tag, index), answer) in answers {
         usage.add(tag, &answer.end);
         let tokens = answer.tokens.iter().map(|(token, _)| token);
         let mut reader = conversation.reader();
@@ -64,7 +67,7 @@ pub(crate) async fn handle(
             "finish_reason": finish(finish_reason(&answer.end.reason)?, &reader),
         }));
     }
-    let response = json!({
+    let mut response = json!({
         "id": id,
         "object": "chat.completion",
         "created": created,
@@ -72,6 +75,9 @@ pub(crate) async fn handle(
         "choices": choices,
         "usage": usage.json(),
     });
+    if of_prompt {
+        response["prompt_logprobs"] = scored;
+    }
     Ok(Json(response).into_response())
 }
 
@@ -130,13 +136,14 @@ impl Chat {
         let most: Option<usize> = fields.take("max_tokens")?;
         options.request.max_tokens = fields.take("max_completion_tokens")?.or(most);
         let wants_logprobs = fields.take("logprobs")?.unwrap_or(false);
-        let top = fields.number("top_logprobs", |n: usize| n <= 20, "0 to 20")?;
+        let top = number_of_logprobs(fields, "top_logprobs")?;
         if top.is_some() && !wants_logprobs {
             return Err(ApiError::field("top_logprobs", "it needs `logprobs` to be true"));
         }
         options.request.logprobs = wants_logprobs.then_some(top.unwrap_or(0));
         let stream = fields.take("stream")?.unwrap_or(false);
         let include_usage = stream_options(fields, stream)?;
+        whole_for_prompt_logprobs(&options, stream)?;
         for (name, served) in [
             ("modalities", vec![json!(["text"])]),
             ("store", vec![false.into()]),
@@ -166,6 +173,16 @@ pub(crate) fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, 
             Err(ApiError::field("stream_options.include_obfuscation", problem))
         }
         options => Ok(options.is_some_and(|options| options.include_usage)),
+    }
+}
+
+/// Streams do not tell how likely a prompt was.
+pub(crate) fn whole_for_prompt_logprobs(options: &Options, stream: bool) -> Result<(), ApiError> {
+    match options.request.prompt_logprobs {
+        Some(_) if stream => {
+            Err(ApiError::field("prompt_logprobs", "it needs `stream` to be false"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -94,6 +94,7 @@ impl From<SubmitError> for ApiError {
                     Self::bad_request(message).with_code("context_length_exceeded")
                 }
                 Refused::Answers { .. } => Self::field("n", refused),
+                Refused::Beams { .. } => Self::field("best_of", refused),
                 Refused::EmptyPrompt | Refused::Token { .. } => Self::field("prompt", refused),
                 Refused::Thread(_) => Self::internal(message),
             },

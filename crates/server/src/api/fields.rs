@@ -95,6 +95,14 @@ impl Fields {
         }
     }
 
+    /// Refuses a field that says nothing without another one.
+    pub(crate) fn only_with(&self, name: &str, other: &str) -> Result<(), ApiError> {
+        match self.get(name) {
+            Some(_) => Err(ApiError::field(name, format!("it needs `{other}`"))),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses what nobody took.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
         match self.0.keys().next() {

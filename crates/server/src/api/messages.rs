@@ -74,6 +74,7 @@ pub(crate) async fn handle(
         fields.only(name, &[])?;
     }
     fields.drop_notes(&["metadata"]);
+    fields.only("prompt_logprobs", &[])?;
     let mut options = Options::take(&mut fields, &model)?;
     fields.finish()?;
     options.request.stop = stop;

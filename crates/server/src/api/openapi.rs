@@ -152,6 +152,10 @@ fn sampling() -> Value {
         "logit_bias": { "type": "object", "additionalProperties": { "type": "number" } },
         "seed": { "type": "integer" },
         "ignore_eos": { "type": "boolean" },
+        "use_beam_search": { "type": "boolean", "description": "The likeliest answers; nothing is left to chance" },
+        "best_of": { "type": "integer", "minimum": 1, "description": "Beams, at least `n`; without beam search `n`" },
+        "length_penalty": { "type": "number", "description": "An answer's logarithm is divided by its length to this power" },
+        "early_stopping": { "enum": [true, false, "never"] },
         "priority": { "type": "integer", "description": "Smaller numbers are served first" },
         "structured_outputs": {
             "type": "object",
@@ -182,6 +186,7 @@ fn answers() -> Value {
             "type": { "enum": ["text", "json_object", "json_schema"] },
             "json_schema": { "type": "object", "required": ["schema"] },
         } },
+        "prompt_logprobs": { "type": "integer", "minimum": 0, "maximum": 20 },
         "stream": { "type": "boolean" },
         "stream_options": { "type": "object", "properties": { "include_usage": { "type": "boolean" } } },
         "user": { "type": "string" },
@@ -225,7 +230,6 @@ fn completions() -> Value {
     let own = json!({
         "prompt": prompts("The text to go on from, or its tokens; several of them too"),
         "logprobs": { "type": "integer", "minimum": 0, "maximum": 20 },
-        "best_of": { "type": "integer", "description": "As `n`" },
         "suffix": { "const": "" },
         "echo": { "type": "boolean" },
     });

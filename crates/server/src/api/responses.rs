@@ -75,6 +75,7 @@ pub(crate) async fn handle(
         fields.only(name, &served)?;
     }
     fields.drop_notes(&["user", "metadata", "safety_identifier", "prompt_cache_key"]);
+    fields.only("prompt_logprobs", &[])?;
     let mut options = Options::take(&mut fields, &model)?;
     fields.finish()?;
     options.request.max_tokens = max_tokens;

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use bevel_engine::{Grammar, Request};
+use bevel_engine::{Beams, Grammar, Request, Stopping};
 use bevel_model::tokenizer::Tokenizer;
-use bevel_model::{Dry, SamplerConfig};
+use bevel_model::{Dry, SamplerConfig, TokenLogprobs};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -25,6 +25,8 @@ impl Options {
     /// Takes the fields. The names of limits and probabilities differ between APIs and are the caller's.
     pub(crate) fn take(fields: &mut Fields, model: &Served) -> Result<Self, ApiError> {
         let defaults = &model.defaults;
+        let answers = fields.number("n", |n: u32| n > 0, "1 or more")?.unwrap_or(1);
+        let beams = beams(fields, answers)?;
         let seed: Option<i64> = fields.take("seed")?;
         let sampler = SamplerConfig {
             logit_bias: logit_bias(fields, model.tokenizer.vocab_size())?,
@@ -47,10 +49,12 @@ impl Options {
             seed: seed.map_or_else(rand::random, |seed| seed as u64),
         };
         let request = Request {
-            answers: fields.number("n", |n: u32| n > 0, "1 or more")?.unwrap_or(1),
+            answers,
+            beams,
             sampler,
             stop: stop(fields, "stop")?,
             ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
+            prompt_logprobs: logprobs(fields, "prompt_logprobs")?,
             priority: fields.take("priority")?.unwrap_or(0),
             deadline: model.deadline(),
             ..Request::new(Vec::new())
@@ -58,6 +62,64 @@ impl Options {
         let (grammar, grammar_field) = grammar(fields)?;
         Ok(Self { request, grammar, grammar_field })
     }
+}
+
+/// Takes a number of likeliest tokens to tell.
+pub(crate) fn logprobs(fields: &mut Fields, name: &str) -> Result<Option<usize>, ApiError> {
+    fields.number(name, |n: usize| n <= 20, "0 to 20")
+}
+
+/// Fields that leave something to chance, and where they do not.
+const CHANCE: [(&str, &[f64]); 5] = [
+    ("temperature", &[0.0]),
+    ("top_k", &[0.0, -1.0]),
+    ("top_p", &[1.0]),
+    ("min_p", &[0.0]),
+    ("typical_p", &[1.0]),
+];
+
+/// `false`, `true` or `"never"`, as Hugging Face has it.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected true, false or \"never\"")]
+enum EarlyStopping {
+    Bool(bool),
+    Word(Never),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Never {
+    Never,
+}
+
+fn beams(fields: &mut Fields, answers: u32) -> Result<Option<Beams>, ApiError> {
+    let wanted = fields.take("use_beam_search")?.unwrap_or(false);
+    let best_of: Option<u32> = fields.take("best_of")?;
+    if !wanted {
+        for name in ["length_penalty", "early_stopping"] {
+            fields.only_with(name, "use_beam_search")?;
+        }
+        return match best_of {
+            Some(best_of) if best_of != answers => {
+                let problem = "it is `n`, unless there is `use_beam_search`";
+                Err(ApiError::field("best_of", problem))
+            }
+            _ => Ok(None),
+        };
+    }
+    for (name, none) in CHANCE {
+        if fields.get(name).is_some_and(|value| !none.iter().any(|n| value.as_f64() == Some(*n))) {
+            let problem = "beam search leaves nothing to chance: leave this out";
+            return Err(ApiError::field(name, problem));
+        }
+    }
+    let stopping = match fields.take("early_stopping")?.unwrap_or(EarlyStopping::Bool(false)) {
+        EarlyStopping::Bool(true) => Stopping::AtOnce,
+        EarlyStopping::Bool(false) => Stopping::Likely,
+        EarlyStopping::Word(Never::Never) => Stopping::Certain,
+    };
+    let length_penalty = penalty(fields, "length_penalty")?.unwrap_or(1.0);
+    Ok(Some(Beams { width: best_of.unwrap_or(answers), length_penalty, stopping }))
 }
 
 fn penalty(fields: &mut Fields, name: &str) -> Result<Option<f32>, ApiError> {
@@ -247,6 +309,27 @@ fn one_of(choices: &[String]) -> Result<Grammar, ApiError> {
         }
     }
     Ok(Grammar::Regex(regex))
+}
+
+/// How likely a prompt's tokens were, as vLLM tells it: of the first nothing is known.
+pub(crate) fn prompt_logprobs(
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    logprobs: &[TokenLogprobs],
+) -> Value {
+    let entry = |token: u32, logprob: f32, rank: usize| {
+        let bytes = tokenizer.token_bytes(token).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        let entry = json!({ "logprob": logprob, "rank": rank, "decoded_token": text });
+        (token.to_string(), entry)
+    };
+    let position = |(&token, here): (&u32, &TokenLogprobs)| {
+        let top = (1..).zip(&here.top).map(|(rank, &(token, p))| entry(token, p, rank));
+        let own = entry(token, here.logprob, here.rank as usize);
+        Value::Object(top.chain([own]).collect())
+    };
+    let known = prompt.iter().skip(1).zip(logprobs).map(position);
+    std::iter::once(Value::Null).chain(known).collect()
 }
 
 /// Adds up the tokens of a client's requests. The answers to one share its prompt.

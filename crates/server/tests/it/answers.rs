@@ -26,6 +26,8 @@ fn a_stream_says_what_a_whole_answer_says() {
         json!({ "prompt": ["Mr. Darcy", "She"], "max_tokens": 12, "n": 2, "temperature": 1.0, "seed": 7 }),
         json!({ "prompt": [[5, 6, 7], [8]], "max_tokens": 3, "logprobs": 2 }),
         json!({ "prompt": [5, 6, 7], "max_tokens": 0 }),
+        json!({ "prompt": [PROMPT, "x"], "max_tokens": 3, "logprobs": 2, "echo": true, "n": 2, "temperature": 1, "seed": 4 }),
+        json!({ "prompt": PROMPT, "max_tokens": 8, "use_beam_search": true, "n": 2, "best_of": 4 }),
         json!({ "prompt": PROMPT, "max_tokens": 30, "temperature": 0.9, "top_k": 50, "typical_p": 0.95,
             "min_p": 0.01, "seed": -3, "dry_multiplier": 0.8, "presence_penalty": 0.1,
             "frequency_penalty": 0.1, "repetition_penalty": 1.05, "logit_bias": { "13": -100 } }),
@@ -58,9 +60,77 @@ fn a_stream_says_what_a_whole_answer_says() {
             for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
                 assert!(of(name).eq(expected[0]["logprobs"][name].as_array().unwrap()), "{name}");
             }
-            assert_eq!(of("tokens").count(), 3);
+            let echoed = if request["echo"] == true { prompt_tokens(PROMPT) } else { 0 };
+            assert_eq!(of("tokens").count(), echoed + 3);
         }
     }
+}
+
+#[test]
+fn it_is_told_how_likely_a_prompt_was() {
+    let server = server();
+    let ask = |body: Value| server.ask("/v1/completions", &body)["choices"][0].clone();
+    let tokens = server.ask("/tokenize", &json!({ "prompt": PROMPT }))["tokens"].clone();
+    let echoed = ask(json!({ "prompt": PROMPT, "echo": true, "logprobs": 1, "max_tokens": 0 }));
+    assert_eq!(echoed["text"], PROMPT);
+    let logprobs = &echoed["logprobs"];
+    let count = tokens.as_array().unwrap().len();
+    for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(logprobs[name].as_array().unwrap().len(), count, "{name}");
+    }
+    assert_eq!(
+        (&logprobs["token_logprobs"][0], &logprobs["top_logprobs"][0]),
+        (&Value::Null, &Value::Null)
+    );
+    // Each token is as likely as it is after those before it.
+    let whole = ask(json!({ "prompt": PROMPT, "prompt_logprobs": 0, "max_tokens": 1 }));
+    for i in 1..count {
+        let before = &tokens.as_array().unwrap()[..i];
+        let id = tokens[i].as_u64().unwrap();
+        // A bias chooses the token, and does not count.
+        let next = ask(
+            json!({ "prompt": before, "logprobs": 0, "max_tokens": 1, "logit_bias": { id.to_string(): 100 } }),
+        );
+        assert_eq!(next["logprobs"]["tokens"][0], logprobs["tokens"][i]);
+        assert_eq!(next["logprobs"]["token_logprobs"][0], logprobs["token_logprobs"][i]);
+        let entry = &whole["prompt_logprobs"][i][id.to_string()];
+        assert_eq!(entry["logprob"], logprobs["token_logprobs"][i]);
+        let top = logprobs["top_logprobs"][i].as_object().unwrap();
+        let is_first = top.values().next() == Some(&entry["logprob"]);
+        assert_eq!(entry["rank"] == 1, is_first, "{entry} {top:?}");
+    }
+    let chat = json!({ "messages": [{ "role": "user", "content": "Who?" }], "max_tokens": 1, "prompt_logprobs": 2 });
+    let count = server.ask("/tokenize", &json!({ "messages": chat["messages"] }))["count"].clone();
+    let scored = server.ask("/v1/chat/completions", &chat)["prompt_logprobs"].clone();
+    assert_eq!(scored.as_array().unwrap().len() as u64, count.as_u64().unwrap());
+    assert!(scored[1].as_object().unwrap().len() >= 2);
+}
+
+#[test]
+fn beams_find_likelier_answers_than_greed_does() {
+    let server = server();
+    let ask = |options: Value| {
+        let mut request =
+            json!({ "prompt": PROMPT, "max_tokens": 12, "logprobs": 0, "ignore_eos": true });
+        request.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        let response = server.ask("/v1/completions", &request);
+        let sum = |choice: &Value| -> f64 {
+            let of = choice["logprobs"]["token_logprobs"].as_array().unwrap();
+            assert_eq!(of.len(), 12);
+            of.iter().map(|p| p.as_f64().unwrap()).sum()
+        };
+        response["choices"].as_array().unwrap().iter().map(sum).collect::<Vec<f64>>()
+    };
+    let greedy = ask(json!({ "temperature": 0 }));
+    let one = ask(json!({ "use_beam_search": true }));
+    let best = ask(
+        json!({ "use_beam_search": true, "temperature": 0, "n": 3, "best_of": 8, "early_stopping": "never" }),
+    );
+    assert_eq!(greedy, one);
+    assert!(
+        best.len() == 3 && best.is_sorted_by(|a, b| a >= b) && best[0] > greedy[0],
+        "{best:?} {greedy:?}"
+    );
 }
 
 #[test]
