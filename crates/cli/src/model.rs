@@ -1,6 +1,6 @@
 //! From what the user calls a model to a model that runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -74,17 +74,27 @@ pub(crate) fn load(name: &str, exact: bool, global: &Global) -> Result<Loaded> {
     let path = resolve(name, global)?;
     let cpu = cpu(global)?;
     let start = Instant::now();
-    let checkpoint = Checkpoint::open(&path)?;
+    let (model, tokenizer) = load_on(&cpu, &path, exact, global)?;
+    Ok(Loaded { model, tokenizer, cpu, load_time: start.elapsed() })
+}
+
+/// Loads the model at a path, to run on `cpu`.
+pub(crate) fn load_on(
+    cpu: &Cpu,
+    path: &Path,
+    exact: bool,
+    global: &Global,
+) -> Result<(Model, Tokenizer)> {
+    let checkpoint = Checkpoint::open(path)?;
     // A large vocabulary takes as long as the weights of a small model.
     let (tokenizer, weights) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| tokenizer(&checkpoint, global));
         let bar = Progress::new(global, "loading", checkpoint.tensor_bytes(), Unit::Bytes);
         let read = if exact { Weights::load_exact } else { Weights::load };
-        let weights = read(&checkpoint, &cpu, &mut |bytes| bar.set(bytes));
+        let weights = read(&checkpoint, cpu, &mut |bytes| bar.set(bytes));
         (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), weights)
     });
     let (tokenizer, weights) = (tokenizer?, weights?);
     checkpoint.warnings().iter().chain(weights.warnings()).for_each(|warning| global.warn(warning));
-    let model = Model::new(checkpoint, weights);
-    Ok(Loaded { model, tokenizer, cpu, load_time: start.elapsed() })
+    Ok((Model::new(checkpoint, weights), tokenizer))
 }

@@ -36,7 +36,7 @@ pub struct EngineConfig {
     /// Most tokens of a step.
     pub step_tokens: usize,
     /// How long a step should take in which others wait for their next token: prompts are read in chunks
-    /// that are that small.
+    /// that are that small. Where the next tokens alone take half of this or more, a step takes twice as long as they do.
     pub step_time: Duration,
     /// What prompts begin alike with is read once.
     pub prefix_cache: bool,
@@ -127,6 +127,8 @@ pub struct Engine<'m> {
     scratches: Vec<SamplerScratch>,
     /// Of reading prompts, lately.
     seconds_per_token: Option<f64>,
+    /// Of steps that only generate, lately.
+    seconds_to_generate: Option<f64>,
     metrics: Metrics,
 }
 
@@ -179,6 +181,7 @@ impl<'m> Engine<'m> {
             next_request: 0,
             scratches: Vec::new(),
             seconds_per_token: None,
+            seconds_to_generate: None,
             metrics: Metrics { blocks, ..Metrics::default() },
             config,
         })
@@ -295,7 +298,8 @@ impl<'m> Engine<'m> {
     /// Chooses what runs, and moves the blocks that have to move first.
     fn schedule(&mut self) -> Schedule {
         if let Some(seconds) = self.seconds_per_token {
-            let tokens = self.config.step_time.as_secs_f64() / seconds;
+            let twice = 2.0 * self.seconds_to_generate.unwrap_or(0.0);
+            let tokens = self.config.step_time.as_secs_f64().max(twice) / seconds;
             self.scheduler.limits_mut().mixed_step_tokens =
                 (tokens as usize).min(self.config.step_tokens);
         }
@@ -366,10 +370,13 @@ impl<'m> Engine<'m> {
             chunks.iter().filter(|chunk| !chunk.wants_next || chunk.len > 1).map(count).sum();
         self.metrics.steps += 1;
         self.metrics.prompt_tokens += prompts as u64;
+        let lately = |mean: &mut Option<f64>, now: f64| {
+            *mean = Some(mean.map_or(now, |before| 0.8 * before + 0.2 * now));
+        };
         if prompts >= 2 * BLOCK_TOKENS {
-            let seconds = time.as_secs_f64() / all as f64;
-            let before = self.seconds_per_token.unwrap_or(seconds);
-            self.seconds_per_token = Some(0.8 * before + 0.2 * seconds);
+            lately(&mut self.seconds_per_token, time.as_secs_f64() / all as f64);
+        } else if prompts == 0 {
+            lately(&mut self.seconds_to_generate, time.as_secs_f64());
         }
     }
 

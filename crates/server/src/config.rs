@@ -17,6 +17,11 @@ pub struct ServerConfig {
     pub body_limit: usize,
     /// Certificate and key, PEM files, for TLS.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Bytes that models may take with their keys and values. They are loaded when they are asked for, and make
+    /// way for others. `None`: all of them are loaded at the beginning.
+    pub memory: Option<u64>,
+    /// Models that nobody asks for during this time are unloaded until somebody does.
+    pub unload_after: Option<Duration>,
     /// How long running requests may go on once the server is to end.
     pub grace: Duration,
 }
@@ -30,6 +35,8 @@ impl ServerConfig {
             cors: None,
             body_limit: 16 << 20,
             tls: None,
+            memory: None,
+            unload_after: None,
             grace: Duration::from_secs(30),
         }
     }

@@ -8,6 +8,7 @@ mod api;
 mod config;
 mod histogram;
 mod metrics;
+mod models;
 mod running;
 mod served;
 mod worker;
@@ -23,8 +24,11 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::runtime::Runtime;
 
+use models::Models;
+
 pub use config::{HeaderValue, ServerConfig};
-pub use served::ModelToServe;
+pub use models::{Loader, ModelToServe};
+pub use served::LoadedModel;
 
 /// What keeps a server from running.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +41,7 @@ pub enum Error {
         /// Why not.
         error: std::io::Error,
     },
-    /// A model's engine does not start.
+    /// A model cannot be loaded, or its engine does not start.
     #[error("cannot serve `{model}`: {problem}")]
     Model {
         /// The model.
@@ -71,10 +75,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the models' engines and listens. The first model serves requests that name none.
+    /// Listens, and loads the models that memory holds. The first model serves requests that name none.
     ///
     /// # Errors
-    /// Where the address cannot be had, the certificate is of no use, or an engine does not start.
+    /// Where the address cannot be had, the certificate is of no use, or a model cannot be loaded.
     pub fn bind(config: ServerConfig, models: Vec<ModelToServe>) -> Result<Self, Error> {
         let address = config.address;
         let listen = |error| Error::Listen { address, error };
@@ -94,14 +98,10 @@ impl Server {
                 })?)
             }
         };
-        let start = |model: ModelToServe| {
-            let name = model.name.clone();
-            let served = served::Served::start(model);
-            served.map(Arc::new).map_err(|problem| Error::Model { model: name, problem })
-        };
-        let models = models.into_iter().map(start).collect::<Result<_, _>>()?;
+        let models = Models::new(models, config.memory);
+        models.load_first().map_err(|(model, problem)| Error::Model { model, problem })?;
         let (api_keys, body_limit) = (config.api_keys.clone(), config.body_limit);
-        let running = running::Running::default();
+        let (models, running) = (Arc::new(models), running::Running::default());
         let app = Arc::new(api::App { models, api_keys, body_limit, running });
         Ok(Self { config, listener, app, tls, runtime })
     }
@@ -135,6 +135,10 @@ impl Server {
         ended: impl Fn() -> bool + Send + 'static,
     ) -> Result<(), Error> {
         let running = app.running.clone();
+        if let Some(after) = config.unload_after {
+            let models = app.models.clone();
+            tokio::spawn(async move { models.unload_idle(after).await });
+        }
         let service = api::router(app, &config).into_make_service();
         let handle = Handle::new();
         tokio::spawn({

@@ -10,11 +10,12 @@ use axum::response::{IntoResponse, Response};
 use crate::api::App;
 use crate::api::error::ApiError;
 use crate::histogram::Histogram;
+use crate::models::Slot;
 use crate::worker::Observations;
 
 pub(crate) async fn handle(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let mut seen = Vec::new();
-    for model in &app.models {
+    for model in app.models.slots().iter().filter_map(Slot::loaded) {
         let labels = format!("model_name=\"{}\"", escape(&model.name));
         seen.push((labels, model.worker.observe().await?));
     }

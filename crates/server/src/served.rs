@@ -1,21 +1,19 @@
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bevel_engine::{Constraint, EngineConfig, Grammar, GrammarError, Grammars};
 use bevel_kernels::Cpu;
 use bevel_model::chat::{ChatTemplate, TemplateError};
 use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{Model, SamplerConfig};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::worker::Worker;
 
-/// A model to be served.
+/// A model in memory, and how it is to be served.
 #[derive(Debug)]
-pub struct ModelToServe {
-    /// What clients call it.
-    pub name: String,
+pub struct LoadedModel {
     /// The model.
     pub model: Model,
     /// Its tokenizer.
@@ -40,33 +38,28 @@ pub(crate) struct Served {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) defaults: SamplerConfig,
     pub(crate) context: usize,
+    /// Answers that run or wait together.
+    pub(crate) most_answers: usize,
     /// Bytes of the longest token.
     pub(crate) longest_token: usize,
     /// Numbers of an embedding.
     pub(crate) dim: usize,
     pub(crate) request_timeout: Option<Duration>,
-    /// Seconds since 1970.
-    pub(crate) created: u64,
     template: Template,
     /// The one for conversations with tools, where it is another.
     tool_template: Template,
-    grammars: OnceLock<Result<Grammars, GrammarError>>,
+    /// Made when the first grammar comes. A thread that prepares one may outlive the model.
+    grammars: Arc<OnceLock<Result<Grammars, GrammarError>>>,
     /// Lets few grammars be prepared at a time.
     compiling: Arc<Semaphore>,
+    /// Dropped after everything else.
+    there: watch::Sender<()>,
 }
 
 impl Served {
-    pub(crate) fn start(model: ModelToServe) -> Result<Self, String> {
-        let ModelToServe {
-            name,
-            model,
-            tokenizer,
-            template,
-            cpu,
-            defaults,
-            engine,
-            request_timeout,
-        } = model;
+    pub(crate) fn start(name: String, loaded: LoadedModel) -> Result<Self, String> {
+        let LoadedModel { model, tokenizer, template, cpu, defaults, engine, request_timeout } =
+            loaded;
         let template = |for_tools| match &template {
             Some(source) => ChatTemplate::new(source, tokenizer.special_texts()),
             None => tokenizer.chat_template(for_tools),
@@ -76,23 +69,29 @@ impl Served {
         let longest_token = (0..tokenizer.vocab_size() as u32).map(bytes).max().unwrap_or(0);
         let tokenizer = Arc::new(tokenizer);
         let (context, dim) = (engine.context, model.config().dim);
+        let most_answers = engine.queue.saturating_add(engine.sequences);
         let worker = Worker::start(model, tokenizer.clone(), cpu, engine)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Self {
             name,
             worker,
             tokenizer,
             defaults,
             context,
+            most_answers,
             longest_token,
             dim,
             request_timeout,
-            created: now.as_secs(),
             template,
             tool_template,
-            grammars: OnceLock::new(),
+            grammars: Arc::default(),
             compiling: Arc::new(Semaphore::new(GRAMMARS_TOGETHER)),
+            there: watch::Sender::new(()),
         })
+    }
+
+    /// Fails to change once nobody uses the model any more and its memory is free.
+    pub(crate) fn gone(&self) -> watch::Receiver<()> {
+        self.there.subscribe()
     }
 
     /// When a request that comes now has to end.
@@ -118,7 +117,7 @@ impl Served {
 
     /// Prepares a grammar. It takes time: not for async.
     pub(crate) fn compile(
-        self: &Arc<Self>,
+        &self,
         grammar: Grammar,
         turn: OwnedSemaphorePermit,
     ) -> Result<Constraint, GrammarError> {
@@ -134,9 +133,9 @@ impl Served {
         // and a stack that overflows ends the program. What takes too long is waited for no longer, though it
         // cannot be stopped.
         let (done, result) = std::sync::mpsc::channel();
-        let served = self.clone();
+        let (grammars, tokenizer) = (self.grammars.clone(), self.tokenizer.clone());
         let compile = move || {
-            let grammars = served.grammars.get_or_init(|| Grammars::new(&served.tokenizer));
+            let grammars = grammars.get_or_init(|| Grammars::new(&tokenizer));
             let grammars = grammars.as_ref().map_err(Clone::clone);
             let _ = done.send(grammars.and_then(|grammars| grammars.compile(&grammar)));
             drop(turn);

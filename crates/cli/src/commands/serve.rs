@@ -1,29 +1,29 @@
 //! `bevel serve`: models over HTTP.
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use bevel_engine::{EngineConfig, Swap};
 use bevel_kernels::{BLOCK_TOKENS, Cpu, KvType};
-use bevel_model::KvCache;
 use bevel_model::chat::CHATML;
-use bevel_server::{HeaderValue, ModelToServe, Server, ServerConfig};
+use bevel_model::{Checkpoint, KvCache, ModelConfig};
+use bevel_server::{HeaderValue, LoadedModel, ModelToServe, Server, ServerConfig};
 use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::args::{Global, size};
 use crate::generation::GenerationConfig;
-use crate::model::{self, Loaded};
+use crate::model;
 use crate::sampling::{Kv, Products, context};
 use crate::text;
 use crate::ui::units::{bytes, duration};
 use crate::ui::{interrupt, print_json};
 
 /// Options of `bevel serve`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// The models: paths, hub names, aliases or `tiny-austen`. Requests that name none go to the first
     #[arg(required = true, value_name = "MODEL")]
@@ -37,8 +37,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     chat_template: Option<String>,
 
-    /// The address to listen on; 0.0.0.0 is every one of this machine
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    /// The address or name to listen on; 0.0.0.0 is every one of this machine
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = host)]
     host: IpAddr,
 
     /// The port; 0 takes a free one
@@ -69,6 +69,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "16MB")]
     max_body: u64,
 
+    /// Memory for all models with their keys and values: they are loaded when they are asked for, and make way
+    /// for others [default: all are loaded at once]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+
+    /// Unload a model that nobody asks for during so many seconds, until somebody does
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    unload_after: Option<Duration>,
+
     /// Log a line for each request, on stderr
     #[arg(long, value_name = "FORMAT")]
     log: Option<LogFormat>,
@@ -80,6 +89,11 @@ pub(crate) struct Args {
     /// Answers that may wait; more requests are refused
     #[arg(long, value_name = "N", default_value_t = 1024, help_heading = "Engine")]
     queue: usize,
+
+    /// How long answers may wait for their next tokens while prompts are read: prompts are read in parts that
+    /// take as long
+    #[arg(long, value_name = "SECONDS", default_value = "0.1", value_parser = seconds, help_heading = "Engine")]
+    step_time: Duration,
 
     /// Memory for keys and values [default: 1GB, or one context if that takes more]
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Engine")]
@@ -114,6 +128,14 @@ fn origin(text: &str) -> Result<HeaderValue, String> {
     value.ok_or_else(|| "expected an origin such as https://app.example, or *".to_owned())
 }
 
+fn host(text: &str) -> Result<IpAddr, String> {
+    let found = (text, 0).to_socket_addrs().map_err(|error| error.to_string())?;
+    // Where a name has addresses of both kinds, most clients try the older one.
+    let addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+    let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    first.copied().ok_or_else(|| "it has no address".to_owned())
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().filter(|seconds| (0.001..1e9).contains(seconds));
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "expected seconds, above 0".to_owned())
@@ -144,20 +166,22 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     if let Some(format) = args.log {
         bevel_server::log_to_stderr(format == LogFormat::Json);
     }
+    let cpu = Arc::new(model::cpu(global)?);
     let mut models: Vec<ModelToServe> = Vec::new();
     for (i, model) in args.models.iter().enumerate() {
         let name = args.name.get(i).unwrap_or(model).clone();
         if models.iter().any(|other| other.name == name) {
             bail!("two models are called `{name}`: give them names by --name");
         }
-        let cpu = models.first().map(|first| first.cpu.clone());
-        models.push(args.model(model, name, cpu, global)?);
+        models.push(args.model(model, name, cpu.clone(), global)?);
     }
     let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
     let config = ServerConfig {
         api_keys: args.api_key.clone(),
         cors: (!args.cors.is_empty()).then(|| args.cors.clone()),
         body_limit: usize::try_from(args.max_body).unwrap_or(usize::MAX),
+        memory: args.memory,
+        unload_after: args.unload_after,
         tls: args.tls_cert.clone().zip(args.tls_key.clone()),
         ..ServerConfig::new(SocketAddr::new(args.host, args.port))
     };
@@ -185,32 +209,62 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
 }
 
 impl Args {
-    /// Loads a model, to run on `cpu` if there is one already.
+    /// A model that will run on `cpu`. Its headers are read.
     fn model(
         &self,
         model: &str,
         name: String,
-        cpu: Option<Arc<Cpu>>,
+        cpu: Arc<Cpu>,
         global: &Global,
     ) -> Result<ModelToServe> {
-        let Loaded { model, mut tokenizer, cpu: own, .. } =
-            model::load(model, self.products.exact, global)?;
+        let path = model::resolve(model, global)?;
+        let checkpoint = Checkpoint::open(&path)?;
+        let context = context(self.ctx, 0, checkpoint.config(), global)?;
+        let tokens = self.memory_tokens(checkpoint.config(), context)?;
+        let kv_memory = tokens as u64 * self.bytes_per_token(checkpoint.config());
+        let memory = checkpoint.tensor_bytes() + kv_memory;
+        if let Some(most) = self.memory.filter(|&most| most < memory) {
+            bail!(
+                "`{name}` takes {} of --memory, {} of it for keys and values, and {} are given: give more, or \
+                 less --kv-memory",
+                bytes(memory),
+                bytes(kv_memory),
+                bytes(most)
+            );
+        }
+        let (args, global) = (self.clone(), global.clone());
+        let load = move || {
+            let loaded = args.load(&path, context, tokens, cpu.clone(), &global);
+            loaded.map_err(|error| format!("{error:#}"))
+        };
+        Ok(ModelToServe { name, memory, context, load: Box::new(load) })
+    }
+
+    /// Loads a model, with memory for the keys and values of so many `tokens`.
+    fn load(
+        &self,
+        path: &Path,
+        context: usize,
+        tokens: usize,
+        cpu: Arc<Cpu>,
+        global: &Global,
+    ) -> Result<LoadedModel> {
+        let (model, mut tokenizer) = model::load_on(&cpu, path, self.products.exact, global)?;
         let generation = GenerationConfig::of(model.checkpoint())?;
         tokenizer.add_end_of_generation(generation.eos().iter().copied());
-        let context = context(self.ctx, 0, model.config(), global)?;
         let engine = EngineConfig {
             kv_type: self.kv.kv.into(),
-            memory_tokens: self.memory_tokens(&model, context)?,
+            memory_tokens: tokens,
             queue: self.queue,
+            step_time: self.step_time,
             prefix_cache: !self.no_prefix_cache,
             swap: self.swap.clone().map(|directory| Swap { directory, bytes: self.swap_size }),
             ..EngineConfig::new(context, self.parallel.into())
         };
-        Ok(ModelToServe {
-            name,
+        Ok(LoadedModel {
             tokenizer,
             template: self.template()?,
-            cpu: cpu.unwrap_or_else(|| Arc::new(own)),
+            cpu,
             defaults: generation.sampler(),
             engine,
             request_timeout: self.timeout,
@@ -228,9 +282,8 @@ impl Args {
     }
 
     /// Tokens whose keys and values are kept, of all conversations together.
-    fn memory_tokens(&self, model: &bevel_model::Model, context: usize) -> Result<usize> {
-        let kv_type: KvType = self.kv.kv.into();
-        let per_token = KvCache::bytes_per_token(model.config(), kv_type).max(1) as u64;
+    fn memory_tokens(&self, config: &ModelConfig, context: usize) -> Result<usize> {
+        let per_token = self.bytes_per_token(config);
         let one = context.next_multiple_of(BLOCK_TOKENS);
         let tokens = |memory: u64| usize::try_from(memory / per_token).unwrap_or(usize::MAX);
         let all = one.saturating_mul(self.parallel.into());
@@ -243,5 +296,11 @@ impl Args {
             ),
             Some(memory) => Ok(tokens(memory).min(all)),
         }
+    }
+
+    /// Bytes of a token's keys and values.
+    fn bytes_per_token(&self, config: &ModelConfig) -> u64 {
+        let kv_type: KvType = self.kv.kv.into();
+        KvCache::bytes_per_token(config, kv_type).max(1) as u64
     }
 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{FromRequest, Request};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use futures_util::StreamExt;
 use tokio::time::timeout;
 
@@ -23,6 +23,11 @@ impl FromRequest<Arc<App>> for Body {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        let encoding = request.headers().get(header::CONTENT_ENCODING);
+        if encoding.is_some_and(|encoding| encoding != "identity") {
+            let problem = "compressed bodies are not read: send it without content-encoding";
+            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, problem));
+        }
         let limit = app.body_limit;
         let mut stream = request.into_body().into_data_stream();
         let (mut body, mut size) = (Vec::new(), 0usize);

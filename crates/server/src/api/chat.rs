@@ -26,12 +26,12 @@ pub(crate) async fn handle(
     State(app): State<Arc<App>>,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
-    let (model, chat) = super::in_place(|| {
-        let mut fields = Fields::parse(&body)?;
-        let model = app.model(&mut fields)?;
+    let mut fields = super::in_place(|| Fields::parse(&body))?;
+    let model = app.model(&mut fields).await?;
+    let chat = super::in_place(|| {
         let chat = Chat::take(&mut fields, &model)?;
         fields.finish()?;
-        Ok::<_, ApiError>((model, chat))
+        Ok::<_, ApiError>(chat)
     })?;
     let Chat { conversation, options, stream, include_usage } = chat;
     let answers = options.request.answers as usize;

@@ -34,7 +34,7 @@ pub(crate) async fn handle(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let mut fields = super::in_place(|| Fields::parse(&body))?;
-    let model = app.model(&mut fields)?;
+    let model = app.model(&mut fields).await?;
     let prompts = fields.require::<Prompts>("prompt")?.into_prompts();
     if prompts.is_empty() || prompts.len() > MOST_PROMPTS {
         let problem = format!("expected 1 to {MOST_PROMPTS} prompts");

@@ -64,7 +64,7 @@ pub(crate) async fn handle(
 ) -> Result<Response, MessagesError> {
     let body = body?;
     let mut fields = super::in_place(|| Fields::parse(&body.0))?;
-    let model = app.model(&mut fields)?;
+    let model = app.model(&mut fields).await?;
     let conversation = super::in_place(|| conversation(&mut fields, &model))?;
     let stop = stop(&mut fields, "stop_sequences")?;
     let max_tokens: usize = fields.require("max_tokens")?;
@@ -124,7 +124,7 @@ pub(crate) async fn count_tokens(
 ) -> Result<Json<Value>, MessagesError> {
     let body = body?;
     let mut fields = super::in_place(|| Fields::parse(&body.0))?;
-    let model = app.model(&mut fields)?;
+    let model = app.model(&mut fields).await?;
     let conversation = super::in_place(|| conversation(&mut fields, &model))?;
     fields.finish()?;
     let tokenizer = model.tokenizer.clone();

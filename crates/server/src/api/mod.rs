@@ -32,6 +32,7 @@ use tracing::Instrument;
 
 use crate::config::ServerConfig;
 use crate::metrics;
+use crate::models::Models;
 use crate::running::Running;
 use crate::served::Served;
 use crate::worker::Event;
@@ -43,8 +44,7 @@ use sampling::Options;
 /// What requests are answered with.
 #[derive(Debug)]
 pub(crate) struct App {
-    /// The first one serves requests that name none.
-    pub(crate) models: Vec<Arc<Served>>,
+    pub(crate) models: Arc<Models>,
     pub(crate) api_keys: Vec<String>,
     /// Most bytes of a body.
     pub(crate) body_limit: usize,
@@ -52,27 +52,10 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Takes the field `model`.
-    pub(crate) fn model(&self, fields: &mut Fields) -> Result<Arc<Served>, ApiError> {
+    /// Takes the field `model`. The model may have to be loaded.
+    pub(crate) async fn model(&self, fields: &mut Fields) -> Result<Arc<Served>, ApiError> {
         let name: Option<String> = fields.take("model")?;
-        self.named(name.as_deref())
-    }
-
-    pub(crate) fn named(&self, name: Option<&str>) -> Result<Arc<Served>, ApiError> {
-        let found = match name {
-            None => self.models.first(),
-            Some(name) => self.models.iter().find(|model| model.name == name),
-        };
-        found.cloned().ok_or_else(|| {
-            let served: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
-            let problem = format!(
-                "`{}` is not served here; `{}` is",
-                name.unwrap_or_default(),
-                served.join("`, `")
-            );
-            ApiError { status: StatusCode::NOT_FOUND, ..ApiError::field("model", problem) }
-                .with_code("model_not_found")
-        })
+        self.models.get(name.as_deref()).await
     }
 }
 
@@ -87,6 +70,8 @@ pub(crate) fn router(app: Arc<App>, config: &ServerConfig) -> Router {
         .route("/v1/embeddings", post(embeddings::handle))
         .route("/v1/models", get(native::models))
         .route("/v1/models/{*name}", get(native::model))
+        .route("/models/load", post(native::load))
+        .route("/models/unload", post(native::unload))
         .route("/tokenize", post(native::tokenize))
         .route("/detokenize", post(native::detokenize))
         .route("/apply-template", post(native::apply_template))
@@ -179,6 +164,14 @@ async fn submit(
     events: &mpsc::UnboundedSender<Event>,
 ) -> Result<Vec<Vec<u32>>, ApiError> {
     let Options { mut request, grammar, grammar_field } = options;
+    let answers = prompts.len().saturating_mul(request.answers as usize);
+    if answers > model.most_answers {
+        let problem = format!(
+            "{answers} answers are wanted, and this server takes {} at a time",
+            model.most_answers
+        );
+        return Err(ApiError::field("prompt", problem));
+    }
     let most = model.context.saturating_mul(model.longest_token);
     if let Some(len) = prompts.iter().map(Prompt::len).find(|&len| len > most) {
         let problem = format!(

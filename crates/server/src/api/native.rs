@@ -13,11 +13,11 @@ use super::body::Body;
 use super::conversation::Conversation;
 use super::error::ApiError;
 use super::fields::Fields;
-use crate::served::Served;
+use crate::models::Slot;
 
 /// `GET /v1/models`
 pub(crate) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    let models: Vec<Value> = app.models.iter().map(|model| describe(model)).collect();
+    let models: Vec<Value> = app.models.slots().iter().map(describe).collect();
     Json(json!({ "object": "list", "data": models }))
 }
 
@@ -26,22 +26,52 @@ pub(crate) async fn model(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    Ok(Json(describe(&*app.named(Some(&name))?)))
+    let place = app.models.place(Some(&name))?;
+    Ok(Json(describe(&app.models.slots()[place])))
 }
 
-fn describe(model: &Served) -> Value {
+fn describe(slot: &Slot) -> Value {
+    let status = if slot.loaded().is_some() { "loaded" } else { "unloaded" };
     json!({
-        "id": model.name,
+        "id": slot.model.name,
         "object": "model",
-        "created": model.created,
+        "created": slot.created,
         "owned_by": "bevel",
-        "max_model_len": model.context,
+        "max_model_len": slot.model.context,
+        "status": { "value": status },
     })
+}
+
+/// `POST /models/load`: before anybody waits for an answer.
+pub(crate) async fn load(
+    State(app): State<Arc<App>>,
+    Body(body): Body,
+) -> Result<Json<Value>, ApiError> {
+    app.models.get(Some(&named(&body)?)).await?;
+    Ok(Json(json!({ "success": true })))
+}
+
+/// `POST /models/unload`: its memory is free when this answers, and it is loaded when it is asked for.
+pub(crate) async fn unload(
+    State(app): State<Arc<App>>,
+    Body(body): Body,
+) -> Result<Json<Value>, ApiError> {
+    app.models.unload(Some(&named(&body)?)).await?;
+    Ok(Json(json!({ "success": true })))
+}
+
+/// The model that a body names, and nothing else.
+fn named(body: &[u8]) -> Result<String, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let name = fields.require("model")?;
+    fields.finish()?;
+    Ok(name)
 }
 
 /// `GET /health`
 pub(crate) async fn health(State(app): State<Arc<App>>) -> Response {
-    if app.models.iter().all(|model| model.worker.is_alive()) {
+    let mut loaded = app.models.slots().iter().filter_map(Slot::loaded);
+    if loaded.all(|model| model.worker.is_alive()) {
         Json(json!({ "status": "ok" })).into_response()
     } else {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "a model's thread has ended").into_response()
@@ -54,7 +84,7 @@ pub(crate) async fn tokenize(
     Body(body): Body,
 ) -> Result<Json<Value>, ApiError> {
     let mut fields = super::in_place(|| Fields::parse(&body))?;
-    let model = app.model(&mut fields)?;
+    let model = app.model(&mut fields).await?;
     let (text, add_special, parse_special) = match fields.take::<String>("prompt")? {
         Some(text) => (text, true, false),
         None => (super::in_place(|| Conversation::take(&mut fields, &model))?.prompt, false, true),
@@ -82,7 +112,7 @@ pub(crate) async fn detokenize(
     Body(body): Body,
 ) -> Result<Json<Value>, ApiError> {
     let mut fields = super::in_place(|| Fields::parse(&body))?;
-    let model = app.model(&mut fields)?;
+    let model = app.model(&mut fields).await?;
     let tokens: Vec<u32> = fields.require("tokens")?;
     let skip_special = fields.take("skip_special_tokens")?.unwrap_or(false);
     fields.finish()?;
@@ -100,7 +130,7 @@ pub(crate) async fn apply_template(
     Body(body): Body,
 ) -> Result<Json<Value>, ApiError> {
     let mut fields = super::in_place(|| Fields::parse(&body))?;
-    let model = app.model(&mut fields)?;
+    let model = app.model(&mut fields).await?;
     let prompt = super::in_place(|| Conversation::take(&mut fields, &model))?.prompt;
     fields.finish()?;
     Ok(Json(json!({ "prompt": prompt })))

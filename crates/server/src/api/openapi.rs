@@ -38,6 +38,9 @@ pub(crate) fn document() -> Value {
             "/detokenize": post("Text of tokens", detokenize(), false, "Error"),
             "/apply-template":
                 post("The text that a conversation becomes", template(), false, "Error"),
+            "/models/load": post("Load a model", named(), false, "Error"),
+            "/models/unload":
+                post("Unload a model, until it is asked for", named(), false, "Error"),
             "/v1/models": get("What is served", "application/json", &[]),
             "/v1/models/{name}": get("One model", "application/json", &["name"]),
             "/health": get("Whether the models run", "application/json", &[]),
@@ -306,6 +309,10 @@ fn count_tokens() -> Value {
 
 fn model() -> Value {
     json!({ "model": { "type": "string" } })
+}
+
+fn named() -> Value {
+    body(&["model"], [model()])
 }
 
 fn embeddings() -> Value {

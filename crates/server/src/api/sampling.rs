@@ -211,8 +211,9 @@ fn dry(fields: &mut Fields, tokenizer: &Tokenizer) -> Result<Option<Dry>, ApiErr
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 enum ResponseFormat {
-    Text,
-    JsonObject,
+    // With braces further members are refused.
+    Text {},
+    JsonObject {},
     JsonSchema { json_schema: NamedSchema },
 }
 
@@ -233,8 +234,8 @@ pub(crate) struct NamedSchema {
 impl ResponseFormat {
     fn grammar(self) -> Option<Grammar> {
         match self {
-            Self::Text => None,
-            Self::JsonObject => Some(json_of(&any_object())),
+            Self::Text {} => None,
+            Self::JsonObject {} => Some(json_of(&any_object())),
             Self::JsonSchema { json_schema } => Some(json_of(&json_schema.schema)),
         }
     }

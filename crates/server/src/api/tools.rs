@@ -119,13 +119,13 @@ struct GivenFunction {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 enum GivenChoice {
-    Word(String),
-    Named { function: GivenName },
+    Function { function: GivenName },
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct GivenName {
     name: String,
 }
@@ -143,19 +143,21 @@ impl Tools {
             parameters: function.parameters.unwrap_or_else(|| json!({ "type": "object" })),
         };
         let functions: Vec<Function> = given.into_iter().map(function).collect();
-        let choice = match fields.take("tool_choice")? {
-            None => ToolChoice::Auto,
-            Some(GivenChoice::Named { function }) => ToolChoice::Named(function.name),
-            Some(GivenChoice::Word(word)) => match word.as_str() {
-                "auto" => ToolChoice::Auto,
-                "none" => ToolChoice::None,
-                "required" => ToolChoice::Required,
-                _ => {
-                    let problem = "expected \"auto\", \"none\", \"required\" or a function";
-                    return Err(ApiError::field("tool_choice", problem));
-                }
+        let word = fields.get("tool_choice").and_then(Value::as_str).map(str::to_owned);
+        let choice = match word.as_deref() {
+            None => match fields.object("tool_choice")? {
+                None => ToolChoice::Auto,
+                Some(GivenChoice::Function { function }) => ToolChoice::Named(function.name),
             },
+            Some("auto") => ToolChoice::Auto,
+            Some("none") => ToolChoice::None,
+            Some("required") => ToolChoice::Required,
+            Some(_) => {
+                let problem = "expected \"auto\", \"none\", \"required\" or a function";
+                return Err(ApiError::field("tool_choice", problem));
+            }
         };
+        fields.drop_notes(&["tool_choice"]);
         let parallel = fields.take("parallel_tool_calls")?.unwrap_or(true);
         Self::new(functions, choice, parallel, template)
     }

@@ -86,6 +86,31 @@ fn a_thousand_connections_disturb_nobody() {
     drop(idle);
 }
 
+/// What they have not read waits in the server, and nobody else does.
+#[test]
+fn clients_that_read_slowly_hold_nobody_up() {
+    let server = server();
+    // More than the sockets' buffers hold.
+    let long = json!({ "prompt": ["x", "y", "z"], "max_tokens": 480, "ignore_eos": true, "n": 8, "logprobs": 20, "stream": true });
+    let mut slow: Vec<TcpStream> =
+        (0..2).map(|_| begin(&server, "/v1/completions", &long.to_string())).collect();
+    server.wait_for(RUNNING, 8.0);
+    let start = Instant::now();
+    server.ask("/v1/completions", &json!({ "prompt": "x", "max_tokens": 20, "priority": -1 }));
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    // The engine goes on to the end of their answers.
+    server.wait_for(RUNNING, 0.0);
+    server.ask("/v1/completions", &json!({ "prompt": "x", "max_tokens": 20 }));
+    server.end();
+    for client in &mut slow {
+        let mut text = String::new();
+        client.read_to_string(&mut text).unwrap();
+        assert_eq!(text.matches("\"finish_reason\":\"length\"").count(), 24);
+        assert!(text.contains("[DONE]") && text.len() > 8 << 20, "{} bytes", text.len());
+    }
+    server.join();
+}
+
 #[test]
 fn what_runs_may_end_before_the_server_does() {
     let server = server();

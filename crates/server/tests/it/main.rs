@@ -2,6 +2,7 @@
 
 mod answers;
 mod clients;
+mod models;
 mod refusals;
 mod running;
 mod tools;

@@ -40,6 +40,10 @@ fn fields_that_cannot_be_honoured_are_named() {
         (json!({ "stream": true, "stream_options": { "x": 1 } }), "stream_options.x"),
         (json!({ "response_format": { "type": "yaml" } }), "response_format.type"),
         (json!({ "response_format": ["json_object"] }), "response_format"),
+        (
+            json!({ "response_format": { "type": "json_object", "schema": {} } }),
+            "response_format",
+        ),
         (json!({ "structured_outputs": { "regex": "(" } }), "structured_outputs"),
         (json!({ "structured_outputs": { "choice": [] } }), "structured_outputs.choice"),
         (
@@ -82,6 +86,12 @@ fn fields_that_cannot_be_honoured_are_named() {
         (json!({ "messages": [{ "role": "user", "content": 7 }] }), "messages[0].content"),
         (json!({ "top_logprobs": 3 }), "top_logprobs"),
         (json!({ "tools": [{ "type": "function" }] }), "tools[0]"),
+        (json!({ "tool_choice": { "type": "function" } }), "tool_choice"),
+        (
+            json!({ "tool_choice": { "type": "function", "function": { "name": "f", "x": 1 } } }),
+            "tool_choice.function.x",
+        ),
+        (json!({ "tool_choice": "always" }), "tool_choice"),
         (json!({ "store": true }), "store"),
         (json!({ "modalities": ["text", "audio"] }), "modalities"),
         (json!({ "reasoning_effort": "high" }), "reasoning_effort"),
@@ -118,6 +128,11 @@ fn bodies_that_are_none_are_refused_as_json() {
     let long = json!({ "prompt": "word ".repeat(30_000) });
     let (status, json) = server.post("/v1/completions", &long);
     assert_eq!((status, &json["error"]["code"]), (400, &json!("context_length_exceeded")));
+    let compressed = Running::agent().post(server.url("/v1/completions"));
+    let response = compressed.header("content-encoding", "gzip").send("x").unwrap();
+    assert_eq!(response.status(), 415);
+    let many = json!({ "prompt": vec!["x"; 200], "n": 8, "max_tokens": 1 });
+    assert!(message(server.post("/v1/completions", &many), 400).contains("1600 answers"));
     assert!(message(server.get("/v2/nothing"), 404).contains("/v2/nothing"));
     assert!(message(server.get("/v1/completions"), 405).contains("GET"));
     // It still answers.
@@ -234,6 +249,7 @@ fn the_document_describes_the_server() {
         let schema = &post["requestBody"]["content"]["application/json"]["schema"];
         let mut request = json!({});
         for (name, value) in [
+            ("model", json!("tiny")),
             ("messages", json!([{ "role": "user", "content": "x" }])),
             ("max_tokens", json!(1)),
             ("max_output_tokens", json!(1)),

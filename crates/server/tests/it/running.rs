@@ -12,7 +12,7 @@ use bevel_engine::EngineConfig;
 use bevel_kernels::Cpu;
 use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{Checkpoint, Model, SamplerConfig};
-use bevel_server::{ModelToServe, Server, ServerConfig};
+use bevel_server::{LoadedModel, ModelToServe, Server, ServerConfig};
 use serde_json::Value;
 
 pub(crate) struct Running {
@@ -33,10 +33,9 @@ fn tiny_austen() -> std::path::PathBuf {
 }
 
 /// The model, ready to be served.
-fn model(name: &str, engine: EngineConfig) -> ModelToServe {
+pub(crate) fn loaded(engine: EngineConfig) -> LoadedModel {
     let (dir, cpu) = (tiny_austen(), Cpu::new(2).unwrap());
-    ModelToServe {
-        name: name.to_owned(),
+    LoadedModel {
         model: Model::load(Checkpoint::open(&dir).unwrap(), &cpu, &mut |_| {}).unwrap(),
         tokenizer: Tokenizer::from_hf(&dir).unwrap(),
         template: Some(TEMPLATE.to_owned()),
@@ -59,14 +58,26 @@ pub(crate) fn server() -> Running {
 
 pub(crate) fn server_with(
     change: impl FnOnce(&mut ServerConfig),
-    change_model: impl Fn(&mut ModelToServe),
+    change_model: impl Fn(&mut LoadedModel) + Clone + Send + Sync + 'static,
 ) -> Running {
+    let models = ["tiny", "austen/tiny"].map(|name| {
+        let change = change_model.clone();
+        let load = move || {
+            let mut loaded = loaded(EngineConfig::new(512, 8));
+            change(&mut loaded);
+            Ok(loaded)
+        };
+        ModelToServe { name: name.to_owned(), memory: 1, context: 512, load: Box::new(load) }
+    });
+    serve(change, models.into())
+}
+
+/// A server with these models.
+pub(crate) fn serve(change: impl FnOnce(&mut ServerConfig), models: Vec<ModelToServe>) -> Running {
     let mut config = ServerConfig::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     config.grace = Duration::from_secs(10);
     change(&mut config);
-    let mut models = ["tiny", "austen/tiny"].map(|name| model(name, EngineConfig::new(512, 8)));
-    models.iter_mut().for_each(&change_model);
-    let server = Server::bind(config, models.into()).unwrap();
+    let server = Server::bind(config, models).unwrap();
     let address = server.address().unwrap();
     let end = Arc::new(AtomicBool::new(false));
     let asked = end.clone();
