@@ -1,4 +1,5 @@
-"""Asks `bevel serve` with the clients that people use: `openai`, `anthropic` and `langchain-openai`.
+"""Asks `bevel serve` with the clients that people use: `openai`, `anthropic` and `langchain-openai`; and with
+`schemathesis`, which sends what the server's OpenAPI document allows and what it forbids.
 
     python interop/clients.py [--model smollm2] [--bevel target/release/bevel]
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-PACKAGES = ["openai==3.57.0", "anthropic==2.14.0", "langchain-openai==1.7.4"]
+PACKAGES = ["openai==3.57.0", "anthropic==2.14.0", "langchain-openai==1.7.4", "schemathesis==4.32.5"]
 
 SCHEMA = {
     "type": "object",
@@ -181,10 +182,26 @@ def inside(url: str, model: str) -> int:
     return 1 if failed else 0
 
 
+def schemathesis(program: Path, url: str, examples: int) -> int:
+    """Whether every answer is as the document says: none says that the server is at fault, and nothing is accepted that the
+    document forbids. That all it allows is accepted cannot be: some fields need others, or a template that knows them."""
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance," \
+             "negative_data_rejection,unsupported_method,ignored_auth"
+    command = [program, "run", f"{url}/openapi.json", "--checks", checks, "--max-examples", str(examples), "--warnings", "off",
+               "--header", "Authorization: Bearer secret", "--continue-on-failure", "--seed", "1", "--no-color"]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    cases = [line.strip() for line in run.stdout.splitlines() if "generated" in line or line.lstrip().startswith(("- ST", "❌"))]
+    print(f"{'ok  ' if run.returncode == 0 else 'FAIL'} schemathesis: {'; '.join(cases)}")
+    if run.returncode:
+        print(run.stdout[-20000:])
+    return run.returncode
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--bevel", type=Path, default=ROOT / "target/release/bevel")
+    parser.add_argument("--examples", type=int, default=50, help="cases of schemathesis for each route")
     parser.add_argument("--inside", metavar="URL", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
@@ -203,7 +220,9 @@ def main() -> int:
                 if line.startswith("}") or line.rstrip().endswith("}"):
                     break
             url = json.loads(ready)["url"]
-            return subprocess.run([python, __file__, "--inside", url, "--model", "served"]).returncode
+            clients = subprocess.run([python, __file__, "--inside", url, "--model", "served"]).returncode
+            document = schemathesis(environment / "bin/schemathesis", url, args.examples)
+            return clients or document
         finally:
             server.terminate()
 

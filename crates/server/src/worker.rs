@@ -27,6 +27,9 @@ pub(crate) struct Worker {
 enum Command {
     Submit(Box<Submission>),
     Observe(oneshot::Sender<Observations>),
+    /// Makes a mistake.
+    #[cfg(test)]
+    Panic,
 }
 
 struct Submission {
@@ -200,6 +203,8 @@ impl Loop<'_, '_> {
                 let Submission { requests, events, accepted } = *submission;
                 let _ = accepted.send(self.submit(requests, &events));
             }
+            #[cfg(test)]
+            Command::Panic => panic!("a test wants it"),
         }
     }
 
@@ -268,5 +273,46 @@ impl Loop<'_, '_> {
         }
         // Whatever is wrong, it shall not keep a core busy.
         std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bevel_model::Checkpoint;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_engine_that_fails_is_started_anew() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-austen");
+        let cpu = Arc::new(Cpu::new(2).unwrap());
+        let model = Model::load(Checkpoint::open(&dir).unwrap(), &cpu, &mut |_| {}).unwrap();
+        let tokenizer = Arc::new(model.checkpoint().tokenizer().unwrap());
+        let config = EngineConfig::new(512, 4);
+        let worker = Worker::start(model, tokenizer, cpu, config).unwrap();
+        let request = |max_tokens| Request {
+            max_tokens: Some(max_tokens),
+            ignore_eos: true,
+            ..Request::new(vec![5, 6, 7])
+        };
+        let (events, mut received) = mpsc::unbounded_channel();
+        worker.submit(vec![request(500)], events).await.unwrap();
+        assert!(received.recv().await.is_some());
+        worker.send(Command::Panic).unwrap();
+        // Who waits is not left waiting.
+        while received.recv().await.is_some() {}
+        assert!(worker.is_alive());
+        let (events, mut received) = mpsc::unbounded_channel();
+        worker.submit(vec![request(3)], events).await.unwrap();
+        let mut tokens = 0;
+        while let Some(event) = received.recv().await {
+            let Event::Output(0, output) = event else { panic!("{event:?}") };
+            tokens += usize::from(output.token.is_some());
+        }
+        assert_eq!(tokens, 3);
+        let seen = worker.observe().await.unwrap();
+        assert_eq!((seen.engine.running, seen.engine.blocks_used), (0, 0));
     }
 }

@@ -16,7 +16,7 @@ pub use time::DateTime;
 
 /// The template of models without one that were trained on the ChatML format; by name only.
 pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' \
-    + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}\
+    + (message['content'] or '') + '<|im_end|>' + '\n' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// What can go wrong with a chat template.

@@ -56,7 +56,8 @@ pub(crate) async fn handle(
         usage.add(tag, &answer.end);
         let tokens = answer.tokens.iter().map(|(token, _)| token);
         let mut reader = conversation.reader();
-        let message = message(reader.read(&answer.text, true));
+        let message = message(reader.read_all(&answer));
+        usage.thought_tokens += reader.thought_tokens();
         choices.push(json!({
             "index": index,
             "message": message,
@@ -83,14 +84,18 @@ pub(crate) async fn handle(
 
 /// An answer in the chat API's shape.
 fn message(pieces: Vec<Piece>) -> Value {
-    let (mut text, mut calls) = (String::new(), Vec::new());
+    let (mut thoughts, mut text, mut calls) = (String::new(), String::new(), Vec::new());
     for piece in pieces {
         match piece {
+            Piece::Thought(part) => thoughts.push_str(&part),
             Piece::Text(part) => text.push_str(&part),
             Piece::Call(call) => calls.push(call_json(&call)),
         }
     }
     let mut message = json!({ "role": "assistant", "content": text, "refusal": null });
+    if !thoughts.is_empty() {
+        message["reasoning_content"] = thoughts.into();
+    }
     if !calls.is_empty() {
         if text.is_empty() {
             message["content"] = Value::Null;
@@ -130,7 +135,7 @@ pub(crate) struct StreamOptions {
 
 impl Chat {
     fn take(fields: &mut Fields, model: &Served) -> Result<Self, ApiError> {
-        let conversation = Conversation::take(fields, model)?;
+        let mut conversation = Conversation::take(fields, model)?;
         let mut options = Options::take(fields, model)?;
         conversation.constrain(&mut options)?;
         let most: Option<usize> = fields.take("max_tokens")?;
@@ -157,7 +162,7 @@ impl Chat {
         ] {
             fields.only(name, &served)?;
         }
-        fields.drop_notes(&["user", "metadata", "safety_identifier", "prompt_cache_key"]);
+        fields.drop_notes(&["user", "metadata", "safety_identifier", "prompt_cache_key"])?;
         Ok(Self { conversation, options, stream, include_usage })
     }
 }
@@ -254,12 +259,17 @@ impl Chunks for ChatChunks {
         let logprobs = logprobs(&self.model.tokenizer, output.token.iter());
         let mut logprobs = Some(logprobs).filter(|tokens| !tokens.is_empty());
         let reader = &mut self.readers[output.index as usize];
-        let pieces = reader.read(&output.text, finish.is_some());
+        let tokens = usize::from(output.token.is_some());
+        let pieces = reader.read(&output.text, tokens, finish.is_some());
+        if let (Some(usage), Some(_)) = (&mut self.usage, &output.end) {
+            usage.thought_tokens += reader.thought_tokens();
+        }
         let finish = finish.map(|reason| self::finish(reason, reader));
         let mut deltas = Vec::new();
         let number = &mut self.calls[output.index as usize];
         for piece in pieces {
             deltas.push(match piece {
+                Piece::Thought(text) => json!({ "reasoning_content": text }),
                 Piece::Text(text) => json!({ "content": text }),
                 Piece::Call(call) => {
                     let mut call = call_json(&call);

@@ -54,7 +54,7 @@ pub(crate) async fn handle(
         let Request { prompt_logprobs: of_prompt, logprobs, .. } = &mut options.request;
         *of_prompt = (*of_prompt).max(*logprobs);
     }
-    fields.drop_notes(&["user"]);
+    fields.drop_notes(&["user"])?;
     fields.finish()?;
 
     let count = prompts.len() * answers as usize;

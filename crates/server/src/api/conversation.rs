@@ -7,7 +7,9 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::sampling::Options;
+use super::thoughts::ThoughtParser;
 use super::tools::{CallParser, Piece, Tools};
+use crate::answer::Answer;
 use crate::served::Served;
 
 /// A conversation to be answered.
@@ -17,6 +19,8 @@ pub(crate) struct Conversation {
     pub(crate) prompt: String,
     /// What it may call.
     pub(crate) tools: Option<Tools>,
+    /// Where the model thinks before it answers.
+    thoughts: Option<ThoughtParser>,
 }
 
 /// How a conversation is rendered.
@@ -88,7 +92,8 @@ impl Conversation {
         };
         if !continues {
             let prompt = template.render(messages, offered.as_ref(), !unprompted, extra)?;
-            return Ok(Self { prompt, tools });
+            let thoughts = ThoughtParser::new(template, &prompt);
+            return Ok(Self { prompt, tools, thoughts });
         }
         // What the template writes after the message's text would end it: a mark that nothing else contains
         // tells where that is.
@@ -106,11 +111,16 @@ impl Conversation {
             let problem = "the last message is not the assistant's, or has no text";
             ApiError::field("continue_final_message", problem)
         })?);
-        Ok(Self { prompt, tools })
+        // Its thoughts are over.
+        Ok(Self { prompt, tools, thoughts: None })
     }
 
     /// Makes an answer follow what tools ask for.
-    pub(crate) fn constrain(&self, options: &mut Options) -> Result<(), ApiError> {
+    pub(crate) fn constrain(&mut self, options: &mut Options) -> Result<(), ApiError> {
+        if options.grammar.is_some() {
+            // There is no place for thoughts.
+            self.thoughts = None;
+        }
         let Some(tools) = self.tools.as_ref().filter(|tools| tools.may_be_called()) else {
             return Ok(());
         };
@@ -127,29 +137,60 @@ impl Conversation {
     /// What takes an answer apart.
     pub(crate) fn reader(&self) -> Reader {
         let tools = self.tools.as_ref().filter(|tools| tools.may_be_called());
-        Reader { parser: tools.map(Tools::parser), called: false }
+        let thoughts = self.thoughts.clone();
+        Reader { thoughts, calls: tools.map(Tools::parser), called: false, thought_tokens: 0 }
     }
 }
 
-/// Takes an answer apart into text and calls.
+/// Takes an answer apart into thoughts, text and calls.
 #[derive(Clone, Debug)]
 pub(crate) struct Reader {
-    parser: Option<CallParser>,
+    thoughts: Option<ThoughtParser>,
+    calls: Option<CallParser>,
     called: bool,
+    thought_tokens: usize,
 }
 
 impl Reader {
-    /// Text that came, the last of it where `ended`.
-    pub(crate) fn read(&mut self, text: &str, ended: bool) -> Vec<Piece> {
-        let Some(parser) = &mut self.parser else {
-            return if text.is_empty() { Vec::new() } else { vec![Piece::Text(text.to_owned())] };
-        };
-        let mut pieces = parser.push(text);
-        if ended {
-            pieces.extend(parser.finish());
+    /// All of an answer.
+    pub(crate) fn read_all(&mut self, answer: &Answer) -> Vec<Piece> {
+        let (mut pieces, mut read) = (Vec::new(), 0);
+        for (_, text) in &answer.tokens {
+            pieces.extend(self.read(text, 1, false));
+            read += text.len();
+        }
+        pieces.extend(self.read(&answer.text[read..], 0, true));
+        pieces
+    }
+
+    /// Text that so many tokens made certain, the last of it where `ended`.
+    pub(crate) fn read(&mut self, text: &str, tokens: usize, ended: bool) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        let mut text = text.to_owned();
+        if let Some(thoughts) = &mut self.thoughts {
+            let (thought, answer) = thoughts.push(&text, ended);
+            if thoughts.is_thinking() || !thought.is_empty() {
+                self.thought_tokens += tokens;
+            }
+            pieces.extend(Some(thought).filter(|part| !part.is_empty()).map(Piece::Thought));
+            text = answer;
+        }
+        match &mut self.calls {
+            None => pieces.extend(Some(text).filter(|part| !part.is_empty()).map(Piece::Text)),
+            Some(calls) => {
+                pieces.extend(calls.push(&text));
+                if ended {
+                    pieces.extend(calls.finish());
+                }
+            }
         }
         self.called |= pieces.iter().any(|piece| matches!(piece, Piece::Call(_)));
         pieces
+    }
+
+    /// Tokens that were thought.
+    pub(crate) fn thought_tokens(&self) -> usize {
+        self.thought_tokens
     }
 
     /// Whether there was a call.
@@ -173,7 +214,9 @@ fn message((i, mut message): (usize, Message)) -> Result<Message, ApiError> {
         }
         message.content = text.into();
     }
-    if !matches!(message.content, Value::String(_) | Value::Null) {
+    // An assistant may only have called tools.
+    let may_be_missing = message.role == "assistant" && message.content.is_null();
+    if !message.content.is_string() && !may_be_missing {
         return Err(ApiError::field(format!("messages[{i}].content"), "expected text"));
     }
     if message.role == "developer" {

@@ -55,7 +55,7 @@ pub(crate) async fn handle(
         GivenPooling::Last => Pooling::Last,
     };
     fields.only("dimensions", &[model.dim.into()])?;
-    fields.drop_notes(&["user"]);
+    fields.drop_notes(&["user"])?;
     fields.finish()?;
 
     let count = prompts.len();

@@ -72,11 +72,16 @@ impl Fields {
         }
     }
 
-    /// Drops fields that say something about the request and do not change what comes of it.
-    pub(crate) fn drop_notes(&mut self, names: &[&str]) {
-        names.iter().for_each(|&name| {
-            self.0.remove(name);
-        });
+    /// Drops fields that say something about the request and do not change what comes of it: texts, and
+    /// objects of texts.
+    pub(crate) fn drop_notes(&mut self, names: &[&str]) -> Result<(), ApiError> {
+        for &name in names {
+            match self.0.remove(name) {
+                None | Some(Value::String(_) | Value::Object(_)) => {}
+                Some(_) => return Err(ApiError::field(name, "expected text, or an object")),
+            }
+        }
+        Ok(())
     }
 
     /// Takes a field of which only some values can be served.

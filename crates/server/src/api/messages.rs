@@ -17,7 +17,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::sampling::{Options, stop};
 use super::stream::{Chunk, Chunks, respond};
-use super::tools::{Function, Piece, ToolChoice, Tools};
+use super::tools::{Call, Function, Piece, ToolChoice, Tools};
 use super::{App, new_id};
 use crate::answer::{collect, finish_reason};
 use crate::served::Served;
@@ -65,7 +65,7 @@ pub(crate) async fn handle(
     let body = body?;
     let mut fields = super::in_place(|| Fields::parse(&body.0))?;
     let model = app.model(&mut fields).await?;
-    let conversation = super::in_place(|| conversation(&mut fields, &model))?;
+    let mut conversation = super::in_place(|| conversation(&mut fields, &model))?;
     let stop = stop(&mut fields, "stop_sequences")?;
     let max_tokens: usize = fields.require("max_tokens")?;
     let stream = fields.take("stream")?.unwrap_or(false);
@@ -73,7 +73,7 @@ pub(crate) async fn handle(
     for name in ["container", "mcp_servers", "context_management", "n", "stop", "output_format"] {
         fields.only(name, &[])?;
     }
-    fields.drop_notes(&["metadata"]);
+    fields.drop_notes(&["metadata"])?;
     fields.only("prompt_logprobs", &[])?;
     let mut options = Options::take(&mut fields, &model)?;
     fields.finish()?;
@@ -88,20 +88,13 @@ pub(crate) async fn handle(
     let (id, reader) = (new_id("msg"), conversation.reader());
     if stream {
         let prompt_tokens = tokens[0].len();
-        let chunks = MessageChunks {
-            id,
-            model,
-            reader,
-            prompt_tokens,
-            blocks: 0,
-            in_text: false,
-            end: None,
-        };
+        let chunks =
+            MessageChunks { id, model, reader, prompt_tokens, blocks: 0, open: None, end: None };
         return Ok(respond(received, 1, chunks));
     }
     let answer = collect(&mut received, 1).await?.remove(&(0, 0)).expect("there is one answer");
     let mut reader = reader;
-    let content: Vec<Value> = blocks(reader.read(&answer.text, true));
+    let content: Vec<Value> = blocks(reader.read_all(&answer));
     finish_reason(&answer.end.reason)?;
     let (reason, stop) = stop_reason(&answer.end.reason, &reader);
     let response = json!({
@@ -141,7 +134,7 @@ struct GivenMessage {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected text or a list of blocks")]
 enum Content {
     Text(String),
     Blocks(Vec<Value>),
@@ -173,6 +166,7 @@ enum GivenChoice {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Thinking {
     #[serde(rename = "type")]
     kind: String,
@@ -212,11 +206,17 @@ fn conversation(fields: &mut Fields, model: &Served) -> Result<Conversation, Api
     });
     let mut extra = Map::new();
     if let Some(Thinking { kind }) = fields.object("thinking")? {
-        if kind != "disabled" {
-            let problem = "this server does not take a model's thinking apart";
-            return Err(ApiError::field("thinking.type", problem));
-        }
-        extra.insert("enable_thinking".to_owned(), false.into());
+        let thinks = match kind.as_str() {
+            "disabled" => false,
+            "adaptive" => true,
+            _ => {
+                let problem =
+                    "this server sets thoughts no limit: `adaptive` and `disabled` are known";
+                return Err(ApiError::field("thinking.type", problem));
+            }
+        };
+        // What Qwen's templates and others ask for.
+        extra.insert("enable_thinking".to_owned(), thinks.into());
     }
     let tools = tools(fields, model)?;
     let rendering = Rendering { extra, unprompted: continues, continues };
@@ -309,25 +309,35 @@ fn text_of<'v>(block: &'v Value, place: &str) -> Result<&'v str, ApiError> {
 /// An answer's content.
 fn blocks(pieces: Vec<Piece>) -> Vec<Value> {
     let mut blocks: Vec<Value> = Vec::new();
-    let mut text = String::new();
-    for piece in pieces.into_iter().map(Some).chain([None]) {
-        match piece {
-            Some(Piece::Text(part)) => text.push_str(&part),
-            other => {
-                if !text.is_empty() {
-                    let text = std::mem::take(&mut text);
-                    blocks.push(json!({ "type": "text", "text": text }));
-                }
-                if let Some(Piece::Call(call)) = other {
-                    let (id, name, input) = (call.id, call.name, call.arguments);
-                    blocks.push(
-                        json!({ "type": "tool_use", "id": id, "name": name, "input": input }),
-                    );
-                }
+    for piece in pieces {
+        let (kind, part) = match piece {
+            Piece::Thought(part) => ("thinking", part),
+            Piece::Text(part) => ("text", part),
+            Piece::Call(Call { id, name, arguments }) => {
+                let call =
+                    json!({ "type": "tool_use", "id": id, "name": name, "input": arguments });
+                blocks.push(call);
+                continue;
             }
+        };
+        if blocks.last().is_none_or(|block| block["type"] != kind) {
+            blocks.push(empty_block(kind));
+        }
+        if let Some(Value::String(text)) = blocks.last_mut().map(|block| &mut block[kind]) {
+            text.push_str(&part);
         }
     }
     blocks
+}
+
+/// A block of thoughts or text, both of which have their text under their own name.
+fn empty_block(kind: &str) -> Value {
+    let mut block = json!({ "type": kind, kind: "" });
+    if kind == "thinking" {
+        // Nobody reads it again, so nobody has to know who wrote it.
+        block["signature"] = "".into();
+    }
+    block
 }
 
 /// Why an answer ended, and the stop string that did it.
@@ -357,26 +367,36 @@ struct MessageChunks {
     prompt_tokens: usize,
     /// Content blocks begun.
     blocks: usize,
-    /// The last of them is text that has not ended.
-    in_text: bool,
+    /// The kind of the last of them, if it has not ended.
+    open: Option<&'static str>,
     end: Option<bevel_engine::End>,
 }
 
 impl MessageChunks {
-    fn end_text(&mut self, chunks: &mut Vec<Chunk>) {
-        if std::mem::take(&mut self.in_text) {
+    fn end_block(&mut self, chunks: &mut Vec<Chunk>) {
+        if self.open.take().is_some() {
             let index = self.blocks - 1;
             chunks.push(Chunk::named("content_block_stop", json!({ "index": index })));
         }
     }
 
     fn begin_block(&mut self, block: Value, chunks: &mut Vec<Chunk>) -> usize {
-        self.end_text(chunks);
+        self.end_block(chunks);
         let index = self.blocks;
         self.blocks += 1;
         let begin = json!({ "index": index, "content_block": block });
         chunks.push(Chunk::named("content_block_start", begin));
         index
+    }
+
+    /// Adds to thoughts or text, which may have to be begun.
+    fn add_to_block(&mut self, kind: &'static str, delta: Value, chunks: &mut Vec<Chunk>) {
+        if self.open != Some(kind) {
+            self.begin_block(empty_block(kind), chunks);
+            self.open = Some(kind);
+        }
+        let delta = json!({ "index": self.blocks - 1, "delta": delta });
+        chunks.push(Chunk::named("content_block_delta", delta));
     }
 }
 
@@ -397,16 +417,17 @@ impl Chunks for MessageChunks {
 
     fn output(&mut self, _: usize, output: Output, finish: Option<&'static str>) -> Vec<Chunk> {
         let mut chunks = Vec::new();
-        for piece in self.reader.read(&output.text, finish.is_some()) {
+        for piece in
+            self.reader.read(&output.text, usize::from(output.token.is_some()), finish.is_some())
+        {
             match piece {
+                Piece::Thought(text) => {
+                    let delta = json!({ "type": "thinking_delta", "thinking": text });
+                    self.add_to_block("thinking", delta, &mut chunks);
+                }
                 Piece::Text(text) => {
-                    if !self.in_text {
-                        self.begin_block(json!({ "type": "text", "text": "" }), &mut chunks);
-                        self.in_text = true;
-                    }
                     let delta = json!({ "type": "text_delta", "text": text });
-                    let delta = json!({ "index": self.blocks - 1, "delta": delta });
-                    chunks.push(Chunk::named("content_block_delta", delta));
+                    self.add_to_block("text", delta, &mut chunks);
                 }
                 Piece::Call(call) => {
                     let block = json!({ "type": "tool_use", "id": call.id, "name": call.name, "input": {} });
@@ -425,7 +446,7 @@ impl Chunks for MessageChunks {
 
     fn end(&mut self) -> Vec<Chunk> {
         let mut chunks = Vec::new();
-        self.end_text(&mut chunks);
+        self.end_block(&mut chunks);
         let end = self.end.as_ref().expect("the answer has ended");
         let (reason, stop) = stop_reason(&end.reason, &self.reader);
         let delta = json!({ "stop_reason": reason, "stop_sequence": stop });

@@ -14,6 +14,7 @@ mod page;
 mod responses;
 mod sampling;
 mod stream;
+mod thoughts;
 mod tools;
 
 use std::sync::Arc;

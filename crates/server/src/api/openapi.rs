@@ -117,13 +117,17 @@ fn failure(description: &str, schema: &str) -> Value {
     json!({ "description": description, "content": { "application/json": { "schema": schema } } })
 }
 
-/// A body with these fields and no others.
+/// A body with these fields and no others. One that is null is one that is not there.
 fn body(required: &[&str], fields: impl IntoIterator<Item = Value>) -> Value {
     let mut properties = Map::new();
     for fields in fields {
         if let Value::Object(fields) = fields {
             properties.extend(fields);
         }
+    }
+    for (_, schema) in properties.iter_mut().filter(|(name, _)| !required.contains(&name.as_str()))
+    {
+        *schema = json!({ "anyOf": [schema.take(), { "type": "null" }] });
     }
     json!({
         "type": "object",
@@ -185,32 +189,106 @@ fn answers() -> Value {
             { "type": "array", "items": { "type": "string", "minLength": 1 }, "maxItems": 64 },
         ] },
         "max_tokens": { "type": "integer", "minimum": 0 },
-        "response_format": { "type": "object", "required": ["type"], "properties": {
-            "type": { "enum": ["text", "json_object", "json_schema"] },
-            "json_schema": { "type": "object", "required": ["schema"] },
-        } },
+        "response_format": { "anyOf": [
+            object(json!({ "type": { "enum": ["text", "json_object"] } }), &["type"]),
+            object(json!({
+                "type": { "const": "json_schema" },
+                "json_schema": object(named_schema(), &["schema"]),
+            }), &["type", "json_schema"]),
+        ] },
         "prompt_logprobs": { "type": "integer", "minimum": 0, "maximum": 20 },
         "stream": { "type": "boolean" },
-        "stream_options": { "type": "object", "properties": { "include_usage": { "type": "boolean" } } },
-        "user": { "type": "string" },
+        "stream_options": object(json!({ "include_usage": { "type": "boolean" } }), &[]),
+        "user": note(),
     })
+}
+
+fn named_schema() -> Value {
+    json!({
+        "schema": { "type": "object" },
+        "name": { "type": ["string", "null"] },
+        "description": { "type": ["string", "null"] },
+        "strict": { "type": ["boolean", "null"] },
+    })
+}
+
+/// What only says something about a request.
+fn note() -> Value {
+    json!({ "type": ["string", "object"] })
 }
 
 fn rendering() -> Value {
     json!({
-        "messages": { "type": "array", "minItems": 1, "items": {
-            "type": "object",
-            "required": ["role"],
-            "properties": { "role": { "type": "string" }, "content": {} },
-        } },
+        "messages": { "type": "array", "minItems": 1, "items": message() },
         "chat_template_kwargs": { "type": "object" },
         "add_generation_prompt": { "type": "boolean" },
         "continue_final_message": { "type": "boolean" },
         "reasoning_effort": { "type": "string" },
-        "tools": { "type": "array", "items": { "type": "object" } },
-        "tool_choice": {},
+        "tools": { "type": "array", "items": object(json!({
+            "type": { "const": "function" },
+            "function": object(function(), &["name"]),
+        }), &["type", "function"]) },
+        "tool_choice": choice(json!({ "function": object(name(), &["name"]) }), "function"),
         "parallel_tool_calls": { "type": "boolean" },
     })
+}
+
+/// An object with these members and no others.
+fn object(properties: Value, required: &[&str]) -> Value {
+    json!({
+        "type": "object",
+        "required": required,
+        "properties": properties,
+        "additionalProperties": false,
+    })
+}
+
+/// What is said; further members are the template's.
+fn message() -> Value {
+    let part = json!({
+        "type": "object",
+        "required": ["type", "text"],
+        "properties": { "type": { "const": "text" }, "text": { "type": "string" } },
+    });
+    let content = json!([{ "type": "string" }, { "type": "array", "items": part }]);
+    json!({ "anyOf": [
+        {
+            "type": "object",
+            "required": ["role", "content"],
+            "properties": { "role": { "type": "string" }, "content": { "anyOf": content } },
+        },
+        {
+            "type": "object",
+            "required": ["role", "tool_calls"],
+            "properties": {
+                "role": { "const": "assistant" },
+                "content": { "type": ["string", "null"] },
+                "tool_calls": { "type": "array", "items": { "type": "object" } },
+            },
+        },
+    ] })
+}
+
+fn name() -> Value {
+    json!({ "name": { "type": "string", "minLength": 1 } })
+}
+
+fn function() -> Value {
+    json!({
+        "name": { "type": "string", "minLength": 1 },
+        "description": { "type": ["string", "null"] },
+        "parameters": { "type": "object" },
+        "strict": { "type": ["boolean", "null"] },
+    })
+}
+
+/// A word, or a function that is named by these properties.
+fn choice(mut properties: Value, required: &str) -> Value {
+    properties["type"] = json!({ "const": "function" });
+    json!({ "anyOf": [
+        { "enum": ["auto", "none", "required"] },
+        object(properties, &["type", required]),
+    ] })
 }
 
 fn chat() -> Value {
@@ -222,9 +300,9 @@ fn chat() -> Value {
         "store": { "const": false },
         "service_tier": { "enum": ["auto", "default"] },
         "verbosity": { "const": "medium" },
-        "metadata": { "type": "object" },
-        "safety_identifier": { "type": "string" },
-        "prompt_cache_key": { "type": "string" },
+        "metadata": note(),
+        "safety_identifier": note(),
+        "prompt_cache_key": note(),
     });
     body(&["messages"], [rendering(), sampling(), answers(), own])
 }
@@ -240,14 +318,11 @@ fn completions() -> Value {
 }
 
 fn prompts(description: &str) -> Value {
-    let text = json!({ "type": "string" });
-    let tokens = json!({ "type": "array", "items": { "type": "integer", "minimum": 0 } });
-    json!({ "description": description, "anyOf": [
-        text,
-        tokens,
-        { "type": "array", "items": text },
-        { "type": "array", "items": tokens },
-    ] })
+    let some = |items: Value| json!({ "type": "array", "items": items, "minItems": 1 });
+    let text = json!({ "type": "string", "minLength": 1 });
+    let tokens = some(json!({ "type": "integer", "minimum": 0 }));
+    let several = [some(text.clone()), some(tokens.clone())];
+    json!({ "description": description, "anyOf": [text, tokens, several[0], several[1]] })
 }
 
 fn responses() -> Value {
@@ -259,9 +334,13 @@ fn responses() -> Value {
         "instructions": { "type": "string" },
         "max_output_tokens": { "type": "integer", "minimum": 0 },
         "stream": { "type": "boolean" },
-        "text": { "type": "object" },
-        "tools": { "type": "array", "items": { "type": "object" } },
-        "tool_choice": {},
+        "text": object(json!({ "format": { "type": "object", "required": ["type"] } }), &[]),
+        "tools": { "type": "array", "items": {
+            "type": "object",
+            "required": ["type", "name"],
+            "properties": function(),
+        } },
+        "tool_choice": choice(name(), "name"),
         "parallel_tool_calls": { "type": "boolean" },
         "store": { "const": false },
         "background": { "const": false },
@@ -269,24 +348,29 @@ fn responses() -> Value {
         "service_tier": { "enum": ["auto", "default"] },
         "include": { "const": [] },
         "top_logprobs": { "const": 0 },
-        "user": { "type": "string" },
-        "metadata": { "type": "object" },
-        "safety_identifier": { "type": "string" },
-        "prompt_cache_key": { "type": "string" },
+        "user": note(),
+        "metadata": note(),
+        "safety_identifier": note(),
+        "prompt_cache_key": note(),
     });
     body(&["input"], [sampling(), own])
 }
 
 /// The fields that make a conversation in Anthropic's API.
 fn anthropic_conversation() -> Value {
+    let block = json!({ "type": "object", "required": ["type"] });
+    let blocks = json!({ "type": "array", "items": block });
     json!({
         "messages": { "type": "array", "minItems": 1, "items": {
             "type": "object",
             "required": ["role", "content"],
-            "properties": { "role": { "enum": ["user", "assistant"] }, "content": {} },
+            "properties": {
+                "role": { "enum": ["user", "assistant"] },
+                "content": { "anyOf": [blocks, { "type": "string" }] },
+            },
         } },
-        "system": {},
-        "thinking": { "type": "object", "properties": { "type": { "const": "disabled" } } },
+        "system": { "anyOf": [blocks, { "type": "string" }] },
+        "thinking": object(json!({ "type": { "enum": ["adaptive", "disabled"] } }), &["type"]),
         "tools": { "type": "array", "items": { "type": "object" } },
         "tool_choice": { "type": "object" },
     })
@@ -297,7 +381,7 @@ fn messages() -> Value {
         "max_tokens": { "type": "integer", "minimum": 0 },
         "stop_sequences": { "type": "array", "items": { "type": "string" } },
         "stream": { "type": "boolean" },
-        "metadata": { "type": "object" },
+        "metadata": note(),
         "service_tier": { "enum": ["auto", "standard_only"] },
     });
     body(&["messages", "max_tokens"], [anthropic_conversation(), sampling(), own])
@@ -321,7 +405,7 @@ fn embeddings() -> Value {
         "encoding_format": { "enum": ["float", "base64"] },
         "pooling": { "enum": ["mean", "last"] },
         "dimensions": { "type": "integer", "description": "As many as the model has" },
-        "user": { "type": "string" },
+        "user": note(),
     });
     body(&["input"], [model(), own])
 }

@@ -17,7 +17,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::sampling::{NamedSchema, Options, any_object, json_of};
 use super::stream::{Chunk, Chunks, respond};
-use super::tools::{Call, Function, Piece, ToolChoice, Tools};
+use super::tools::{Call, Function, Kind, Piece, ToolChoice, Tools};
 use super::{App, new_id, now};
 use crate::answer::{collect, finish_reason};
 use crate::served::Served;
@@ -52,7 +52,7 @@ pub(crate) async fn handle(
         "truncation": "disabled",
         "usage": null,
     });
-    let conversation = super::in_place(|| conversation(&mut fields, &model))?;
+    let mut conversation = super::in_place(|| conversation(&mut fields, &model))?;
     let max_tokens = fields.take("max_output_tokens")?;
     let stream = fields.take("stream")?.unwrap_or(false);
     let grammar = format(&mut fields)?;
@@ -74,7 +74,7 @@ pub(crate) async fn handle(
     ] {
         fields.only(name, &served)?;
     }
-    fields.drop_notes(&["user", "metadata", "safety_identifier", "prompt_cache_key"]);
+    fields.drop_notes(&["user", "metadata", "safety_identifier", "prompt_cache_key"])?;
     fields.only("prompt_logprobs", &[])?;
     let mut options = Options::take(&mut fields, &model)?;
     fields.finish()?;
@@ -103,11 +103,11 @@ pub(crate) async fn handle(
     }
     let answer = collect(&mut received, 1).await?.remove(&(0, 0)).expect("there is one answer");
     let mut items = Items::default();
-    for piece in reader.read(&answer.text, true) {
+    for piece in reader.read_all(&answer) {
         items.add(piece);
     }
     finish_reason(&answer.end.reason)?;
-    finish(&mut response, items.finish(), &answer.end);
+    finish(&mut response, items.finish(), &answer.end, reader.thought_tokens());
     Ok(Json(response).into_response())
 }
 
@@ -197,35 +197,36 @@ fn add_item(item: &Value, place: &str, messages: &mut Vec<Message>) -> Result<()
     Ok(())
 }
 
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum GivenTool {
+    Function {
+        name: String,
+        description: Option<String>,
+        parameters: Option<Value>,
+        // Arguments always follow their schema.
+        #[allow(dead_code)]
+        strict: Option<bool>,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GivenChoice {
+    #[serde(rename = "type")]
+    kind: Kind,
+    name: String,
+}
+
 fn tools(fields: &mut Fields, model: &Served) -> Result<Option<Tools>, ApiError> {
-    let given: Vec<Value> = fields.take("tools")?.unwrap_or_default();
-    let mut functions = Vec::new();
-    for (i, tool) in given.iter().enumerate() {
-        let (kind, name) = (tool["type"].as_str(), tool["name"].as_str());
-        let (Some("function"), Some(name)) = (kind, name) else {
-            let problem = format!("this server does not have `{}`", kind.unwrap_or("?"));
-            return Err(ApiError::field(format!("tools[{i}]"), problem));
-        };
-        let parameters = Some(&tool["parameters"]).filter(|schema| schema.is_object());
-        functions.push(Function {
-            name: name.to_owned(),
-            description: tool["description"].as_str().map(str::to_owned),
-            parameters: parameters.cloned().unwrap_or_else(any_object),
-        });
-    }
-    let choice = match fields.take::<Value>("tool_choice")? {
-        None => ToolChoice::Auto,
-        Some(choice) => match (choice.as_str(), choice["name"].as_str()) {
-            (Some("auto"), _) => ToolChoice::Auto,
-            (Some("none"), _) => ToolChoice::None,
-            (Some("required"), _) => ToolChoice::Required,
-            (None, Some(name)) => ToolChoice::Named(name.to_owned()),
-            _ => {
-                let problem = "expected \"auto\", \"none\", \"required\" or a function";
-                return Err(ApiError::field("tool_choice", problem));
-            }
-        },
+    let given: Vec<GivenTool> = fields.take("tools")?.unwrap_or_default();
+    let function = |GivenTool::Function { name, description, parameters, .. }| {
+        let parameters = parameters.unwrap_or_else(any_object);
+        Function { name, description, parameters }
     };
+    let functions: Vec<Function> = given.into_iter().map(function).collect();
+    let named = |GivenChoice { kind: Kind::Function, name }| name;
+    let choice = ToolChoice::take(fields, named)?;
     let parallel = fields.take("parallel_tool_calls")?.unwrap_or(true);
     Tools::new(functions, choice, parallel, model.tool_template())
 }
@@ -239,8 +240,9 @@ struct Text {
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 enum Format {
-    Text,
-    JsonObject,
+    // With braces further members are refused.
+    Text {},
+    JsonObject {},
     JsonSchema(NamedSchema),
 }
 
@@ -248,8 +250,8 @@ enum Format {
 fn format(fields: &mut Fields) -> Result<Option<bevel_engine::Grammar>, ApiError> {
     let text: Option<Text> = fields.object("text")?;
     Ok(match text.and_then(|text| text.format) {
-        None | Some(Format::Text) => None,
-        Some(Format::JsonObject) => Some(json_of(&any_object())),
+        None | Some(Format::Text {}) => None,
+        Some(Format::JsonObject {}) => Some(json_of(&any_object())),
         Some(Format::JsonSchema(named)) => Some(json_of(&named.schema)),
     })
 }
@@ -258,46 +260,100 @@ fn format(fields: &mut Fields) -> Result<Option<bevel_engine::Grammar>, ApiError
 #[derive(Default)]
 struct Items {
     done: Vec<Value>,
-    /// A message that has not ended: its id and text.
-    message: Option<(String, String)>,
+    open: Option<Open>,
+}
+
+/// An item that has not ended.
+#[derive(Clone)]
+struct Open {
+    kind: Growing,
+    id: String,
+    text: String,
+}
+
+/// Items that grow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Growing {
+    Thoughts,
+    Message,
+}
+
+impl Growing {
+    fn new_id(self) -> String {
+        new_id(match self {
+            Self::Thoughts => "rs",
+            Self::Message => "msg",
+        })
+    }
+
+    /// Names of the events that a text grows and has ended.
+    fn events(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Thoughts => ("response.reasoning_text.delta", "response.reasoning_text.done"),
+            Self::Message => ("response.output_text.delta", "response.output_text.done"),
+        }
+    }
+
+    fn part(self, text: &str) -> Value {
+        match self {
+            Self::Thoughts => json!({ "type": "reasoning_text", "text": text }),
+            Self::Message => {
+                json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] })
+            }
+        }
+    }
+
+    fn item(self, id: &str, status: &str, content: Vec<Value>) -> Value {
+        match self {
+            Self::Thoughts => json!({
+                "id": id,
+                "type": "reasoning",
+                "status": status,
+                "summary": [],
+                "content": content,
+            }),
+            Self::Message => json!({
+                "id": id,
+                "type": "message",
+                "status": status,
+                "role": "assistant",
+                "content": content,
+            }),
+        }
+    }
 }
 
 impl Items {
     fn add(&mut self, piece: Piece) {
         match piece {
-            Piece::Text(text) => self.message().1.push_str(&text),
+            Piece::Thought(text) => self.grow(Growing::Thoughts, &text),
+            Piece::Text(text) => self.grow(Growing::Message, &text),
             Piece::Call(call) => {
-                self.end_message();
+                self.end_open();
                 self.done.push(call_item(&call));
             }
         }
     }
 
-    fn message(&mut self) -> &mut (String, String) {
-        self.message.get_or_insert_with(|| (new_id("msg"), String::new()))
+    fn grow(&mut self, kind: Growing, text: &str) {
+        if self.open.as_ref().is_none_or(|open| open.kind != kind) {
+            self.end_open();
+        }
+        let begin = || Open { kind, id: kind.new_id(), text: String::new() };
+        self.open.get_or_insert_with(begin).text.push_str(text);
     }
 
-    /// The message that has ended, if there was one.
-    fn end_message(&mut self) -> Option<&Value> {
-        let (id, text) = self.message.take()?;
-        self.done.push(json!({
-            "id": id,
-            "type": "message",
-            "status": "completed",
-            "role": "assistant",
-            "content": [text_part(&text)],
-        }));
-        self.done.last()
+    /// The item that has ended, if there was one.
+    fn end_open(&mut self) -> Option<(Growing, &Value)> {
+        let Open { kind, id, text } = self.open.take()?;
+        self.done.push(kind.item(&id, "completed", vec![kind.part(&text)]));
+        Some((kind, self.done.last()?))
     }
 
     fn finish(&mut self) -> Vec<Value> {
-        self.end_message();
+        self.end_open();
         std::mem::take(&mut self.done)
     }
-}
-
-fn text_part(text: &str) -> Value {
-    json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] })
 }
 
 fn call_item(call: &Call) -> Value {
@@ -312,13 +368,13 @@ fn call_item(call: &Call) -> Value {
 }
 
 /// Completes a response.
-fn finish(response: &mut Value, output: Vec<Value>, end: &End) {
+fn finish(response: &mut Value, output: Vec<Value>, end: &End, thought_tokens: usize) {
     response["output"] = output.into();
     response["usage"] = json!({
         "input_tokens": end.prompt_tokens,
         "input_tokens_details": { "cached_tokens": end.cached_tokens },
         "output_tokens": end.answer_tokens,
-        "output_tokens_details": { "reasoning_tokens": 0 },
+        "output_tokens_details": { "reasoning_tokens": thought_tokens },
         "total_tokens": end.prompt_tokens + end.answer_tokens,
     });
     let cut_off = matches!(end.reason, EndReason::MaxTokens | EndReason::ContextFull);
@@ -344,44 +400,52 @@ impl ResponseChunks {
         Chunk::named(name, data)
     }
 
-    fn begin_message(&mut self) -> Vec<Chunk> {
+    /// Thoughts or text grow.
+    fn grow(&mut self, kind: Growing, text: &str) -> Vec<Chunk> {
+        let begins = self.items.open.as_ref().is_none_or(|open| open.kind != kind);
+        let mut chunks = if begins { self.end_open() } else { Vec::new() };
+        self.items.grow(kind, text);
         let index = self.items.done.len();
-        let id = self.items.message().0.clone();
-        let item = json!({
-            "id": id,
-            "type": "message",
-            "status": "in_progress",
-            "role": "assistant",
-            "content": [],
-        });
-        let part = json!({ "item_id": id, "output_index": index, "content_index": 0, "part": text_part("") });
-        vec![
-            self.event(
-                "response.output_item.added",
-                json!({ "output_index": index, "item": item }),
-            ),
-            self.event("response.content_part.added", part),
-        ]
+        let id = self.items.open.as_ref().map(|open| open.id.clone()).unwrap_or_default();
+        let place = json!({ "item_id": id, "output_index": index, "content_index": 0 });
+        if begins {
+            let item = kind.item(&id, "in_progress", Vec::new());
+            let added = json!({ "output_index": index, "item": item });
+            chunks.push(self.event("response.output_item.added", added));
+            let mut part = place.clone();
+            part["part"] = kind.part("");
+            chunks.push(self.event("response.content_part.added", part));
+        }
+        let mut delta = place;
+        delta["delta"] = text.into();
+        if kind == Growing::Message {
+            delta["logprobs"] = json!([]);
+        }
+        chunks.push(self.event(kind.events().0, delta));
+        chunks
     }
 
-    fn end_message(&mut self) -> Vec<Chunk> {
+    fn end_open(&mut self) -> Vec<Chunk> {
         let index = self.items.done.len();
-        let Some(item) = self.items.end_message().cloned() else { return Vec::new() };
-        let (id, part) = (&item["id"], &item["content"][0]);
-        let place = json!({ "item_id": id, "output_index": index, "content_index": 0 });
+        let Some((kind, item)) = self.items.end_open() else { return Vec::new() };
+        let item = item.clone();
+        let part = &item["content"][0];
+        let place = json!({ "item_id": item["id"], "output_index": index, "content_index": 0 });
         let (mut text, mut whole) = (place.clone(), place);
         text["text"] = part["text"].clone();
-        text["logprobs"] = json!([]);
+        if kind == Growing::Message {
+            text["logprobs"] = json!([]);
+        }
         whole["part"] = part.clone();
         vec![
-            self.event("response.output_text.done", text),
+            self.event(kind.events().1, text),
             self.event("response.content_part.done", whole),
             self.event("response.output_item.done", json!({ "output_index": index, "item": item })),
         ]
     }
 
     fn call(&mut self, call: &Call) -> Vec<Chunk> {
-        let mut chunks = self.end_message();
+        let mut chunks = self.end_open();
         let (index, item) = (self.items.done.len(), call_item(call));
         let arguments = &item["arguments"];
         let mut begun = item.clone();
@@ -414,35 +478,24 @@ impl Chunks for ResponseChunks {
 
     fn output(&mut self, _: usize, output: Output, finish: Option<&'static str>) -> Vec<Chunk> {
         let mut chunks = Vec::new();
-        for piece in self.reader.read(&output.text, finish.is_some()) {
-            match piece {
-                Piece::Call(call) => chunks.extend(self.call(&call)),
-                Piece::Text(text) => {
-                    if self.items.message.is_none() {
-                        chunks.extend(self.begin_message());
-                    }
-                    let (index, id) = (self.items.done.len(), self.items.message().0.clone());
-                    let delta = json!({
-                        "item_id": id,
-                        "output_index": index,
-                        "content_index": 0,
-                        "delta": text,
-                        "logprobs": [],
-                    });
-                    chunks.push(self.event("response.output_text.delta", delta));
-                    self.items.add(Piece::Text(text));
-                }
-            }
+        let tokens = usize::from(output.token.is_some());
+        for piece in self.reader.read(&output.text, tokens, finish.is_some()) {
+            chunks.extend(match piece {
+                Piece::Thought(text) => self.grow(Growing::Thoughts, &text),
+                Piece::Text(text) => self.grow(Growing::Message, &text),
+                Piece::Call(call) => self.call(&call),
+            });
         }
         self.end = output.end.or(self.end.take());
         chunks
     }
 
     fn end(&mut self) -> Vec<Chunk> {
-        let mut chunks = self.end_message();
+        let mut chunks = self.end_open();
         let end = self.end.take().expect("the answer has ended");
         let mut response = self.response.take();
-        self::finish(&mut response, self.items.finish(), &end);
+        let thought_tokens = self.reader.thought_tokens();
+        self::finish(&mut response, self.items.finish(), &end, thought_tokens);
         let name = match response["status"].as_str() {
             Some("incomplete") => "response.incomplete",
             _ => "response.completed",

@@ -159,7 +159,7 @@ const MOST_STOPS: usize = 64;
 const MOST_STOP_BYTES: usize = 1024;
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected text or a list of texts")]
 enum OneOrMore {
     One(String),
     More(Vec<String>),
@@ -339,6 +339,8 @@ pub(crate) struct Usage {
     /// Of each request: tokens of the prompt, and those that were cached.
     prompts: HashMap<usize, (usize, usize)>,
     answer_tokens: usize,
+    /// Those of them that were thought before.
+    pub(crate) thought_tokens: usize,
 }
 
 impl Usage {
@@ -351,11 +353,15 @@ impl Usage {
     pub(crate) fn json(&self) -> Value {
         let prompts = self.prompts.values();
         let (tokens, cached) = prompts.fold((0, 0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
-        json!({
+        let mut usage = json!({
             "prompt_tokens": tokens,
             "completion_tokens": self.answer_tokens,
             "total_tokens": tokens + self.answer_tokens,
             "prompt_tokens_details": { "cached_tokens": cached },
-        })
+        });
+        if self.thought_tokens > 0 {
+            usage["completion_tokens_details"] = json!({ "reasoning_tokens": self.thought_tokens });
+        }
+        usage
     }
 }

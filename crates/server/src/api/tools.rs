@@ -7,6 +7,7 @@
 use bevel_engine::Grammar;
 use bevel_model::chat::{ChatTemplate, TemplateError};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
@@ -91,6 +92,28 @@ pub(crate) enum ToolChoice {
     Named(String),
 }
 
+impl ToolChoice {
+    /// Takes `tool_choice` of OpenAI's APIs, in which functions are `named` in different ways.
+    pub(crate) fn take<T: DeserializeOwned>(
+        fields: &mut Fields,
+        named: impl FnOnce(T) -> String,
+    ) -> Result<Self, ApiError> {
+        let word = fields.get("tool_choice").and_then(Value::as_str).map(str::to_owned);
+        if word.is_none() {
+            return Ok(fields.object("tool_choice")?.map_or(Self::Auto, |t| Self::Named(named(t))));
+        }
+        match fields.take::<String>("tool_choice")?.as_deref() {
+            Some("auto") | None => Ok(Self::Auto),
+            Some("none") => Ok(Self::None),
+            Some("required") => Ok(Self::Required),
+            Some(_) => {
+                let problem = "expected \"auto\", \"none\", \"required\" or a function";
+                Err(ApiError::field("tool_choice", problem))
+            }
+        }
+    }
+}
+
 /// Tools offered to a model.
 #[derive(Clone, Debug)]
 pub(crate) struct Tools {
@@ -119,9 +142,18 @@ struct GivenFunction {
 }
 
 #[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-enum GivenChoice {
-    Function { function: GivenName },
+#[serde(deny_unknown_fields)]
+struct GivenChoice {
+    #[serde(rename = "type")]
+    kind: Kind,
+    function: GivenName,
+}
+
+/// What a tool can be.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    Function,
 }
 
 #[derive(Deserialize)]
@@ -143,21 +175,8 @@ impl Tools {
             parameters: function.parameters.unwrap_or_else(|| json!({ "type": "object" })),
         };
         let functions: Vec<Function> = given.into_iter().map(function).collect();
-        let word = fields.get("tool_choice").and_then(Value::as_str).map(str::to_owned);
-        let choice = match word.as_deref() {
-            None => match fields.object("tool_choice")? {
-                None => ToolChoice::Auto,
-                Some(GivenChoice::Function { function }) => ToolChoice::Named(function.name),
-            },
-            Some("auto") => ToolChoice::Auto,
-            Some("none") => ToolChoice::None,
-            Some("required") => ToolChoice::Required,
-            Some(_) => {
-                let problem = "expected \"auto\", \"none\", \"required\" or a function";
-                return Err(ApiError::field("tool_choice", problem));
-            }
-        };
-        fields.drop_notes(&["tool_choice"]);
+        let named = |GivenChoice { kind: Kind::Function, function }| function.name;
+        let choice = ToolChoice::take(fields, named)?;
         let parallel = fields.take("parallel_tool_calls")?.unwrap_or(true);
         Self::new(functions, choice, parallel, template)
     }
@@ -295,6 +314,8 @@ pub(crate) struct Call {
 /// Part of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Piece {
+    /// What was thought before.
+    Thought(String),
     Text(String),
     Call(Call),
 }
@@ -408,7 +429,7 @@ mod tests {
         }
         pieces.extend(parser.finish());
         let show = |piece: Piece| match piece {
-            Piece::Text(text) => text,
+            Piece::Text(text) | Piece::Thought(text) => text,
             Piece::Call(call) => format!("{}({})", call.name, call.arguments),
         };
         pieces.into_iter().map(show).collect()

@@ -112,7 +112,7 @@ function fill(item, message, isWriting = false) {
     content.classList.add("plain");
     content.textContent = message.content;
   } else {
-    content.replaceChildren(...(message.failed ? [message.failed] : markdown(message.content)));
+    content.replaceChildren(...thoughtsOf(item, message), ...(message.failed ? [message.failed] : markdown(message.content)));
     for (const block of content.querySelectorAll("pre")) {
       const button = document.createElement("button");
       button.textContent = "Copy";
@@ -123,6 +123,21 @@ function fill(item, message, isWriting = false) {
   content.classList.remove("waiting");
   if (isWriting) (content.lastElementChild ?? content).classList.add("waiting");
   item.querySelector(".figures").textContent = message.figures ?? "";
+}
+
+// What the model thought before it answered, folded up once it does.
+function thoughtsOf(item, message) {
+  if (!message.thoughts) return [];
+  const details = document.createElement("details");
+  const shown = item.querySelector("details.thoughts");
+  details.className = "thoughts";
+  details.open = shown?.dataset.chosen ? shown.open : !message.content;
+  if (shown?.dataset.chosen) details.dataset.chosen = "yes";
+  const summary = document.createElement("summary");
+  summary.textContent = message.content ? "Thoughts" : "Thinking…";
+  summary.onclick = () => { details.dataset.chosen = "yes"; };
+  details.append(summary, ...markdown(message.thoughts));
+  return [details];
 }
 
 async function copy(text) {
@@ -210,10 +225,11 @@ async function answer(index) {
     if (!response.ok) throw new Error(await problemOf(response));
     for await (const chunk of eventsOf(response)) {
       if (chunk.error) throw new Error(chunk.error.message);
-      const text = chunk.choices[0]?.delta?.content;
-      if (text) {
+      const { content: text, reasoning_content: thought } = chunk.choices[0]?.delta ?? {};
+      if (text || thought) {
         first ??= performance.now();
-        message.content += text;
+        message.content += text ?? "";
+        if (thought) message.thoughts = (message.thoughts ?? "") + thought;
         frame ??= requestAnimationFrame(draw);
       }
       if (chunk.usage) {

@@ -197,6 +197,48 @@ fn a_conversation_is_rendered_by_the_template() {
     assert_eq!(streamed[0].1, choice["finish_reason"]);
 }
 
+/// Where a template begins thoughts, what comes before their end is no part of the answer.
+#[test]
+fn thoughts_are_no_part_of_an_answer() {
+    let template =
+        "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n{# until </think> #}";
+    let server = server_with(|_| {}, |model| model.template = Some(template.to_owned()));
+    let messages = json!([{ "role": "user", "content": "Emma was" }]);
+    let request = json!({ "messages": messages, "max_tokens": 9 });
+    let prompt = server.ask("/apply-template", &json!({ "messages": messages }))["prompt"].clone();
+    assert_eq!(prompt, "Emma was<think>\n");
+    let tokens = server.ask("/tokenize", &json!({ "messages": messages }))["tokens"].clone();
+    let completion = server.ask("/v1/completions", &json!({ "prompt": tokens, "max_tokens": 9 }));
+    let text = completion["choices"][0]["text"].as_str().unwrap().trim();
+
+    let chat = server.ask("/v1/chat/completions", &request);
+    let message = &chat["choices"][0]["message"];
+    assert_eq!(
+        (&message["content"], message["reasoning_content"].as_str().unwrap().trim()),
+        (&json!(""), text)
+    );
+    assert_eq!(chat["usage"]["completion_tokens_details"]["reasoning_tokens"], 9);
+    let chunks = server.stream("/v1/chat/completions", &request);
+    let streamed = put_together(&chunks, |choice| &choice["delta"]["reasoning_content"]);
+    assert_eq!(streamed[0].0.trim(), text);
+    assert_eq!(put_together(&chunks, |choice| &choice["delta"]["content"])[0].0, "");
+
+    let response =
+        server.ask("/v1/responses", &json!({ "input": "Emma was", "max_output_tokens": 9 }));
+    assert_eq!(response["output"][0]["type"], "reasoning");
+    assert_eq!(response["output"][0]["content"][0]["text"].as_str().unwrap().trim(), text);
+    assert_eq!(response["usage"]["output_tokens_details"]["reasoning_tokens"], 9);
+    let message = server.ask("/v1/messages", &request);
+    assert_eq!(message["content"][0]["type"], "thinking");
+    assert_eq!(message["content"][0]["thinking"].as_str().unwrap().trim(), text);
+
+    // A form leaves no place for thoughts.
+    let mut formed = request.clone();
+    formed["structured_outputs"] = json!({ "choice": ["yes", "no"] });
+    let message = &server.ask("/v1/chat/completions", &formed)["choices"][0]["message"];
+    assert!(["yes", "no"].contains(&message["content"].as_str().unwrap()), "{message}");
+}
+
 #[test]
 fn tokens_and_texts_go_both_ways() {
     let server = server();

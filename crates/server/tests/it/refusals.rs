@@ -40,10 +40,7 @@ fn fields_that_cannot_be_honoured_are_named() {
         (json!({ "stream": true, "stream_options": { "x": 1 } }), "stream_options.x"),
         (json!({ "response_format": { "type": "yaml" } }), "response_format.type"),
         (json!({ "response_format": ["json_object"] }), "response_format"),
-        (
-            json!({ "response_format": { "type": "json_object", "schema": {} } }),
-            "response_format",
-        ),
+        (json!({ "response_format": { "type": "json_object", "schema": {} } }), "response_format"),
         (json!({ "structured_outputs": { "regex": "(" } }), "structured_outputs"),
         (json!({ "structured_outputs": { "choice": [] } }), "structured_outputs.choice"),
         (
