@@ -188,12 +188,13 @@ def schemathesis(program: Path, url: str, examples: int) -> int:
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance," \
              "negative_data_rejection,unsupported_method,ignored_auth"
     command = [program, "run", f"{url}/openapi.json", "--checks", checks, "--max-examples", str(examples), "--warnings", "off",
-               "--header", "Authorization: Bearer secret", "--continue-on-failure", "--seed", "1", "--no-color"]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+               "--header", "Authorization: Bearer secret", "--continue-on-failure", "--request-timeout", "60", "--seed", "1", "--no-color"]
+    # It leaves what it found where it runs.
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=program.parent.parent)
     cases = [line.strip() for line in run.stdout.splitlines() if "generated" in line or line.lstrip().startswith(("- ST", "❌"))]
     print(f"{'ok  ' if run.returncode == 0 else 'FAIL'} schemathesis: {'; '.join(cases)}")
     if run.returncode:
-        print(run.stdout[-20000:])
+        print(run.stdout[-200000:])
     return run.returncode
 
 
@@ -211,7 +212,7 @@ def main() -> int:
     if not python.exists():
         venv.create(environment, with_pip=True)
     subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
-    command = [args.bevel, "serve", args.model, "--name", "served", "--port", "0", "--json", "--api-key", "secret", "--chat-template", HERE / "tools.jinja"]
+    command = [args.bevel, "serve", args.model, "--name", "served", "--port", "0", "--ctx", "1024", "--json", "--api-key", "secret", "--chat-template", HERE / "tools.jinja"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             ready = ""
@@ -221,7 +222,7 @@ def main() -> int:
                     break
             url = json.loads(ready)["url"]
             clients = subprocess.run([python, __file__, "--inside", url, "--model", "served"]).returncode
-            document = schemathesis(environment / "bin/schemathesis", url, args.examples)
+            document = schemathesis((environment / "bin/schemathesis").absolute(), url, args.examples)
             return clients or document
         finally:
             server.terminate()

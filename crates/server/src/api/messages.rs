@@ -145,7 +145,7 @@ enum Content {
 struct GivenTool {
     name: String,
     description: Option<String>,
-    input_schema: Value,
+    input_schema: Map<String, Value>,
     #[serde(rename = "type")]
     kind: Option<String>,
     // Everything is cached that can be.
@@ -232,7 +232,7 @@ fn tools(fields: &mut Fields, model: &Served) -> Result<Option<Tools>, ApiError>
             return Err(ApiError::field(format!("tools[{i}].type"), problem));
         }
         let GivenTool { name, description, input_schema: parameters, .. } = tool;
-        functions.push(Function { name, description, parameters });
+        functions.push(Function { name, description, parameters: parameters.into() });
     }
     let (choice, single) = match fields.take("tool_choice")? {
         None => (ToolChoice::Auto, None),

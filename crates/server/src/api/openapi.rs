@@ -277,7 +277,7 @@ fn function() -> Value {
     json!({
         "name": { "type": "string", "minLength": 1 },
         "description": { "type": ["string", "null"] },
-        "parameters": { "type": "object" },
+        "parameters": { "type": ["object", "null"] },
         "strict": { "type": ["boolean", "null"] },
     })
 }

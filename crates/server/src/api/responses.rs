@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use bevel_engine::{End, EndReason, Output};
 use bevel_model::chat::Message;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use super::body::Body;
@@ -203,7 +203,7 @@ enum GivenTool {
     Function {
         name: String,
         description: Option<String>,
-        parameters: Option<Value>,
+        parameters: Option<Map<String, Value>>,
         // Arguments always follow their schema.
         #[allow(dead_code)]
         strict: Option<bool>,
@@ -221,7 +221,7 @@ struct GivenChoice {
 fn tools(fields: &mut Fields, model: &Served) -> Result<Option<Tools>, ApiError> {
     let given: Vec<GivenTool> = fields.take("tools")?.unwrap_or_default();
     let function = |GivenTool::Function { name, description, parameters, .. }| {
-        let parameters = parameters.unwrap_or_else(any_object);
+        let parameters = parameters.map_or_else(any_object, Value::from);
         Function { name, description, parameters }
     };
     let functions: Vec<Function> = given.into_iter().map(function).collect();

@@ -8,11 +8,11 @@ use bevel_engine::Grammar;
 use bevel_model::chat::{ChatTemplate, TemplateError};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::fields::Fields;
-use super::sampling::with_space;
+use super::sampling::{any_object, with_space};
 
 /// How a family writes calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +135,7 @@ enum GivenTool {
 struct GivenFunction {
     name: String,
     description: Option<String>,
-    parameters: Option<Value>,
+    parameters: Option<Map<String, Value>>,
     // Arguments always follow their schema.
     #[allow(dead_code)]
     strict: Option<bool>,
@@ -172,7 +172,7 @@ impl Tools {
         let function = |GivenTool::Function { function }: GivenTool| Function {
             name: function.name,
             description: function.description,
-            parameters: function.parameters.unwrap_or_else(|| json!({ "type": "object" })),
+            parameters: function.parameters.map_or_else(any_object, Value::from),
         };
         let functions: Vec<Function> = given.into_iter().map(function).collect();
         let named = |GivenChoice { kind: Kind::Function, function }| function.name;
