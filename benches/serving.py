@@ -4,7 +4,7 @@
 
 llama-server is llama.cpp's, built for this machine. Each round starts one server after the other, loads it by
 `benches/load` with the same requests, and stops it; medians of the rounds are written, with every sample.
-`--prefix` makes all prompts begin alike; bevel then also runs without its prefix cache.
+With `--rate` requests come at random times (a Poisson process), with `--clients` slots. `--prefix` makes all prompts begin alike; bevel then also runs without its prefix cache.
 """
 
 import argparse
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--rate", type=float, help="requests a second, at random times, instead of clients in turn")
     parser.add_argument("--requests", type=int, default=96)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--prefix", type=int, default=0)
@@ -92,7 +93,8 @@ def main() -> None:
     build = ["cargo", "build", "--release", "--quiet", "--manifest-path", ROOT / "benches/load/Cargo.toml"]
     target = ROOT / "target/load"
     subprocess.run(build, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(target)})
-    load = [target / "release/load", "--text", args.text, "--clients", args.clients, "--requests", args.requests,
+    clients = ["--rate", args.rate] if args.rate else ["--clients", args.clients]
+    load = [target / "release/load", "--text", args.text, *clients, "--requests", args.requests,
             "--prefix", args.prefix, "--prompt", *args.prompt, "--answer", *args.answer]
 
     def bevel(port: int, *options: str) -> list:
@@ -124,7 +126,7 @@ def main() -> None:
         for name, values in medians.items() if name != "bevel"
     }
     options = [f"--{name} {value}" for name, value in vars(args).items()
-               if name in ("threads", "rounds", "clients", "requests", "context", "prefix")]
+               if name in ("threads", "rounds", "clients", "rate", "requests", "context", "prefix") and value is not None]
     options += [f"--prompt {args.prompt[0]} {args.prompt[1]}", f"--answer {args.answer[0]} {args.answer[1]}"]
     lscpu = subprocess.run(["lscpu"], stdout=subprocess.PIPE, text=True).stdout
     machine = next(line.split(":")[1].strip() for line in lscpu.splitlines() if line.startswith("Model name"))

@@ -36,7 +36,8 @@ pub struct EngineConfig {
     /// Most tokens of a step.
     pub step_tokens: usize,
     /// How long a step should take in which others wait for their next token: prompts are read in chunks
-    /// that are that small. Where the next tokens alone take half of this or more, a step takes twice as long as they do.
+    /// that are that small. Where the next tokens alone take a third of this or more, a step takes three times
+    /// as long as they do.
     pub step_time: Duration,
     /// What prompts begin alike with is read once.
     pub prefix_cache: bool,
@@ -298,8 +299,8 @@ impl<'m> Engine<'m> {
     /// Chooses what runs, and moves the blocks that have to move first.
     fn schedule(&mut self) -> Schedule {
         if let Some(seconds) = self.seconds_per_token {
-            let twice = 2.0 * self.seconds_to_generate.unwrap_or(0.0);
-            let tokens = self.config.step_time.as_secs_f64().max(twice) / seconds;
+            let thrice = 3.0 * self.seconds_to_generate.unwrap_or(0.0);
+            let tokens = self.config.step_time.as_secs_f64().max(thrice) / seconds;
             self.scheduler.limits_mut().mixed_step_tokens =
                 (tokens as usize).min(self.config.step_tokens);
         }

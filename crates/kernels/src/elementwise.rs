@@ -33,6 +33,14 @@ pub fn softcap(cpu: &Cpu, x: &mut [f32], cap: f32) {
     cpu.pool().run_chunks(x, TASK, |_, part| softcap_body(cpu.isa(), part, cap));
 }
 
+/// The gradient of [`softcap`]'s input in the place of that of its output, `d_x`, given the output `y`.
+///
+/// # Panics
+/// Where the lengths differ.
+pub fn softcap_backward(cpu: &Cpu, d_x: &mut [f32], y: &[f32], cap: f32) {
+    in_tasks(cpu, d_x, y, |isa, d_x, y| softcap_backward_body(isa, d_x, y, cap));
+}
+
 /// Adds `bias` (`[d]`) to each row of `x` (`[n, d]`).
 ///
 /// # Panics
@@ -79,6 +87,14 @@ for_each_isa! {
     fn scale_body(x: &mut [f32], factor: f32) {
         for x in x {
             *x *= factor;
+        }
+    }
+
+    fn softcap_backward_body(d_x: &mut [f32], y: &[f32], cap: f32) {
+        let inverse = 1.0 / cap;
+        for (d_x, y) in d_x.iter_mut().zip(y) {
+            let bent = y * inverse;
+            *d_x *= 1.0 - bent * bent;
         }
     }
 

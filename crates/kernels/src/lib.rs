@@ -4,6 +4,7 @@
 mod activation;
 mod attention;
 mod cpu;
+mod cross_entropy;
 mod dispatch;
 mod divergence;
 mod elementwise;
@@ -22,19 +23,23 @@ mod rope;
 mod softmax;
 mod wide;
 
-pub use activation::{gelu_erf_mul, gelu_tanh_mul, silu_mul};
+pub use activation::{
+    gelu_erf_mul, gelu_erf_mul_backward, gelu_tanh_mul, gelu_tanh_mul_backward, silu_mul,
+    silu_mul_backward,
+};
 pub use attention::{
-    AttentionScratch, AttentionSpec, SequenceSpan, TREE_QUERIES, attention, attention_tree,
-    depth_in_tree,
+    Attended, AttentionGradients, AttentionScratch, AttentionSpec, SequenceSpan, TREE_QUERIES,
+    attention, attention_backward, attention_tree, depth_in_tree,
 };
 pub use cpu::Cpu;
+pub use cross_entropy::cross_entropy;
 pub use divergence::{RowDivergence, kl_divergence, log_sum_exp};
-pub use elementwise::{add, add_bias, add_scaled, scale, softcap};
+pub use elementwise::{add, add_bias, add_scaled, scale, softcap, softcap_backward};
 pub use error::{Error, Result};
 pub use isa::Isa;
 pub use kv::{BLOCK_TOKENS, KvPool, KvShape, KvType, Slot};
 pub use matmul::{PackedMatrix, Product, Scratch, matmul};
-pub use norm::{rms_norm, rms_norm_in_place};
-pub use rope::{RopeSpec, RopeStyle, RopeTable, rope};
+pub use norm::{rms_norm, rms_norm_backward, rms_norm_in_place};
+pub use rope::{RopeSpec, RopeStyle, RopeTable, rope, rope_backward};
 pub use softmax::softmax;
 pub use wide::{Wide, run_wide};

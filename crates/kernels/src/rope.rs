@@ -125,6 +125,26 @@ impl RopeTable {
 /// # Panics
 /// Where `x` does not hold the table's tokens, or `head_dim` is less than `rotary_dim`.
 pub fn rope(cpu: &Cpu, x: &mut [f32], heads: usize, head_dim: usize, table: &RopeTable) {
+    turn(cpu, x, heads, head_dim, table, 1.0);
+}
+
+/// The gradient of [`rope`]'s input in the place of that of its output, `d_x`: turned back, by the transposed
+/// matrices.
+///
+/// # Panics
+/// As [`rope`].
+pub fn rope_backward(cpu: &Cpu, d_x: &mut [f32], heads: usize, head_dim: usize, table: &RopeTable) {
+    turn(cpu, d_x, heads, head_dim, table, -1.0);
+}
+
+fn turn(
+    cpu: &Cpu,
+    x: &mut [f32],
+    heads: usize,
+    head_dim: usize,
+    table: &RopeTable,
+    direction: f32,
+) {
     let half = table.frequencies.len();
     assert!(2 * half <= head_dim, "rotary_dim {} exceeds head_dim {head_dim}", 2 * half);
     let row = heads * head_dim;
@@ -138,28 +158,45 @@ pub fn rope(cpu: &Cpu, x: &mut [f32], heads: usize, head_dim: usize, table: &Rop
             let at = (chunk * rows + i) * half;
             let (cos, sin) = (&table.cos[at..][..half], &table.sin[at..][..half]);
             match table.style {
-                RopeStyle::Interleaved => turn_interleaved(cpu.isa(), token, head_dim, cos, sin),
-                RopeStyle::Halves => turn_halves(cpu.isa(), token, head_dim, cos, sin),
+                RopeStyle::Interleaved => {
+                    turn_interleaved(cpu.isa(), token, head_dim, cos, sin, direction);
+                }
+                RopeStyle::Halves => {
+                    turn_halves(cpu.isa(), token, head_dim, cos, sin, direction);
+                }
             }
         }
     });
 }
 
 for_each_isa! {
-    fn turn_halves(token: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+    fn turn_halves(
+        token: &mut [f32],
+        head_dim: usize,
+        cos: &[f32],
+        sin: &[f32],
+        direction: f32,
+    ) {
         for head in token.chunks_exact_mut(head_dim) {
             let (first, rest) = head.split_at_mut(cos.len());
             for (((a, b), &cos), &sin) in first.iter_mut().zip(rest).zip(cos).zip(sin) {
+                let sin = direction * sin;
                 (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
             }
         }
     }
 
-    fn turn_interleaved(token: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+    fn turn_interleaved(
+        token: &mut [f32],
+        head_dim: usize,
+        cos: &[f32],
+        sin: &[f32],
+        direction: f32,
+    ) {
         for head in token.chunks_exact_mut(head_dim) {
             let pairs = head.as_chunks_mut::<2>().0;
             for ((pair, &cos), &sin) in pairs.iter_mut().zip(cos).zip(sin) {
-                let [a, b] = *pair;
+                let ([a, b], sin) = (*pair, direction * sin);
                 *pair = [a * cos - b * sin, b * cos + a * sin];
             }
         }

@@ -35,12 +35,15 @@
 //! token's output is the same whether its prompt came in one piece or in many, alone, in a batch or on a
 //! branch, on one thread or several, and whether chunks ran one after the other or apart.
 
+mod backward;
 mod lanes;
 mod load;
 mod scalar;
 mod task;
 mod tree;
 mod vector;
+
+pub use backward::{Attended, AttentionGradients, attention_backward};
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

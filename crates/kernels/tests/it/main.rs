@@ -3,6 +3,7 @@
 mod attention;
 mod attention_rules;
 mod attention_tree;
+mod backward;
 mod divergence;
 mod grouped;
 mod isa;
