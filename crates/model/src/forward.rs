@@ -4,12 +4,11 @@
 use std::ops::ControlFlow;
 
 use bevel_kernels::{
-    AttentionScratch, AttentionSpec, Cpu, KvPool, RopeSpec, RopeTable, SequenceSpan, Slot,
-    add_scaled, attention, depth_in_tree, rms_norm, rms_norm_in_place, rope, scale,
+    AttentionScratch, AttentionSpec, Cpu, KvPool, RopeTable, SequenceSpan, Slot, add_scaled,
+    attention, depth_in_tree, rms_norm, rms_norm_in_place, rope, scale,
 };
 
 use crate::cache::slot;
-use crate::config::RopeConfig;
 use crate::family::QkNorm;
 use crate::head::HeadState;
 use crate::linear::{LinearState, project};
@@ -81,15 +80,6 @@ impl State {
     /// Buffers for a model, for runs over at most `context` tokens: LongRoPE chooses its frequencies
     /// by it.
     pub fn new(config: &ModelConfig, context: usize) -> Self {
-        let table = |rope: &RopeConfig| {
-            RopeTable::new(&RopeSpec {
-                rotary_dim: rope.rotary_dim,
-                theta: rope.theta as f32,
-                factors: rope.divisors(context),
-                style: config.family.rope,
-                attention_factor: rope.attention_factor(),
-            })
-        };
         Self {
             x: Vec::new(),
             h: Vec::new(),
@@ -102,8 +92,8 @@ impl State {
             positions: Vec::new(),
             spans: Vec::new(),
             mlp: MlpState::default(),
-            rope: table(&config.rope),
-            local_rope: config.local_rope.as_ref().map(table),
+            rope: config.rope_table(&config.rope, context),
+            local_rope: config.local_rope.as_ref().map(|rope| config.rope_table(rope, context)),
             linear: LinearState::default(),
             attention: AttentionScratch::default(),
         }

@@ -10,7 +10,7 @@ mod to_hf;
 pub(crate) use from_gguf::GgufFacts;
 pub use rope::{RopeConfig, RopeScaling};
 
-use bevel_kernels::{KvShape, KvType};
+use bevel_kernels::{KvShape, KvType, RopeSpec, RopeTable};
 
 use crate::family::Family;
 use crate::{Error, Result};
@@ -82,6 +82,18 @@ impl ModelConfig {
     pub fn kv_shape(&self, kv_type: KvType) -> KvShape {
         let Self { layers, kv_heads, head_dim, .. } = *self;
         KvShape { layers, kv_heads, head_dim, kv_type }
+    }
+
+    /// A table of one of the model's rotary embeddings, for runs over at most `context` tokens: LongRoPE chooses
+    /// its frequencies by it.
+    pub fn rope_table(&self, rope: &RopeConfig, context: usize) -> RopeTable {
+        RopeTable::new(&RopeSpec {
+            rotary_dim: rope.rotary_dim,
+            theta: rope.theta as f32,
+            factors: rope.divisors(context),
+            style: self.family.rope,
+            attention_factor: rope.attention_factor(),
+        })
     }
 
     /// Width of all query heads together.

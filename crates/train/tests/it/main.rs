@@ -1,0 +1,216 @@
+//! Losses against transformers', gradients against differences of losses, and training that learns.
+
+use std::path::{Path, PathBuf};
+
+use bevel_formats::safetensors;
+use bevel_kernels::{Cpu, Isa};
+use bevel_model::Checkpoint;
+use bevel_train::{AdamW, AdamWConfig, Batch, Error, LoraConfig, Network, Parameters, Target};
+
+fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/goldens/families").join(case)
+}
+
+/// Token ids, and the logits after each, `[tokens, vocab]`.
+fn expected(case: &str) -> (Vec<u32>, Vec<f32>) {
+    let file = safetensors::Checkpoint::open(&golden(case).join("expected.safetensors")).unwrap();
+    let tokens = file.tensor("tokens").unwrap();
+    let tokens = tokens.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap()));
+    (tokens.collect(), file.tensor("logits").unwrap().to_f32().unwrap())
+}
+
+/// The families that are no mixtures.
+const FAMILIES: [&str; 14] = [
+    "gemma2",
+    "gemma3",
+    "granite",
+    "llama",
+    "llama3_rope",
+    "llama_biases_tied",
+    "mistral_window",
+    "olmo2",
+    "phi3_long",
+    "phi3_partial",
+    "phi3_short",
+    "qwen2",
+    "qwen2_yarn_window",
+    "qwen3",
+];
+
+fn all_linear() -> LoraConfig {
+    LoraConfig { rank: 3, alpha: 6.0, targets: Target::ALL.to_vec(), ..LoraConfig::new() }
+}
+
+#[test]
+fn losses_are_those_of_transformers() {
+    let cpu = Cpu::new(2).unwrap();
+    for case in FAMILIES {
+        let checkpoint = Checkpoint::open(&golden(case)).unwrap();
+        let (tokens, logits) = expected(case);
+        let vocab = checkpoint.config().vocab_size;
+        let n = tokens.len();
+        let mut targets = tokens[1..].to_vec();
+        targets.push(0);
+        let weights: Vec<f32> =
+            (0..n).map(|i| if i + 1 < n { 1.0 / (n - 1) as f32 } else { 0.0 }).collect();
+        let expected: f64 = logits
+            .chunks(vocab)
+            .zip(&targets)
+            .zip(&weights)
+            .map(|((row, &target), &weight)| {
+                let sum = row.iter().map(|&l| f64::from(l).exp()).sum::<f64>().ln();
+                f64::from(weight) * (sum - f64::from(row[target as usize]))
+            })
+            .sum();
+        let mut parameters = Parameters::default();
+        let mut network = Network::new(&checkpoint, &all_linear(), n, &mut parameters).unwrap();
+        let sequences = 0..n;
+        let batch = Batch {
+            tokens: &tokens,
+            sequences: std::slice::from_ref(&sequences),
+            targets: &targets,
+            weights: &weights,
+        };
+        // Adapters begin as nothing.
+        let loss = network.loss(&cpu, &parameters, &batch).unwrap();
+        assert!((loss - expected).abs() < 2e-5 * expected, "{case}: {loss}, expected {expected}");
+    }
+}
+
+/// Tokens of two sequences, some of which nothing is to be learnt of.
+struct Data {
+    tokens: Vec<u32>,
+    targets: Vec<u32>,
+    weights: Vec<f32>,
+}
+
+impl Data {
+    fn new(tokens: Vec<u32>) -> Self {
+        let targets = tokens[1..].iter().copied().chain([1]).collect();
+        let weights = (0..tokens.len()).map(|i| if i % 5 == 3 { 0.0 } else { 0.1 }).collect();
+        Self { tokens, targets, weights }
+    }
+
+    fn batch<'a>(&'a self, sequences: &'a [std::ops::Range<usize>]) -> Batch<'a> {
+        let Self { tokens, targets, weights } = self;
+        Batch { tokens, sequences, targets, weights }
+    }
+}
+
+#[test]
+fn gradients_are_what_losses_change_by() {
+    let cpu = Cpu::new(2).unwrap();
+    for case in FAMILIES {
+        let checkpoint = Checkpoint::open(&golden(case)).unwrap();
+        let data = Data::new(expected(case).0);
+        let n = data.tokens.len();
+        let sequences = [0..n / 3, n / 3..n];
+        let batch = data.batch(&sequences);
+        let mut parameters = Parameters::default();
+        let mut network = Network::new(&checkpoint, &all_linear(), n, &mut parameters).unwrap();
+        // Where B is zero, A has no gradient.
+        let mut seed = 1u32;
+        for value in &mut parameters.values {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *value += (seed >> 8) as f32 / (1u32 << 24) as f32 * 0.2 - 0.1;
+        }
+        let loss = network.loss_and_gradients(&cpu, &mut parameters, &batch).unwrap();
+        assert!((loss - network.loss(&cpu, &parameters, &batch).unwrap()).abs() < 1e-9);
+        // Along the gradient of each parameter alone, so that none can hide behind another.
+        let values = parameters.values.clone();
+        for parameter in parameters.all().to_vec() {
+            let gradient = parameters.gradients[parameter.range.clone()].to_vec();
+            let norm = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+            assert!(norm > 0.0, "{case}: {} has no gradient", parameter.name);
+            let step = 0.005 / norm.max(0.05);
+            let mut at = |direction: f64| {
+                let place = parameters.values[parameter.range.clone()]
+                    .iter_mut()
+                    .zip(&values[parameter.range.clone()]);
+                for ((value, &before), &g) in place.zip(&gradient) {
+                    *value = (f64::from(before) + direction * step * f64::from(g)) as f32;
+                }
+                network.loss(&cpu, &parameters, &batch).unwrap()
+            };
+            let (above, below) = (at(1.0), at(-1.0));
+            at(0.0);
+            let change = (above - below) / (2.0 * step);
+            let error = (change - norm * norm).abs();
+            assert!(
+                error < 0.01 * norm * norm + 2e-6 / step,
+                "{case}: {}: the loss changes by {change}, the gradient says {}",
+                parameter.name,
+                norm * norm
+            );
+        }
+    }
+}
+
+#[test]
+fn the_same_bits_on_any_number_of_threads() {
+    let checkpoint = Checkpoint::open(&golden("qwen3")).unwrap();
+    let data = Data::new(expected("qwen3").0);
+    let sequences = [0..data.tokens.len()];
+    let run = |cpu: &Cpu| {
+        let mut parameters = Parameters::default();
+        let mut network = Network::new(&checkpoint, &all_linear(), 64, &mut parameters).unwrap();
+        let mut optimizer = AdamW::new(AdamWConfig::default(), parameters.values.len());
+        for _ in 0..3 {
+            parameters.clear_gradients();
+            network.loss_and_gradients(cpu, &mut parameters, &data.batch(&sequences)).unwrap();
+            optimizer.step(&mut parameters, 1e-2);
+        }
+        parameters.values.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+    };
+    for isa in Isa::available() {
+        let alone = run(&Cpu::with_isa(1, isa));
+        for threads in [2, 3] {
+            assert!(run(&Cpu::with_isa(threads, isa)) == alone, "{isa}, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn a_text_is_learnt_by_heart() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-austen");
+    let (cpu, checkpoint) = (Cpu::new(2).unwrap(), Checkpoint::open(&dir).unwrap());
+    let text = "The bevel is the angled cut that makes an edge; no one in Meryton had ever seen such a tool.";
+    let tokens = checkpoint.tokenizer().unwrap().encode(text, true, false).unwrap();
+    let n = tokens.len() - 1;
+    let (targets, weights) = (tokens[1..].to_vec(), vec![1.0 / n as f32; n]);
+    let sequences = [0..n];
+    let batch =
+        Batch { tokens: &tokens[..n], sequences: &sequences, targets: &targets, weights: &weights };
+    let mut parameters = Parameters::default();
+    let config = LoraConfig { targets: Target::ALL.to_vec(), ..LoraConfig::new() };
+    let mut network = Network::new(&checkpoint, &config, 64, &mut parameters).unwrap();
+    let mut optimizer = AdamW::new(AdamWConfig::default(), parameters.values.len());
+    let before = network.loss(&cpu, &parameters, &batch).unwrap();
+    for _ in 0..60 {
+        parameters.clear_gradients();
+        network.loss_and_gradients(&cpu, &mut parameters, &batch).unwrap();
+        parameters.clip_gradients(1.0);
+        optimizer.step(&mut parameters, 5e-3);
+    }
+    let after = network.loss(&cpu, &parameters, &batch).unwrap();
+    assert!(before > 4.0 && after < 0.2, "the loss was {before} and is {after}");
+}
+
+#[test]
+fn what_cannot_be_trained_says_so() {
+    let checkpoint = Checkpoint::open(&golden("mixtral")).unwrap();
+    let error =
+        Network::new(&checkpoint, &all_linear(), 64, &mut Parameters::default()).unwrap_err();
+    assert!(
+        matches!(error, Error::Experts { .. }) && error.to_string().contains("mixtral"),
+        "{error}"
+    );
+    let checkpoint = Checkpoint::open(&golden("llama")).unwrap();
+    let mut parameters = Parameters::default();
+    let mut network = Network::new(&checkpoint, &all_linear(), 64, &mut parameters).unwrap();
+    let data = Data::new(vec![1, 2, 60_000]);
+    let sequences = [0..3];
+    let error =
+        network.loss(&Cpu::new(1).unwrap(), &parameters, &data.batch(&sequences)).unwrap_err();
+    assert!(error.to_string().contains("60000"), "{error}");
+}
