@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    bench, chat, compare, completions, convert, eval, imatrix, inspect, man, quantize, run, serve,
-    tour,
+    bench, chat, compare, completions, convert, eval, finetune, imatrix, inspect, man, quantize,
+    run, serve, tour,
 };
 
 const ABOUT: &str = "cut a language model to fit a small machine, and run it there";
@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Quantize(Box<quantize::Args>),
     /// Find out which inputs of a model's weights are large, for rounding with importance
     Imatrix(imatrix::Args),
+    /// Teach a model from examples: train an adapter beside it
+    Finetune(Box<finetune::Args>),
     /// Measure how well a model predicts a text
     Eval(eval::Args),
     /// Write a page that compares measured models

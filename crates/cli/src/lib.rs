@@ -30,3 +30,4 @@ pub use bevel_formats as formats;
 pub use bevel_kernels as kernels;
 pub use bevel_model as model;
 pub use bevel_server as server;
+pub use bevel_train as train;

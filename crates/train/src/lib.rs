@@ -7,12 +7,15 @@
 #![forbid(unsafe_code)]
 
 mod adamw;
+pub mod data;
 mod error;
 mod frozen;
 mod layer;
 mod lora;
 mod network;
 mod parameters;
+mod peft;
+mod trainer;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use error::{Error, Result};
@@ -20,3 +23,5 @@ pub use frozen::Frozen;
 pub use lora::{LoraConfig, Target};
 pub use network::{Batch, Network};
 pub use parameters::{Parameter, Parameters};
+pub use peft::write_adapter;
+pub use trainer::{Schedule, StepReport, TrainConfig, mean_loss, train};

@@ -6,6 +6,7 @@ pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod eval;
+pub(crate) mod finetune;
 pub(crate) mod imatrix;
 pub(crate) mod inspect;
 pub(crate) mod man;
@@ -24,6 +25,7 @@ pub(crate) fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Convert(args) => convert::run(args, global),
         Command::Quantize(args) => quantize::run(args, global),
         Command::Imatrix(args) => imatrix::run(args, global),
+        Command::Finetune(args) => finetune::run(args, global),
         Command::Eval(args) => eval::run(args, global),
         Command::Compare(args) => compare::run(args, global),
         Command::Bench(args) => bench::run(args, global),
