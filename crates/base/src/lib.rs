@@ -20,7 +20,7 @@ pub use mapping::Mapping;
 pub use pool::Pool;
 pub use process::{
     keep_freed_memory, on_termination, raise_file_limit, refuse_writes_past_the_limit,
-    return_freed_memory,
+    return_freed_memory, share_freed_memory,
 };
 pub use slab::SlabBytes;
 pub use tensor::{Shape, TensorView};

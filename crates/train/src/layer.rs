@@ -54,18 +54,12 @@ pub(crate) struct Step<'a> {
 }
 
 /// Buffers that steps share.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Room {
     /// Unpacked weights.
     pub(crate) tile: Vec<f32>,
     kv: Option<KvPool>,
     attention: AttentionScratch,
-}
-
-impl Default for Room {
-    fn default() -> Self {
-        Self { tile: Vec::new(), kv: None, attention: AttentionScratch::default() }
-    }
 }
 
 /// What a block computes on its way; the backward pass needs all of it.

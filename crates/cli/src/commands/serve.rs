@@ -166,6 +166,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     if let Some(format) = args.log {
         bevel_server::log_to_stderr(format == LogFormat::Json);
     }
+    bevel_base::share_freed_memory();
     let cpu = Arc::new(model::cpu(global)?);
     let mut models: Vec<ModelToServe> = Vec::new();
     for (i, model) in args.models.iter().enumerate() {

@@ -1,14 +1,16 @@
 use crate::{check_failure, output, scratch, stdout};
 
-const VERBS: [&str; 11] = [
+const VERBS: [&str; 13] = [
     "inspect",
     "convert",
     "quantize",
+    "finetune",
     "imatrix",
     "eval",
     "bench",
     "run",
     "chat",
+    "serve",
     "tour",
     "completions",
     "man",

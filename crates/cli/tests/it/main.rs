@@ -3,6 +3,7 @@
 mod bad_input;
 mod chat;
 mod eval;
+mod finetune;
 mod help;
 mod imatrix;
 mod killed;

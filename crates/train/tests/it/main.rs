@@ -1,5 +1,7 @@
 //! Losses against transformers', gradients against differences of losses, and training that learns.
 
+mod training;
+
 use std::path::{Path, PathBuf};
 
 use bevel_formats::safetensors;
@@ -77,6 +79,11 @@ fn losses_are_those_of_transformers() {
     }
 }
 
+/// One sequence.
+fn alone(rows: std::ops::Range<usize>) -> Vec<std::ops::Range<usize>> {
+    Vec::from([rows])
+}
+
 /// Tokens of two sequences, some of which nothing is to be learnt of.
 struct Data {
     tokens: Vec<u32>,
@@ -150,7 +157,7 @@ fn gradients_are_what_losses_change_by() {
 fn the_same_bits_on_any_number_of_threads() {
     let checkpoint = Checkpoint::open(&golden("qwen3")).unwrap();
     let data = Data::new(expected("qwen3").0);
-    let sequences = [0..data.tokens.len()];
+    let sequences = alone(0..data.tokens.len());
     let run = |cpu: &Cpu| {
         let mut parameters = Parameters::default();
         let mut network = Network::new(&checkpoint, &all_linear(), 64, &mut parameters).unwrap();
@@ -178,7 +185,7 @@ fn a_text_is_learnt_by_heart() {
     let tokens = checkpoint.tokenizer().unwrap().encode(text, true, false).unwrap();
     let n = tokens.len() - 1;
     let (targets, weights) = (tokens[1..].to_vec(), vec![1.0 / n as f32; n]);
-    let sequences = [0..n];
+    let sequences = alone(0..n);
     let batch =
         Batch { tokens: &tokens[..n], sequences: &sequences, targets: &targets, weights: &weights };
     let mut parameters = Parameters::default();
@@ -209,7 +216,7 @@ fn what_cannot_be_trained_says_so() {
     let mut parameters = Parameters::default();
     let mut network = Network::new(&checkpoint, &all_linear(), 64, &mut parameters).unwrap();
     let data = Data::new(vec![1, 2, 60_000]);
-    let sequences = [0..3];
+    let sequences = alone(0..3);
     let error =
         network.loss(&Cpu::new(1).unwrap(), &parameters, &data.batch(&sequences)).unwrap_err();
     assert!(error.to_string().contains("60000"), "{error}");

@@ -1,0 +1,80 @@
+//! From a file of examples to an adapter.
+
+use crate::{check_failure, json, output, scratch, stdout};
+
+fn lines() -> String {
+    let line = |i: usize| {
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"Number {i}?\"}}, \
+             {{\"role\": \"assistant\", \"content\": \"It is {i}, my dear.\"}}]}}\n"
+        )
+    };
+    (0..24).map(line).collect()
+}
+
+#[test]
+fn a_model_is_taught() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (data, adapter) = (path("data.jsonl"), path("adapter"));
+    std::fs::write(&data, lines()).unwrap();
+    let args = [
+        "finetune",
+        "tiny-austen",
+        &data,
+        "-o",
+        &adapter,
+        "--chat-template",
+        "chatml",
+        "--lr",
+        "5e-3",
+        "--epochs",
+        "2",
+        "--held-out",
+        "0.25",
+        "--rank",
+        "4",
+        "--targets",
+        "attention,down",
+    ];
+    let text = stdout(&output(&args));
+    assert!(text.contains("held-out loss") && text.contains("tokens/s"), "{text}");
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        assert!(dir.path().join("adapter").join(file).exists(), "{file}");
+    }
+    let log = std::fs::read_to_string(dir.path().join("adapter/training.jsonl")).unwrap();
+    let steps: Vec<serde_json::Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // Eighteen of the examples twice, eight at a time.
+    assert_eq!(steps.len(), 5);
+    assert!(steps[4]["loss"].as_f64().unwrap() < steps[0]["loss"].as_f64().unwrap());
+    check_failure(&output(&args), 1, &["adapter", "--force"]);
+
+    // The same seed gives the same bytes, whatever the number of threads.
+    let weights = || std::fs::read(dir.path().join("adapter/adapter_model.safetensors")).unwrap();
+    let first = weights();
+    let found = json(&[&args[..], &["--force", "--json", "-t", "1"]].concat());
+    assert_eq!((weights() == first, &found["steps"]), (true, &5.into()));
+    assert!(found["held_out_loss"].as_f64() < found["held_out_loss_before"].as_f64());
+    stdout(&output(&[&args[..], &["--force", "--seed", "9"]].concat()));
+    assert!(weights() != first, "another seed");
+}
+
+#[test]
+fn data_that_is_none_is_named() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (data, adapter) = (path("data.jsonl"), path("adapter"));
+    let run = |more: &[&str]| {
+        output(&[&["finetune", "tiny-austen", &data, "-o", &adapter][..], more].concat())
+    };
+    check_failure(&run(&[]), 1, &["data.jsonl"]);
+    std::fs::write(&data, "{\"text\": \"x\"}\n{\"txt\": \"x\"}\n").unwrap();
+    check_failure(&run(&[]), 1, &["line 2", "`text`"]);
+    std::fs::write(&data, "").unwrap();
+    check_failure(&run(&[]), 1, &["no example"]);
+    check_failure(&run(&["--rank", "0"]), 2, &["--rank"]);
+    check_failure(&run(&["--lr", "-1"]), 2, &["--lr"]);
+    check_failure(&run(&["--targets", "head"]), 2, &["all-linear"]);
+    assert!(!dir.path().join("adapter").exists(), "nothing is left");
+}

@@ -1,0 +1,168 @@
+//! From lines of data to an adapter in a directory.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use bevel_formats::safetensors;
+use bevel_kernels::Cpu;
+use bevel_model::Checkpoint;
+use bevel_model::chat::{CHATML, ChatTemplate};
+use bevel_model::tokenizer::Tokenizer;
+use bevel_train::data::{Examples, Reader};
+use bevel_train::{
+    AdamWConfig, LoraConfig, Network, Parameters, Schedule, Target, TrainConfig, mean_loss, train,
+    write_adapter,
+};
+
+fn tiny_austen() -> Checkpoint {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-austen");
+    Checkpoint::open(&dir).unwrap()
+}
+
+/// Texts of what is read and of what is learnt.
+fn parts(tokenizer: &Tokenizer, examples: &Examples, i: usize) -> (String, String) {
+    let example = &examples.all[i];
+    let pick = |learnt: bool| {
+        let tokens = example.tokens.iter().zip(&example.learnt);
+        let picked: Vec<u32> = tokens.filter(|t| *t.1 == learnt).map(|t| *t.0).collect();
+        tokenizer.decode(&picked, false)
+    };
+    (pick(false), pick(true))
+}
+
+#[test]
+fn every_shape_of_data_is_read() {
+    let checkpoint = tiny_austen();
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let template = ChatTemplate::new(CHATML, tokenizer.special_texts()).unwrap();
+    let reader =
+        Reader { tokenizer: &tokenizer, template: Some(&template), context: 64, whole: false };
+    let lines = r#"{"prompt": "Who is she?", "completion": " Emma."}
+{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Emma."}, {"role": "user", "content": "And he?"}, {"role": "assistant", "content": "Mr. Knightley."}]}
+
+{"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Emma."}]}
+{"instruction": "Name her.", "input": "", "output": "Emma."}
+{"text": "She was happy."}"#;
+    let examples = reader.lines(lines, "data").unwrap();
+    assert_eq!((examples.all.len(), examples.cut, examples.empty), (5, 0, 0));
+    let (read, learnt) = parts(&tokenizer, &examples, 0);
+    assert!(read.ends_with("Who is she?") && learnt.starts_with(" Emma."), "{read:?} {learnt:?}");
+    let (read, learnt) = parts(&tokenizer, &examples, 1);
+    assert!(learnt.contains("Emma.<|im_end|>") && learnt.contains("Mr. Knightley.<|im_end|>"));
+    assert!(read.contains("Who?") && read.contains("And he?") && !read.contains("Knightley"));
+    assert!(read.contains("<|im_start|>assistant\n") && !learnt.contains("assistant"));
+    let (_, learnt) = parts(&tokenizer, &examples, 2);
+    assert_eq!(learnt.trim_end(), "Emma.<|im_end|>");
+    assert_eq!(parts(&tokenizer, &examples, 3).1.trim_end(), "Emma.<|im_end|>");
+    let first = tokenizer.decode(&examples.all[4].tokens[..1], false);
+    assert_eq!(parts(&tokenizer, &examples, 4).0, first, "the first token follows nothing");
+
+    // The whole conversation, and one that is too long.
+    let whole = Reader { whole: true, ..reader }.lines(lines, "data").unwrap();
+    assert!(whole.all[1].learnt[1..].iter().all(|&learnt| learnt));
+    let short = Reader { context: 4, ..reader }.lines(lines, "data").unwrap();
+    assert!(short.cut >= 4 && short.empty >= 2 && short.all.len() + short.empty == 5);
+    // A text in pieces, each of which begins with the last token of the one before.
+    let pieces = Reader { context: 8, ..reader }.text(&"She was happy. ".repeat(20), "t").unwrap();
+    let count: usize = pieces.all.iter().map(|e| e.tokens.len() - 1).sum();
+    let all = tokenizer.encode(&"She was happy. ".repeat(20), true, false).unwrap();
+    assert_eq!(count, all.len() - 1);
+
+    for (line, expected) in [
+        (r#"{"text": "a"}"#.to_owned() + "\n{", "line 2: it is not JSON"),
+        (r#"{"question": "x"}"#.to_owned(), "line 1: expected the members"),
+        (r#"{"messages": [{"role": "user", "content": "x"}]}"#.to_owned(), "no message is the"),
+        (r#"{"conversations": [{"from": "bot", "value": "x"}]}"#.to_owned(), "`bot`"),
+    ] {
+        let error = reader.lines(&line, "data").unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let error = Reader { template: None, ..reader }.lines(lines, "data").unwrap_err().to_string();
+    assert!(error.contains("data, line 2") && error.contains("no chat template"), "{error}");
+}
+
+fn config(steps: usize) -> TrainConfig {
+    TrainConfig {
+        steps,
+        batch: 3,
+        tokens_together: 64,
+        learning_rate: 5e-3,
+        warmup: 0.1,
+        schedule: Schedule::Cosine,
+        clip: 1.0,
+        adamw: AdamWConfig::default(),
+        evaluate_every: 5,
+        seed: 7,
+    }
+}
+
+#[test]
+fn learning_rates_rise_and_fall() {
+    let rates = |schedule| {
+        let config = TrainConfig { schedule, learning_rate: 1.0, ..config(20) };
+        (0..20).map(|step| config.learning_rate_at(step)).collect::<Vec<f64>>()
+    };
+    for schedule in [Schedule::Cosine, Schedule::Linear, Schedule::Constant] {
+        let rates = rates(schedule);
+        assert_eq!((rates[0], rates[1], rates[2]), (0.5, 1.0, 1.0), "{schedule:?}");
+        assert!(rates[1..].is_sorted_by(|a, b| a >= b));
+    }
+    assert!((rates(Schedule::Linear)[11] - 0.5).abs() < 1e-9);
+    assert!((rates(Schedule::Cosine)[11] - 0.5).abs() < 1e-9);
+    assert_eq!(rates(Schedule::Constant)[19], 1.0);
+}
+
+#[test]
+fn what_is_learnt_holds_for_what_was_held_out() {
+    let checkpoint = tiny_austen();
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let reader = Reader { tokenizer: &tokenizer, template: None, context: 64, whole: false };
+    let names = ["Emma", "Anne", "Fanny", "Jane", "Lydia", "Mary", "Kitty", "Lucy"];
+    let line = |name: &str| {
+        format!(
+            "{{\"prompt\": \"{name} asks:\", \"completion\": \" what is the bevel of {name}?\"}}"
+        )
+    };
+    let lines: Vec<String> = names.iter().map(|name| line(name)).collect();
+    let learnt = reader.lines(&lines[..6].join("\n"), "data").unwrap().all;
+    let held_out = reader.lines(&lines[6..].join("\n"), "data").unwrap().all;
+    let cpu = Cpu::new(2).unwrap();
+    let lora = LoraConfig { targets: Target::ALL.to_vec(), ..LoraConfig::new() };
+    let run = |steps: usize| {
+        let mut parameters = Parameters::default();
+        let mut network = Network::new(&checkpoint, &lora, 64, &mut parameters).unwrap();
+        let before = mean_loss(&mut network, &parameters, &cpu, &held_out, 64).unwrap();
+        let mut reports = Vec::new();
+        let observe = &mut |report: &_| {
+            reports.push(*report);
+            ControlFlow::Continue(())
+        };
+        train(&mut network, &mut parameters, &cpu, &learnt, &held_out, &config(steps), observe)
+            .unwrap();
+        (before, reports, parameters)
+    };
+    let (before, reports, parameters) = run(30);
+    let measured: Vec<usize> =
+        reports.iter().filter(|r| r.held_out.is_some()).map(|r| r.step).collect();
+    assert_eq!(measured, [5, 10, 15, 20, 25, 30]);
+    let after = reports[29].held_out.unwrap();
+    assert!(after < before / 4.0, "the held-out loss was {before} and is {after}");
+    assert!(reports[29].loss < reports[0].loss / 4.0);
+    // The same again, to the bit; but for the time it takes.
+    let (_, again, same) = run(30);
+    assert_eq!(parameters.values, same.values);
+    assert!(reports.iter().zip(&again).all(|(a, b)| a.loss == b.loss && a.held_out == b.held_out));
+
+    // The adapter, as PEFT names it.
+    let dir = tempfile::tempdir().unwrap();
+    write_adapter(dir.path(), "tiny", checkpoint.config(), &lora, &parameters).unwrap();
+    let file =
+        safetensors::Checkpoint::open(&dir.path().join("adapter_model.safetensors")).unwrap();
+    let name = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight";
+    let b = file.tensor(name).unwrap().to_f32().unwrap();
+    let parameter = parameters.all().iter().find(|p| p.name == "blk.1.ffn_down.lora_b").unwrap();
+    assert_eq!(b, parameters.values[parameter.range.clone()]);
+    assert_eq!(file.tensors().len(), parameters.all().len());
+    let config = std::fs::read_to_string(dir.path().join("adapter_config.json")).unwrap();
+    assert!(config.contains("\"r\": 8") && config.contains("\"gate_proj\""), "{config}");
+}
