@@ -3,15 +3,16 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use bevel_formats::safetensors;
+use bevel_base::DType;
+use bevel_formats::{TensorSpec, safetensors};
 use bevel_kernels::Cpu;
 use bevel_model::Checkpoint;
 use bevel_model::chat::{CHATML, ChatTemplate};
 use bevel_model::tokenizer::Tokenizer;
 use bevel_train::data::{Examples, Reader};
 use bevel_train::{
-    AdamWConfig, LoraConfig, Network, Parameters, Schedule, Target, TrainConfig, mean_loss, train,
-    write_adapter,
+    AdamWConfig, Batch, LoraConfig, Network, Parameters, Schedule, Target, TrainConfig, mean_loss,
+    train, write_adapter,
 };
 
 fn tiny_austen() -> Checkpoint {
@@ -165,4 +166,99 @@ fn what_is_learnt_holds_for_what_was_held_out() {
     assert_eq!(file.tensors().len(), parameters.all().len());
     let config = std::fs::read_to_string(dir.path().join("adapter_config.json")).unwrap();
     assert!(config.contains("\"r\": 8") && config.contains("\"gate_proj\""), "{config}");
+}
+
+/// What a written adapter adds to the weights of a Hugging Face directory is what it does here: names, rows and
+/// scale are right.
+#[test]
+fn a_merged_model_is_the_adapted_one() {
+    let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/goldens/families");
+    let cpu = Cpu::new(2).unwrap();
+    for case in ["llama", "qwen3", "gemma2", "olmo2"] {
+        let golden = families.join(case);
+        let checkpoint = Checkpoint::open(&golden).unwrap();
+        let lora = LoraConfig {
+            rank: 3,
+            rank_stabilized: case == "qwen3",
+            targets: Target::ALL.to_vec(),
+            ..LoraConfig::new()
+        };
+        let mut parameters = Parameters::default();
+        let mut network = Network::new(&checkpoint, &lora, 64, &mut parameters).unwrap();
+        let mut seed = 1u32;
+        for value in &mut parameters.values {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *value += (seed >> 8) as f32 / (1u32 << 24) as f32 * 0.2 - 0.1;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (adapter, merged) = (dir.path().join("adapter"), dir.path().join("merged"));
+        write_adapter(&adapter, case, checkpoint.config(), &lora, &parameters).unwrap();
+
+        // W + s B A for every matrix that the adapter names.
+        let open = |path: &Path| safetensors::Checkpoint::open(path).unwrap();
+        let model = open(&golden.join("model.safetensors"));
+        let adapter = open(&adapter.join("adapter_model.safetensors"));
+        let names: Vec<String> = model.tensors().keys().cloned().collect();
+        let mut changed = 0;
+        let tensors: Vec<(TensorSpec, Vec<u8>)> = names
+            .iter()
+            .map(|name| {
+                let tensor = model.tensor(name).unwrap();
+                let mut values = tensor.to_f32().unwrap();
+                let module = name.strip_suffix(".weight").unwrap_or(name);
+                let part = |kind: &str| {
+                    let name = format!("base_model.model.{module}.{kind}.weight");
+                    adapter.data(&name).map(|_| adapter.tensor(&name).unwrap().to_f32().unwrap())
+                };
+                if let (Some(a), Some(b)) = (part("lora_A"), part("lora_B")) {
+                    changed += 1;
+                    let cols = a.len() / lora.rank;
+                    for (i, value) in values.iter_mut().enumerate() {
+                        let (row, col) = (i / cols, i % cols);
+                        let sum: f32 = (0..lora.rank)
+                            .map(|r| b[row * lora.rank + r] * a[r * cols + col])
+                            .sum();
+                        *value += lora.scale() * sum;
+                    }
+                }
+                let spec = TensorSpec {
+                    name: name.clone(),
+                    dtype: DType::F32,
+                    shape: tensor.shape().clone(),
+                };
+                (spec, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+            })
+            .collect();
+        assert_eq!(2 * changed, parameters.all().len(), "{case}");
+        std::fs::create_dir(&merged).unwrap();
+        std::fs::copy(golden.join("config.json"), merged.join("config.json")).unwrap();
+        let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
+        let path = merged.join("model.safetensors");
+        let mut writer =
+            safetensors::SafetensorsWriter::create(&path, &Default::default(), &specs, None)
+                .unwrap();
+        for (spec, bytes) in &tensors {
+            writer.write(&spec.name, bytes).unwrap();
+        }
+        writer.finish().unwrap();
+
+        let tokens: Vec<u32> = (0..30).map(|i| i * 7 % 50 + 3).collect();
+        let (targets, weights) = (tokens[1..].to_vec(), [1.0; 29]);
+        let sequences = Vec::from([0..29]);
+        let batch = Batch {
+            tokens: &tokens[..29],
+            sequences: &sequences,
+            targets: &targets,
+            weights: &weights,
+        };
+        let adapted = network.loss(&cpu, &parameters, &batch).unwrap();
+        let checkpoint = Checkpoint::open(&merged).unwrap();
+        let mut plain = Parameters::default();
+        let mut network = Network::new(&checkpoint, &lora, 64, &mut plain).unwrap();
+        let found = network.loss(&cpu, &plain, &batch).unwrap();
+        assert!(
+            (found - adapted).abs() < 1e-5 * adapted,
+            "{case}: {found} merged, {adapted} adapted"
+        );
+    }
 }
