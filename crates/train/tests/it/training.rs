@@ -244,7 +244,7 @@ fn a_merged_model_is_the_adapted_one() {
 
         let tokens: Vec<u32> = (0..30).map(|i| i * 7 % 50 + 3).collect();
         let (targets, weights) = (tokens[1..].to_vec(), [1.0; 29]);
-        let sequences = Vec::from([0..29]);
+        let sequences = crate::alone(0..29);
         let batch = Batch {
             tokens: &tokens[..29],
             sequences: &sequences,
