@@ -53,7 +53,7 @@ pub(crate) struct Args {
     rank: u16,
 
     /// The adapter counts ALPHA / R times
-    #[arg(long, value_name = "ALPHA", default_value_t = 16.0, value_parser = positive, help_heading = "Adapter")]
+    #[arg(long, value_name = "ALPHA", default_value_t = 16.0, allow_negative_numbers = true, value_parser = positive, help_heading = "Adapter")]
     alpha: f64,
 
     /// The adapter counts ALPHA / sqrt(R) times (rsLoRA)
@@ -71,7 +71,7 @@ pub(crate) struct Args {
     targets: Vec<TargetName>,
 
     /// Times that every example is seen
-    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = positive, help_heading = "Training")]
+    #[arg(long, value_name = "N", default_value_t = 1.0, allow_negative_numbers = true, value_parser = positive, help_heading = "Training")]
     epochs: f64,
 
     /// Steps, whatever --epochs says
@@ -83,7 +83,7 @@ pub(crate) struct Args {
     batch: u16,
 
     /// Learning rate at its highest
-    #[arg(long, value_name = "RATE", default_value_t = 2e-4, value_parser = positive, help_heading = "Training")]
+    #[arg(long, value_name = "RATE", default_value_t = 2e-4, allow_negative_numbers = true, value_parser = positive, help_heading = "Training")]
     lr: f64,
 
     /// How the learning rate falls
@@ -91,19 +91,19 @@ pub(crate) struct Args {
     schedule: ScheduleName,
 
     /// Part of the steps in which the learning rate rises
-    #[arg(long, value_name = "PART", default_value_t = 0.03, value_parser = part, help_heading = "Training")]
+    #[arg(long, value_name = "PART", default_value_t = 0.03, allow_negative_numbers = true, value_parser = part, help_heading = "Training")]
     warmup: f64,
 
     /// Part of every weight that is lost in a step, times the learning rate
-    #[arg(long, value_name = "LAMBDA", default_value_t = 0.0, value_parser = not_negative, help_heading = "Training")]
+    #[arg(long, value_name = "LAMBDA", default_value_t = 0.0, allow_negative_numbers = true, value_parser = not_negative, help_heading = "Training")]
     weight_decay: f64,
 
     /// Largest norm of a gradient
-    #[arg(long, value_name = "NORM", default_value_t = 1.0, value_parser = positive, help_heading = "Training")]
+    #[arg(long, value_name = "NORM", default_value_t = 1.0, allow_negative_numbers = true, value_parser = positive, help_heading = "Training")]
     clip: f64,
 
     /// Part of the examples that is not learnt and tells how well the others were
-    #[arg(long, value_name = "PART", default_value_t = 0.05, value_parser = part, help_heading = "Training")]
+    #[arg(long, value_name = "PART", default_value_t = 0.05, allow_negative_numbers = true, value_parser = part, help_heading = "Training")]
     held_out: f64,
 
     /// Measure that every so many steps [default: a tenth of all]
