@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use bevel_engine::{End, EndReason, Output};
 use bevel_model::chat::Message;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::body::Body;
@@ -17,7 +17,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::sampling::{NamedSchema, Options, any_object, json_of};
 use super::stream::{Chunk, Chunks, respond};
-use super::tools::{Call, Function, Kind, Piece, ToolChoice, Tools};
+use super::tools::{Call, Function, GivenFunction, Kind, Piece, ToolChoice, Tools};
 use super::{App, new_id, now};
 use crate::answer::{collect, finish_reason};
 use crate::served::Served;
@@ -200,14 +200,7 @@ fn add_item(item: &Value, place: &str, messages: &mut Vec<Message>) -> Result<()
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 enum GivenTool {
-    Function {
-        name: String,
-        description: Option<String>,
-        parameters: Option<Map<String, Value>>,
-        // Arguments always follow their schema.
-        #[allow(dead_code)]
-        strict: Option<bool>,
-    },
+    Function(GivenFunction),
 }
 
 #[derive(Deserialize)]
@@ -220,10 +213,7 @@ struct GivenChoice {
 
 fn tools(fields: &mut Fields, model: &Served) -> Result<Option<Tools>, ApiError> {
     let given: Vec<GivenTool> = fields.take("tools")?.unwrap_or_default();
-    let function = |GivenTool::Function { name, description, parameters, .. }| {
-        let parameters = parameters.map_or_else(any_object, Value::from);
-        Function { name, description, parameters }
-    };
+    let function = |GivenTool::Function(function)| Function::from(function);
     let functions: Vec<Function> = given.into_iter().map(function).collect();
     let named = |GivenChoice { kind: Kind::Function, name }| name;
     let choice = ToolChoice::take(fields, named)?;

@@ -130,15 +130,23 @@ enum GivenTool {
     Function { function: GivenFunction },
 }
 
+/// A function as OpenAI's APIs have it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct GivenFunction {
+pub(crate) struct GivenFunction {
     name: String,
     description: Option<String>,
     parameters: Option<Map<String, Value>>,
     // Arguments always follow their schema.
     #[allow(dead_code)]
     strict: Option<bool>,
+}
+
+impl From<GivenFunction> for Function {
+    fn from(GivenFunction { name, description, parameters, .. }: GivenFunction) -> Self {
+        let parameters = parameters.map_or_else(any_object, Value::from);
+        Self { name, description, parameters }
+    }
 }
 
 #[derive(Deserialize)]
@@ -169,11 +177,7 @@ impl Tools {
         template: Result<&ChatTemplate, TemplateError>,
     ) -> Result<Option<Self>, ApiError> {
         let given: Vec<GivenTool> = fields.take("tools")?.unwrap_or_default();
-        let function = |GivenTool::Function { function }: GivenTool| Function {
-            name: function.name,
-            description: function.description,
-            parameters: function.parameters.map_or_else(any_object, Value::from),
-        };
+        let function = |GivenTool::Function { function }| Function::from(function);
         let functions: Vec<Function> = given.into_iter().map(function).collect();
         let named = |GivenChoice { kind: Kind::Function, function }| function.name;
         let choice = ToolChoice::take(fields, named)?;
