@@ -84,7 +84,7 @@ struct Activations {
     up: Vec<f32>,
     /// Input of down.
     gated: Vec<f32>,
-    /// Output of the branch before its norm, where it has one.
+    /// Output of the branch before its norm, where that is wanted.
     ffn_out: Vec<f32>,
 }
 
@@ -210,7 +210,7 @@ impl<'c> Layer<'c> {
         x: &mut [f32],
         room: &mut Room,
     ) -> Result<(), bevel_kernels::Error> {
-        let found = self.activations(step, parameters, x, room)?;
+        let found = self.activations(step, parameters, x, room, true)?;
         x.copy_from_slice(&found.middle);
         self.join(step, &self.post_ffn_norm, &found.ffn_out, x);
         Ok(())
@@ -243,6 +243,7 @@ impl<'c> Layer<'c> {
         parameters: &Parameters,
         x: &[f32],
         room: &mut Room,
+        wants_out: bool,
     ) -> Result<Activations, bevel_kernels::Error> {
         let (cpu, config) = (step.cpu, step.config);
         let attn_in = normed(step, &self.attn_norm, x);
@@ -274,7 +275,10 @@ impl<'c> Layer<'c> {
             Activation::Silu => silu_mul(cpu, &mut gated, &gate, &up),
             Activation::GeluTanh => gelu_tanh_mul(cpu, &mut gated, &gate, &up),
         }
-        let ffn_out = self.down.forward(step, parameters, &gated, room);
+        let ffn_out = match wants_out {
+            true => self.down.forward(step, parameters, &gated, room),
+            false => Vec::new(),
+        };
         Ok(Activations {
             attn_in,
             raw_q,
@@ -352,7 +356,9 @@ impl<'c> Layer<'c> {
         room: &mut Room,
     ) -> Result<(), bevel_kernels::Error> {
         let (cpu, config) = (step.cpu, step.config);
-        let found = self.activations(step, parameters, x, room)?;
+        // Where the last projection's output has no norm, no gradient depends on it.
+        let wants_out = self.post_ffn_norm.is_some();
+        let found = self.activations(step, parameters, x, room, wants_out)?;
 
         let d_out = joined_backward(step, &self.post_ffn_norm, d_x, &found.ffn_out);
         let mut d_gated = vec![0.0; found.gated.len()];
