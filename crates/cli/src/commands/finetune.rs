@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bevel_model::Checkpoint;
 use bevel_model::chat::{CHATML, ChatTemplate};
 use bevel_train::data::{Examples, Reader};
@@ -260,6 +260,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         evaluate_every: args.evaluate_every.map_or((steps / 10).max(1), |every| every as usize),
         seed,
     };
+    // What cannot be written is better known before hours of training.
+    std::fs::create_dir_all(&args.output).with_context(|| format!("cannot make `{shown}`"))?;
     global.note(format!(
         "{} examples, {} held out; {} steps of {}; {} numbers to train, {}",
         examples.len(),

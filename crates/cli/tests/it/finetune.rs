@@ -77,4 +77,8 @@ fn data_that_is_none_is_named() {
     check_failure(&run(&["--lr", "-1"]), 2, &["--lr"]);
     check_failure(&run(&["--targets", "head"]), 2, &["all-linear"]);
     assert!(!dir.path().join("adapter").exists(), "nothing is left");
+    // Before anything is trained.
+    std::fs::write(&data, lines()).unwrap();
+    std::fs::write(&adapter, "a file").unwrap();
+    check_failure(&run(&["--chat-template", "chatml"]), 1, &["cannot make", "adapter"]);
 }
