@@ -7,6 +7,7 @@ mod error;
 pub mod grouped;
 mod mapping;
 pub mod pack;
+mod pattern;
 mod pool;
 mod process;
 mod slab;
@@ -17,6 +18,7 @@ pub use dtype::DType;
 pub use error::{Error, Result};
 pub use grouped::GroupedMatrix;
 pub use mapping::Mapping;
+pub use pattern::matches;
 pub use pool::Pool;
 pub use process::{
     keep_freed_memory, on_termination, raise_file_limit, refuse_writes_past_the_limit,

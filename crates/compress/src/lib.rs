@@ -24,7 +24,6 @@ mod inspect;
 mod method;
 mod mix;
 mod output;
-mod pattern;
 mod plan;
 mod preview;
 mod progress;

@@ -4,10 +4,10 @@ use indexmap::IndexMap;
 
 use crate::importance::Importance;
 use crate::mix::{Facts, fallback};
-use crate::pattern::matches;
 use crate::report::Totals;
 use crate::transcode::Job;
 use crate::{Base, Error, Recipe, Result};
+use bevel_base::matches;
 
 /// A recipe applied to a model: the type of every tensor of the GGUF file it becomes.
 #[derive(Clone, Debug)]

@@ -7,9 +7,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::allocate::Budget;
 use crate::calibration::{CalibrationConfig, Source};
 use crate::grouping::{CodeType, FormatName, Grouping};
-use crate::pattern::matches;
 use crate::solve::Order;
 use crate::{Error, GptqSettings, ImatrixFile, MIXES, Method, Mix, Result};
+use bevel_base::matches;
 
 /// What type every tensor of a model is to have. A TOML file, or flags that are short for one:
 ///

@@ -3,11 +3,13 @@ use std::ops::Range;
 
 use bevel_base::{DType, GroupedMatrix, pack};
 use bevel_kernels::Cpu;
-use bevel_kernels::linalg::{Region, Update, View, gemm};
+use bevel_kernels::linalg::{Update, View};
 use bevel_model::{Checkpoint, Error, Result};
 
-/// Rows that are unpacked together: enough for a product, few enough for the second cache.
-const TILE: usize = 256;
+use crate::room::Precision;
+
+/// Values that are unpacked together: with fewer the other factor would be packed for products again and again.
+const TILE: usize = 1 << 20;
 
 /// A matrix `[out, in]` that is not trained, as its file has it. Rows are unpacked to single precision as they are
 /// needed, so products are those of the dequantized model.
@@ -92,11 +94,19 @@ impl<'c> Frozen<'c> {
         }
     }
 
-    /// `y += x Wᵀ` for `n` rows: `y` is `[n, out]`, `x` is `[n, in]`.
+    /// `y = x Wᵀ` for `n` rows: `y` is `[n, out]`, `x` is `[n, in]`.
     ///
     /// # Panics
     /// Where the lengths do not fit.
-    pub fn forward(&self, cpu: &Cpu, y: &mut [f32], x: &[f32], n: usize, tile: &mut Vec<f32>) {
+    pub fn forward(
+        &self,
+        cpu: &Cpu,
+        precision: Precision,
+        y: &mut [f32],
+        x: &[f32],
+        n: usize,
+        tile: &mut Vec<f32>,
+    ) {
         assert_eq!((y.len(), x.len()), (n * self.rows, n * self.cols), "forward: lengths");
         if n == 0 {
             return;
@@ -105,36 +115,48 @@ impl<'c> Frozen<'c> {
         self.for_each_tile(cpu, tile, |rows, weights| {
             let weights = View::new(weights, rows.len(), self.cols).transposed();
             let y = &mut y[rows.start..];
-            gemm(cpu, Update::Add, x, weights, y, self.rows, Region::Whole);
+            precision.product_in(cpu, Update::Set, x, weights, y, self.rows);
         });
     }
 
-    /// `d_x += d_y W` for `n` rows: `d_x` is `[n, in]`, `d_y` is `[n, out]`.
+    /// `d_x = d_y W` or `d_x += d_y W` for `n` rows: `d_x` is `[n, in]`, `d_y` is `[n, out]`.
     ///
     /// # Panics
     /// Where the lengths do not fit.
-    pub fn backward(&self, cpu: &Cpu, d_x: &mut [f32], d_y: &[f32], n: usize, tile: &mut Vec<f32>) {
+    #[allow(clippy::too_many_arguments)] // Those of a product.
+    pub fn backward(
+        &self,
+        cpu: &Cpu,
+        precision: Precision,
+        update: Update,
+        d_x: &mut [f32],
+        d_y: &[f32],
+        n: usize,
+        tile: &mut Vec<f32>,
+    ) {
         assert_eq!((d_y.len(), d_x.len()), (n * self.rows, n * self.cols), "backward: lengths");
         if n == 0 {
             return;
         }
         let d_y = View::new(d_y, n, self.rows);
         self.for_each_tile(cpu, tile, |rows, weights| {
+            let update = if rows.start > 0 { Update::Add } else { update };
             let weights = View::new(weights, rows.len(), self.cols);
-            let d_y = d_y.part(0..n, rows);
-            gemm(cpu, Update::Add, d_y, weights, d_x, self.cols, Region::Whole);
+            precision.product(cpu, update, d_y.part(0..n, rows), weights, d_x);
         });
     }
 
-    fn for_each_tile(
+    /// Calls `work` with some rows after others, unpacked.
+    pub(crate) fn for_each_tile(
         &self,
         cpu: &Cpu,
         tile: &mut Vec<f32>,
         mut work: impl FnMut(Range<usize>, &[f32]),
     ) {
-        tile.resize(tile.len().max(TILE * self.cols), 0.0);
-        for first in (0..self.rows).step_by(TILE) {
-            let rows = first..self.rows.min(first + TILE);
+        let most = (TILE / self.cols.max(1)).clamp(1, self.rows.max(1));
+        tile.resize(tile.len().max(most * self.cols), 0.0);
+        for first in (0..self.rows).step_by(most) {
+            let rows = first..self.rows.min(first + most);
             let weights = &mut tile[..rows.len() * self.cols];
             cpu.pool().run_chunks(weights, self.cols, |i, row| self.row(first + i, row));
             work(rows, weights);

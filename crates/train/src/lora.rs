@@ -1,12 +1,18 @@
 //! Low-rank adaptation (LoRA, arXiv 2106.09685): y = W x + b + s B A x, with W frozen, A `[r, in]`, B `[out, r]` and
 //! s = α / r, or α / √r (rsLoRA, arXiv 2312.03732).
+//!
+//! DoRA (arXiv 2402.09353) learns lengths and directions apart: each row of V = W + s B A is scaled to the length m
+//! that is learnt, y = m / ‖V‖ · V x + b, with ‖V‖ taken as a constant in the gradient.
 
-use bevel_kernels::Cpu;
-use bevel_kernels::linalg::{Region, Update, View, gemm};
+use bevel_kernels::linalg::{Update, View};
+use bevel_kernels::{Cpu, scale};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
-use crate::Parameters;
+use crate::room::{Precision, Room, Step};
+use crate::svd::principal;
+use crate::weight::Matrix;
+use crate::{Parameters, noise};
 
 /// A linear layer of a decoder block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +44,23 @@ impl Target {
             Self::Down => "ffn_down",
         }
     }
+
+    /// A pattern of [`LoraConfig::targets`]: this layer in every block.
+    pub fn everywhere(self) -> String {
+        format!("blk.*.{}", self.name())
+    }
+}
+
+/// What adapters begin with. All of them begin without effect, or with the least error of a quantized model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// A uniform in ±1 / √in (Kaiming's with a = √5, PEFT's choice), B zero.
+    #[default]
+    Uniform,
+    /// A normal with σ = 1 / r, B zero.
+    Gaussian,
+    /// The principal singular vectors of W, taken away from it (PiSSA, arXiv 2404.02948).
+    Pissa,
 }
 
 /// Which adapters there are.
@@ -49,23 +72,47 @@ pub struct LoraConfig {
     pub alpha: f32,
     /// s is α / √r and not α / r.
     pub rank_stabilized: bool,
-    /// The layers that have one.
-    pub targets: Vec<Target>,
-    /// Start of the random numbers that A begins with; B begins with zeros.
+    /// Patterns of names, as `blk.*.attn_q` or `blk.1?.ffn_*`: the layers that have one.
+    pub targets: Vec<String>,
+    /// Probability that an adapter does not see an input.
+    pub dropout: f32,
+    /// Lengths of rows are learnt as well (DoRA).
+    pub dora: bool,
+    /// What A and B begin with.
+    pub start: Start,
+    /// Start of the random numbers.
     pub seed: u64,
 }
 
 impl LoraConfig {
     /// Adapters of rank 8 with α = 16 on queries and values: PEFT's usual choice.
     pub fn new() -> Self {
-        let targets = vec![Target::Query, Target::Value];
-        Self { rank: 8, alpha: 16.0, rank_stabilized: false, targets, seed: 0 }
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            rank_stabilized: false,
+            targets: vec![Target::Query.everywhere(), Target::Value.everywhere()],
+            dropout: 0.0,
+            dora: false,
+            start: Start::Uniform,
+            seed: 0,
+        }
+    }
+
+    /// On all linear layers of all blocks.
+    pub fn all_linear() -> Self {
+        Self { targets: vec!["blk.*".to_owned()], ..Self::new() }
     }
 
     /// s
     pub fn scale(&self) -> f32 {
         let rank = self.rank as f32;
         self.alpha / if self.rank_stabilized { rank.sqrt() } else { rank }
+    }
+
+    /// Whether the layer of this name, as `blk.3.attn_q`, has an adapter.
+    pub fn adapts(&self, name: &str) -> bool {
+        self.targets.iter().any(|pattern| bevel_base::matches(pattern, name))
     }
 }
 
@@ -81,96 +128,339 @@ pub(crate) struct Lora {
     /// Numbers of A and B among the parameters.
     a: usize,
     b: usize,
+    /// m, and ‖W‖² of each row.
+    magnitude: Option<(usize, Vec<f32>)>,
+    /// A and B at the beginning, where they were taken away from W.
+    taken: Option<[Vec<f32>; 2]>,
     rank: usize,
     scale: f32,
+    dropout: f32,
+}
+
+/// An adapter's matrices, as others would add them to W.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    /// As `blk.3.attn_q`.
+    pub name: String,
+    /// r; twice that of the configuration where the first matrices were taken away from W.
+    pub rank: usize,
+    /// A, `[r, in]`.
+    pub a: Vec<f32>,
+    /// B, `[out, r]`.
+    pub b: Vec<f32>,
+    /// DoRA's m, `[out]`.
+    pub magnitude: Option<Vec<f32>>,
+}
+
+/// Outputs before they were scaled to their lengths, and ‖V‖.
+#[derive(Debug)]
+pub(crate) struct Scaled {
+    before: Vec<f32>,
+    lengths: Vec<f32>,
+}
+
+impl Scaled {
+    /// A buffer to be used again.
+    pub(crate) fn into_buffer(self) -> Vec<f32> {
+        self.before
+    }
 }
 
 impl Lora {
-    /// Adds an adapter to the parameters: A uniform in ±1 / √in (Kaiming's with a = √5, as PEFT has it), B zero.
+    /// Adds an adapter to the parameters.
     pub(crate) fn new(
+        cpu: &Cpu,
         config: &LoraConfig,
         name: &str,
-        (rows, cols): (usize, usize),
+        weight: &Matrix<'_>,
         random: &mut Pcg64Mcg,
         parameters: &mut Parameters,
     ) -> Self {
-        let bound = 1.0 / (cols as f32).sqrt();
-        let a: Vec<f32> =
-            (0..config.rank * cols).map(|_| random.random_range(-bound..bound)).collect();
-        let b = vec![0.0; rows * config.rank];
+        let (rows, cols, rank) = (weight.rows(), weight.cols(), config.rank);
+        let scale = config.scale();
+        let mut taken = None;
+        let mut b = vec![0.0; rows * rank];
+        let a: Vec<f32> = match config.start {
+            Start::Uniform => {
+                let bound = 1.0 / (cols as f32).sqrt();
+                (0..rank * cols).map(|_| random.random_range(-bound..bound)).collect()
+            }
+            Start::Gaussian => (0..rank * cols).map(|_| normal(random) / rank as f32).collect(),
+            Start::Pissa => {
+                let values = unpacked(weight, parameters);
+                let (left, right) = principal(cpu, &values, (rows, cols), rank, random);
+                let part = (1.0 / scale).sqrt();
+                b = left.into_iter().map(|value| value * part).collect();
+                let a: Vec<f32> = right.into_iter().map(|value| value * part).collect();
+                taken = Some([a.clone(), b.clone()]);
+                a
+            }
+        };
+        let magnitude = config.dora.then(|| {
+            let squares: Vec<f32> = unpacked(weight, parameters)
+                .chunks_exact(cols)
+                .map(|row| row.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>() as f32)
+                .collect();
+            let lengths: Vec<f32> = squares.iter().map(|square| square.sqrt()).collect();
+            (parameters.add(format!("{name}.lora_m"), (rows, 1), &lengths), squares)
+        });
         Self {
-            a: parameters.add(format!("{name}.lora_a"), (config.rank, cols), &a),
-            b: parameters.add(format!("{name}.lora_b"), (rows, config.rank), &b),
-            rank: config.rank,
-            scale: config.scale(),
+            a: parameters.add(format!("{name}.lora_a"), (rank, cols), &a),
+            b: parameters.add(format!("{name}.lora_b"), (rows, rank), &b),
+            magnitude,
+            taken,
+            rank,
+            scale,
+            dropout: config.dropout,
         }
     }
 
+    /// The adapter as it is now, of the layer with this name.
+    pub(crate) fn adapter(&self, name: String, parameters: &Parameters) -> Adapter {
+        let (mut a, mut b) = (parameters.get(self.a).to_vec(), parameters.get(self.b).to_vec());
+        let mut rank = self.rank;
+        if let Some([first_a, first_b]) = &self.taken {
+            // B A - B₀ A₀ = [B, -B₀] [A; A₀]
+            a.extend(first_a);
+            let both = b.chunks_exact(rank).zip(first_b.chunks_exact(rank));
+            b = both.flat_map(|(b, b0)| b.iter().copied().chain(b0.iter().map(|b| -b))).collect();
+            rank *= 2;
+        }
+        let magnitude = self.magnitude.as_ref().map(|(m, _)| parameters.get(*m).to_vec());
+        Adapter { name, rank, a, b, magnitude }
+    }
+
     /// The random numbers that adapters begin with.
-    pub(crate) fn random(config: &LoraConfig) -> Pcg64Mcg {
-        Pcg64Mcg::seed_from_u64(config.seed)
+    pub(crate) fn random(seed: u64) -> Pcg64Mcg {
+        Pcg64Mcg::seed_from_u64(seed)
     }
 
     /// `y += s (x Aᵀ) Bᵀ`
     pub(crate) fn forward(
         &self,
-        cpu: &Cpu,
+        step: &Step<'_>,
         parameters: &Parameters,
         y: &mut [f32],
         x: &[f32],
-        n: usize,
+        room: &mut Room,
     ) {
-        let (a, b) = (parameters.get(self.a), parameters.get(self.b));
-        let inner = self.inner(cpu, a, x, n);
-        let rows = b.len() / self.rank;
-        let b = View::new(b, rows, self.rank).transposed();
-        gemm(cpu, Update::Add, View::new(&inner, n, self.rank), b, y, rows, Region::Whole);
+        let dropped = self.dropped(step, x, room);
+        let x = dropped.as_deref().unwrap_or(x);
+        self.add(step, y, x, parameters.get(self.a), parameters.get(self.b), self.scale, room);
+        if let Some([a, b]) = &self.taken {
+            self.add(step, y, x, a, b, -self.scale, room);
+        }
+        room.give(dropped);
+    }
+
+    /// `y += factor (x Aᵀ) Bᵀ`
+    #[allow(clippy::too_many_arguments)] // Those of a product.
+    fn add(
+        &self,
+        step: &Step<'_>,
+        y: &mut [f32],
+        x: &[f32],
+        a: &[f32],
+        b: &[f32],
+        factor: f32,
+        room: &mut Room,
+    ) {
+        let inner = self.inner(step, a, x, factor, room);
+        let (n, rank) = (step.n, self.rank);
+        let inner_view = View::new(&inner, rank, n).transposed();
+        let b = View::new(b, b.len() / rank, rank).transposed();
+        step.precision.product(step.cpu, Update::Add, inner_view, b, y);
+        room.give([inner]);
+    }
+
+    /// `factor A xᵀ`, `[r, n]`: products of few rows waste less than products of few columns.
+    fn inner(
+        &self,
+        step: &Step<'_>,
+        a: &[f32],
+        x: &[f32],
+        factor: f32,
+        room: &mut Room,
+    ) -> Vec<f32> {
+        let (n, rank, cols) = (step.n, self.rank, a.len() / self.rank);
+        let mut inner = room.take(rank * n);
+        let x = View::new(x, n, cols).transposed();
+        step.precision.product(step.cpu, Update::Set, View::new(a, rank, cols), x, &mut inner);
+        scale(step.cpu, &mut inner, factor);
+        inner
     }
 
     /// `d_x += s (d_y B) A`, and the gradients of A and B.
     pub(crate) fn backward(
         &self,
-        cpu: &Cpu,
+        step: &Step<'_>,
         parameters: &mut Parameters,
         d_x: &mut [f32],
         d_y: &[f32],
         x: &[f32],
-        n: usize,
+        room: &mut Room,
     ) {
-        let rank = self.rank;
-        let inner = self.inner(cpu, parameters.get(self.a), x, n);
+        let (cpu, precision, n, rank) = (step.cpu, step.precision, step.n, self.rank);
+        let dropped = self.dropped(step, x, room);
+        let x = dropped.as_deref().unwrap_or(x);
+        let inner = self.inner(step, parameters.get(self.a), x, self.scale, room);
         let (b, d_b) = parameters.with_gradient(self.b);
         let rows = b.len() / rank;
-        let d_y = View::new(d_y, n, rows);
-        // Ḃ = s ẏᵀ (x Aᵀ)
-        gemm(
-            cpu,
-            Update::Add,
-            d_y.transposed(),
-            View::new(&inner, n, rank),
-            d_b,
-            rank,
-            Region::Whole,
-        );
-        let mut d_inner = vec![0.0; n * rank];
-        gemm(cpu, Update::Add, d_y, View::new(b, rows, rank), &mut d_inner, rank, Region::Whole);
-        d_inner.iter_mut().for_each(|d| *d *= self.scale);
+        // Ḃᵀ = s (A xᵀ) ẏ
+        let mut d_b_turned = room.take(rank * rows);
+        let (inner_view, d_y_view) = (View::new(&inner, rank, n), View::new(d_y, n, rows));
+        precision.product(cpu, Update::Set, inner_view, d_y_view, &mut d_b_turned);
+        for (k, row) in d_b_turned.chunks_exact(rows).enumerate() {
+            d_b.iter_mut().skip(k).step_by(rank).zip(row).for_each(|(sum, d)| *sum += d);
+        }
+        let mut d_inner = room.take(rank * n);
+        self.d_inner(step, &mut d_inner, b, d_y, self.scale);
         let (a, d_a) = parameters.with_gradient(self.a);
         let cols = a.len() / rank;
-        let d_inner = View::new(&d_inner, n, rank);
         // Ȧ = s (ẏ B)ᵀ x
-        let x = View::new(x, n, cols);
-        gemm(cpu, Update::Add, d_inner.transposed(), x, d_a, cols, Region::Whole);
-        gemm(cpu, Update::Add, d_inner, View::new(a, rank, cols), d_x, cols, Region::Whole);
+        let d_inner_view = View::new(&d_inner, rank, n);
+        precision.product(cpu, Update::Add, d_inner_view, View::new(x, n, cols), d_a);
+        let a = View::new(a, rank, cols);
+        match &dropped {
+            None => precision.product(cpu, Update::Add, d_inner_view.transposed(), a, d_x),
+            Some(_) => {
+                let mut d_dropped = room.take(d_x.len());
+                precision.product(cpu, Update::Set, d_inner_view.transposed(), a, &mut d_dropped);
+                noise::dropout(cpu, &mut d_dropped, self.dropout, self.seed(step));
+                bevel_kernels::add(cpu, d_x, &d_dropped);
+                room.give([d_dropped]);
+            }
+        }
+        if let Some([a, b]) = &self.taken {
+            self.d_inner(step, &mut d_inner, b, d_y, -self.scale);
+            let d_inner = View::new(&d_inner, rank, n).transposed();
+            precision.product(cpu, Update::Add, d_inner, View::new(a, rank, cols), d_x);
+        }
+        room.give([inner, d_b_turned, d_inner]);
+        room.give(dropped);
     }
 
-    /// s x Aᵀ, `[n, r]`
-    fn inner(&self, cpu: &Cpu, a: &[f32], x: &[f32], n: usize) -> Vec<f32> {
-        let (rank, cols) = (self.rank, a.len() / self.rank);
-        let mut inner = vec![0.0; n * rank];
-        let a = View::new(a, rank, cols).transposed();
-        gemm(cpu, Update::Add, View::new(x, n, cols), a, &mut inner, rank, Region::Whole);
-        inner.iter_mut().for_each(|value| *value *= self.scale);
-        inner
+    /// `factor Bᵀ d_yᵀ`, `[r, n]`
+    fn d_inner(&self, step: &Step<'_>, d_inner: &mut [f32], b: &[f32], d_y: &[f32], factor: f32) {
+        let (rank, rows) = (self.rank, b.len() / self.rank);
+        let b = View::new(b, rows, rank).transposed();
+        let d_y = View::new(d_y, step.n, rows).transposed();
+        step.precision.product(step.cpu, Update::Set, b, d_y, d_inner);
+        scale(step.cpu, d_inner, factor);
     }
+
+    /// What the adapter sees of an input, where that is not all.
+    fn dropped(&self, step: &Step<'_>, x: &[f32], room: &mut Room) -> Option<Vec<f32>> {
+        if self.dropout == 0.0 || step.noise.is_none() {
+            return None;
+        }
+        let mut dropped = room.copy(x);
+        noise::dropout(step.cpu, &mut dropped, self.dropout, self.seed(step));
+        Some(dropped)
+    }
+
+    /// Of this adapter's random numbers in a step.
+    fn seed(&self, step: &Step<'_>) -> u64 {
+        noise::mix(step.noise.unwrap_or(0), self.a as u64)
+    }
+
+    /// Whether outputs are scaled (DoRA).
+    pub(crate) fn scales(&self) -> bool {
+        self.magnitude.is_some()
+    }
+
+    /// DoRA: scales outputs V x to m / ‖V‖ · V x.
+    pub(crate) fn scale(
+        &self,
+        step: &Step<'_>,
+        parameters: &Parameters,
+        weight: &Matrix<'_>,
+        y: &mut [f32],
+        room: &mut Room,
+    ) -> Option<Scaled> {
+        let (magnitude, squares) = self.magnitude.as_ref()?;
+        let lengths = self.lengths(step.cpu, parameters, weight, squares, room);
+        let before = room.copy(y);
+        let m = parameters.get(*magnitude);
+        let factors: Vec<f32> = m.iter().zip(&lengths).map(|(m, length)| m / length).collect();
+        step.cpu.pool().run_chunks(y, factors.len(), |_, row| {
+            row.iter_mut().zip(&factors).for_each(|(y, factor)| *y *= factor);
+        });
+        Some(Scaled { before, lengths })
+    }
+
+    /// The gradient of what [`Lora::scale`] was given, given that of its result; and that of m.
+    pub(crate) fn scale_backward(
+        &self,
+        parameters: &mut Parameters,
+        d_y: &[f32],
+        scaled: &Scaled,
+        room: &mut Room,
+    ) -> Vec<f32> {
+        let (magnitude, _) = self.magnitude.as_ref().expect("there were lengths");
+        let (m, d_m) = parameters.with_gradient(*magnitude);
+        let mut d_before = room.copy(d_y);
+        let rows = m.len();
+        let rows_of_both = d_before.chunks_exact_mut(rows).zip(scaled.before.chunks_exact(rows));
+        for (d_row, row) in rows_of_both {
+            for i in 0..rows {
+                d_m[i] += d_row[i] * row[i] / scaled.lengths[i];
+                d_row[i] *= m[i] / scaled.lengths[i];
+            }
+        }
+        d_before
+    }
+
+    /// ‖W + s B A‖ of each row: the root of ‖w‖² + 2 s b·(A w) + s² b·(A Aᵀ b).
+    fn lengths(
+        &self,
+        cpu: &Cpu,
+        parameters: &Parameters,
+        weight: &Matrix<'_>,
+        squares: &[f32],
+        room: &mut Room,
+    ) -> Vec<f32> {
+        let (a, b, rank) = (parameters.get(self.a), parameters.get(self.b), self.rank);
+        let (rows, cols) = (weight.rows(), weight.cols());
+        let a = View::new(a, rank, cols);
+        // In single precision: a length is a small difference of large numbers where B A takes from W.
+        let single = Precision::Single;
+        let mut own = vec![0.0; rank * rank];
+        single.product(cpu, Update::Set, a, a.transposed(), &mut own);
+        let mut cross = room.take(rank * rows);
+        weight.for_each_tile(cpu, parameters, room, |tile_rows, tile| {
+            let tile = View::new(tile, tile_rows.len(), cols).transposed();
+            single.product_in(cpu, Update::Set, a, tile, &mut cross[tile_rows.start..], rows);
+        });
+        let lengths = (0..rows).map(|row| {
+            let b = &b[row * rank..][..rank];
+            let mut square = f64::from(squares[row]);
+            for i in 0..rank {
+                let along: f64 =
+                    (0..rank).map(|j| f64::from(own[i * rank + j]) * f64::from(b[j])).sum();
+                let scale = f64::from(self.scale);
+                let cross = f64::from(cross[i * rows + row]);
+                square += scale * f64::from(b[i]) * (2.0 * cross + scale * along);
+            }
+            square.max(0.0).sqrt() as f32
+        });
+        let lengths = lengths.collect();
+        room.give([cross]);
+        lengths
+    }
+}
+
+/// A normal random number, by Box and Muller.
+fn normal(random: &mut Pcg64Mcg) -> f32 {
+    let (radius, angle) = (1.0 - random.random::<f64>(), random.random::<f64>());
+    ((-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()) as f32
+}
+
+/// All values of a matrix.
+fn unpacked(weight: &Matrix<'_>, parameters: &Parameters) -> Vec<f32> {
+    let mut values = vec![0.0; weight.rows() * weight.cols()];
+    for (index, row) in values.chunks_exact_mut(weight.cols()).enumerate() {
+        weight.row(parameters, index, row);
+    }
+    values
 }

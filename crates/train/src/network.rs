@@ -1,27 +1,53 @@
 use std::ops::Range;
 
-use bevel_kernels::{Cpu, RopeTable, cross_entropy, scale, softcap, softcap_backward};
-use bevel_model::Checkpoint;
+use bevel_kernels::linalg::Update;
+use bevel_kernels::{Cpu, RopeTable, cross_entropy, log_sum_exp, scale, softcap, softcap_backward};
+use bevel_model::{Checkpoint, ModelConfig};
 
-use crate::layer::{Layer, Room, Step, normed, normed_backward};
-use crate::lora::{Lora, LoraConfig};
-use crate::{Error, Frozen, Parameters, Result};
+use crate::layer::{Layer, Saved, Wanted, normed, normed_backward};
+use crate::lora::{Adapter, Lora};
+use crate::room::{Precision, Room, Step};
+use crate::weight::{Loader, Matrix, Vector};
+use crate::{Error, Parameters, Result, Trainable, noise};
 
-/// Rows whose logits are in memory together.
-const ROWS: usize = 128;
+/// Bytes of logits that are in memory together.
+const LOGITS: usize = 128 << 20;
 
-/// A model with adapters that can be trained.
+/// A model that can be trained.
 #[derive(Debug)]
 pub struct Network<'c> {
     checkpoint: &'c Checkpoint,
-    embedding: Frozen<'c>,
+    precision: Precision,
+    recompute: Recompute,
+    embedding: Matrix<'c>,
     layers: Vec<Layer<'c>>,
-    norm: Option<Vec<f32>>,
+    norm: Option<Vector>,
     /// `None` where it is the embedding.
-    head: Option<Frozen<'c>>,
+    head: Option<Matrix<'c>>,
     rope: RopeTable,
     local_rope: Option<RopeTable>,
     room: Room,
+}
+
+/// What the backward pass computes again, to save memory (gradient checkpointing, arXiv 1604.06174).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recompute {
+    /// Nothing: every layer's activations are kept.
+    #[default]
+    Nothing,
+    /// All but the input of every so many layers.
+    Layers(usize),
+}
+
+/// How a network computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// Tokens of the longest sequence.
+    pub context: usize,
+    /// What products multiply.
+    pub precision: Precision,
+    /// What is computed twice.
+    pub recompute: Recompute,
 }
 
 /// Tokens of one or more sequences, and what is to be learnt of them.
@@ -37,34 +63,49 @@ pub struct Batch<'a> {
     pub weights: &'a [f32],
 }
 
+/// Randomness of a step; the same seed gives the same.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Noise {
+    /// Start of the random numbers.
+    pub seed: u64,
+    /// Embeddings are moved by numbers that are uniform in ± α / √(tokens · width) (NEFTune, arXiv 2310.05914), with
+    /// the tokens of a sequence; 0 for none.
+    pub neftune: f32,
+}
+
 impl<'c> Network<'c> {
-    /// A checkpoint's model with adapters, which are added to `parameters`, for sequences of up to `context` tokens.
+    /// A checkpoint's model. What is trained of it is added to `parameters`.
     ///
     /// # Errors
     /// Those of reading tensors; [`Error::Experts`].
     pub fn new(
+        cpu: &Cpu,
         checkpoint: &'c Checkpoint,
-        lora: &LoraConfig,
-        context: usize,
+        trainable: &Trainable,
+        network: &NetworkConfig,
         parameters: &mut Parameters,
     ) -> Result<Self> {
         let config = checkpoint.config();
         if config.experts.is_some() {
             return Err(Error::Experts { path: checkpoint.path().to_owned() });
         }
-        let mut random = Lora::random(lora);
+        let random = Lora::random(trainable.lora.as_ref().map_or(0, |lora| lora.seed));
+        let mut loader = Loader { cpu, checkpoint, trainable, random, parameters };
         let mut layers = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
-            layers.push(Layer::load(checkpoint, layer, lora, &mut random, parameters)?);
+            layers.push(Layer::load(&mut loader, layer)?);
         }
         let head = match config.tied {
             true => None,
-            false => Some(Frozen::load(checkpoint, "output.weight", None)?),
+            false => Some(loader.matrix("output.weight", None)?),
         };
+        let context = network.context;
         Ok(Self {
-            embedding: Frozen::load(checkpoint, "token_embd.weight", None)?,
+            precision: network.precision,
+            recompute: network.recompute,
+            embedding: loader.matrix("token_embd.weight", None)?,
             layers,
-            norm: Some(checkpoint.read_f32("output_norm.weight")?),
+            norm: Some(loader.vector("output_norm.weight", None)?),
             head,
             rope: config.rope_table(&config.rope, context),
             local_rope: config.local_rope.as_ref().map(|rope| config.rope_table(rope, context)),
@@ -73,16 +114,43 @@ impl<'c> Network<'c> {
         })
     }
 
+    /// The model's configuration.
+    pub fn config(&self) -> &'c ModelConfig {
+        self.checkpoint.config()
+    }
+
+    /// The adapters as they are now.
+    pub fn adapters(&self, parameters: &Parameters) -> Vec<Adapter> {
+        let layers = self.layers.iter().enumerate();
+        layers.flat_map(|(index, layer)| layer.adapters(index, parameters)).collect()
+    }
+
     /// Σ weight · loss over the batch, in nats.
     ///
     /// # Errors
     /// [`Error::NotFinite`], a token that the model does not have, and memory.
     pub fn loss(&mut self, cpu: &Cpu, parameters: &Parameters, batch: &Batch<'_>) -> Result<f64> {
-        let (loss, ..) = self.forward(cpu, parameters, batch, false)?;
-        Ok(loss)
+        let losses = self.losses(cpu, parameters, batch)?;
+        Ok(weighted(&losses, batch.weights))
     }
 
-    /// The same; its gradients are added to those of the parameters.
+    /// The loss of each target whose weight is not 0, in nats; 0 for the others.
+    ///
+    /// # Errors
+    /// Those of [`Network::loss`].
+    pub fn losses(
+        &mut self,
+        cpu: &Cpu,
+        parameters: &Parameters,
+        batch: &Batch<'_>,
+    ) -> Result<Vec<f64>> {
+        let passed = self.forward(cpu, parameters, batch, None, false)?;
+        let losses = self.head_losses(cpu, parameters, &passed, batch)?;
+        self.room.give([passed.x]);
+        Ok(losses)
+    }
+
+    /// The same as [`Network::loss`]; its gradients are added to those of the parameters.
     ///
     /// # Errors
     /// Those of [`Network::loss`].
@@ -91,30 +159,71 @@ impl<'c> Network<'c> {
         cpu: &Cpu,
         parameters: &mut Parameters,
         batch: &Batch<'_>,
+        noise: Option<Noise>,
     ) -> Result<f64> {
-        let (loss, inputs, mut d_x) = self.forward(cpu, parameters, batch, true)?;
-        let step = Step {
-            cpu,
-            config: self.checkpoint.config(),
-            sequences: batch.sequences,
-            rope: &self.rope,
-            local_rope: self.local_rope.as_ref(),
-            n: batch.tokens.len(),
-        };
-        for (layer, x) in self.layers.iter().zip(&inputs).rev() {
-            layer.backward(&step, parameters, &mut d_x, x, &mut self.room)?;
-        }
-        Ok(loss)
+        let passed = self.forward(cpu, parameters, batch, noise, true)?;
+        let (losses, d_x) = self.head_backward(cpu, parameters, &passed, batch)?;
+        self.backward(cpu, parameters, batch, noise, passed, d_x)?;
+        Ok(weighted(&losses, batch.weights))
     }
 
-    /// The loss; and where `keep`, the input of every layer and the gradient of the last one's output.
+    /// The same for a loss whose weights depend on the losses of the targets: `weigh` gets these, and returns the
+    /// gradient of the whole loss by each of them. Logits are computed twice. Targets of weight 0 are left out.
+    ///
+    /// # Errors
+    /// Those of [`Network::loss`].
+    pub fn gradients_of(
+        &mut self,
+        cpu: &Cpu,
+        parameters: &mut Parameters,
+        batch: &Batch<'_>,
+        noise: Option<Noise>,
+        weigh: &mut dyn FnMut(&[f64]) -> Vec<f32>,
+    ) -> Result<()> {
+        let passed = self.forward(cpu, parameters, batch, noise, true)?;
+        let losses = self.head_losses(cpu, parameters, &passed, batch)?;
+        let weights = weigh(&losses);
+        let weighted = Batch { weights: &weights, ..*batch };
+        let (_, d_x) = self.head_backward(cpu, parameters, &passed, &weighted)?;
+        self.backward(cpu, parameters, batch, noise, passed, d_x)
+    }
+
+    fn step<'a>(
+        &'a self,
+        cpu: &'a Cpu,
+        sequences: &'a [Range<usize>],
+        n: usize,
+        noise: Option<Noise>,
+    ) -> Step<'a> {
+        Step {
+            cpu,
+            precision: self.precision,
+            config: self.checkpoint.config(),
+            sequences,
+            rope: &self.rope,
+            local_rope: self.local_rope.as_ref(),
+            n,
+            noise: noise.map(|noise| noise.seed),
+        }
+    }
+
+    /// Layers whose activations are kept together.
+    fn segment(&self) -> usize {
+        match self.recompute {
+            Recompute::Nothing => self.layers.len(),
+            Recompute::Layers(count) => count.max(1),
+        }
+    }
+
+    /// Takes the tokens through the layers; where `keep`, what the backward pass needs is kept.
     fn forward(
         &mut self,
         cpu: &Cpu,
         parameters: &Parameters,
         batch: &Batch<'_>,
+        noise: Option<Noise>,
         keep: bool,
-    ) -> Result<(f64, Vec<Vec<f32>>, Vec<f32>)> {
+    ) -> Result<Passed> {
         let config = self.checkpoint.config();
         let n = batch.tokens.len();
         let positions: Vec<u32> =
@@ -124,83 +233,225 @@ impl<'c> Network<'c> {
         if let Some(rope) = &mut self.local_rope {
             rope.prepare(cpu, &positions);
         }
-        let mut x = vec![0.0; n * config.dim];
+        let mut room = std::mem::take(&mut self.room);
+        room.begin();
+        let mut x = room.take(n * config.dim);
         for (&token, x) in batch.tokens.iter().zip(x.chunks_exact_mut(config.dim)) {
             let row = token as usize;
             if row >= config.vocab_size {
                 let vocab = config.vocab_size;
                 return Err(bevel_model::Error::Token { token, vocab }.into());
             }
-            self.embedding.row(row, x);
+            self.embedding.row(parameters, row, x);
         }
         if config.embedding_scale != 1.0 {
             scale(cpu, &mut x, config.embedding_scale);
         }
-        let (rope, local_rope) = (&self.rope, self.local_rope.as_ref());
-        let step = Step { cpu, config, sequences: batch.sequences, rope, local_rope, n };
-        let mut inputs = Vec::new();
-        for layer in &self.layers {
-            if keep {
-                inputs.push(x.clone());
+        if let Some(noise) = noise.filter(|noise| noise.neftune > 0.0) {
+            for rows in batch.sequences {
+                let values = &mut x[rows.start * config.dim..rows.end * config.dim];
+                let size = noise.neftune / (values.len() as f32).sqrt();
+                let seed = noise::mix(noise.seed, u64::MAX - rows.start as u64);
+                noise::add_uniform(cpu, values, size, seed);
             }
-            layer.forward(&step, parameters, &mut x, &mut self.room)?;
         }
-        let (loss, d_x) = self.head_loss(cpu, &x, batch, keep)?;
-        Ok((loss, inputs, d_x))
+        let step = self.step(cpu, batch.sequences, n, noise);
+        let segment = self.segment();
+        let last_segment = (self.layers.len() - 1) / segment;
+        let (mut starts, mut saved) = (Vec::new(), Vec::new());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let in_last = index / segment == last_segment;
+            if keep && index % segment == 0 && !in_last {
+                starts.push(room.copy(&x));
+            }
+            let wanted = if keep && in_last { Wanted::Both } else { Wanted::Output };
+            saved.extend(layer.forward(&step, parameters, &mut x, wanted, &mut room)?);
+        }
+        self.room = room;
+        Ok(Passed { x, starts, saved })
     }
 
-    /// The loss of the last layer's output, and where `wanted` its gradient. Logits are in memory for some rows
-    /// at a time.
-    fn head_loss(
+    /// Takes the gradient of the last layer's output back to the embedding.
+    fn backward(
         &mut self,
         cpu: &Cpu,
-        x: &[f32],
+        parameters: &mut Parameters,
         batch: &Batch<'_>,
-        wanted: bool,
-    ) -> Result<(f64, Vec<f32>)> {
+        noise: Option<Noise>,
+        passed: Passed,
+        mut d_x: Vec<f32>,
+    ) -> Result<()> {
+        let Passed { x, mut starts, mut saved } = passed;
+        let mut room = std::mem::take(&mut self.room);
+        room.give([x]);
         let config = self.checkpoint.config();
-        let (dim, vocab) = (config.dim, config.vocab_size);
+        let n = batch.tokens.len();
+        let step = self.step(cpu, batch.sequences, n, noise);
+        let segment = self.segment();
+        for (index, layer) in self.layers.iter().enumerate().rev() {
+            if saved.is_empty() {
+                let mut x = starts.pop().expect("every segment but the last has its input");
+                let first = index + 1 - segment;
+                for (i, layer) in self.layers[first..=index].iter().enumerate() {
+                    let wanted = if i + 1 < segment { Wanted::Both } else { Wanted::Saved };
+                    saved.extend(layer.forward(&step, parameters, &mut x, wanted, &mut room)?);
+                }
+                room.give([x]);
+            }
+            let saved = saved.pop().expect("the layers of a segment are kept");
+            layer.backward(&step, parameters, &mut d_x, saved, &mut room);
+        }
+        if let Matrix::Trained { .. } = self.embedding {
+            if config.embedding_scale != 1.0 {
+                scale(cpu, &mut d_x, config.embedding_scale);
+            }
+            for (&token, d_x) in batch.tokens.iter().zip(d_x.chunks_exact(config.dim)) {
+                self.embedding.row_backward(parameters, token as usize, d_x);
+            }
+        }
+        room.give([d_x]);
+        self.room = room;
+        Ok(())
+    }
+
+    /// The rows that have something to learn, as many together as have room for their logits.
+    fn head_rows(&self, weights: &[f32]) -> Vec<Vec<usize>> {
+        let rows: Vec<usize> = (0..weights.len()).filter(|&row| weights[row] != 0.0).collect();
+        let most = (LOGITS / (4 * self.checkpoint.config().vocab_size)).max(32);
+        rows.chunks(most).map(<[usize]>::to_vec).collect()
+    }
+
+    /// The logits of some rows of the last layer's output: its rows, normalised and not, and the logits before and
+    /// after a cap.
+    fn logits(
+        &self,
+        step: &Step<'_>,
+        parameters: &Parameters,
+        x: &[f32],
+        rows: &[usize],
+        room: &mut Room,
+    ) -> Logits {
+        let (cpu, config) = (step.cpu, step.config);
+        let (dim, n) = (config.dim, rows.len());
+        let mut chosen = room.take(n * dim);
+        for (&row, chosen) in rows.iter().zip(chosen.chunks_exact_mut(dim)) {
+            chosen.copy_from_slice(&x[row * dim..][..dim]);
+        }
+        let hidden = normed(step, parameters, &self.norm, &chosen, room);
+        let mut logits = room.take(n * config.vocab_size);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        let mut d_x = vec![0.0; if wanted { x.len() } else { 0 }];
-        let mut loss = 0.0;
-        for first in (0..batch.tokens.len()).step_by(ROWS) {
-            let rows = first..batch.tokens.len().min(first + ROWS);
-            let weights = &batch.weights[rows.clone()];
-            if weights.iter().all(|&weight| weight == 0.0) {
-                continue;
+        head.forward(step, parameters, &mut logits, &hidden, n, room);
+        if config.logit_divisor != 1.0 {
+            scale(cpu, &mut logits, 1.0 / config.logit_divisor);
+        }
+        if let Some(cap) = config.logit_softcap {
+            softcap(cpu, &mut logits, cap);
+        }
+        Logits { chosen, hidden, logits }
+    }
+
+    /// The loss of each target whose weight is not 0.
+    fn head_losses(
+        &mut self,
+        cpu: &Cpu,
+        parameters: &Parameters,
+        passed: &Passed,
+        batch: &Batch<'_>,
+    ) -> Result<Vec<f64>> {
+        let mut room = std::mem::take(&mut self.room);
+        let step = self.step(cpu, &[], 0, None);
+        let mut losses = vec![0.0; batch.tokens.len()];
+        for rows in self.head_rows(batch.weights) {
+            let found = self.logits(&step, parameters, &passed.x, &rows, &mut room);
+            let vocab = self.checkpoint.config().vocab_size;
+            for (&row, logits) in rows.iter().zip(found.logits.chunks_exact(vocab)) {
+                let target = logits[batch.targets[row] as usize];
+                losses[row] = log_sum_exp(cpu, logits) - f64::from(target);
             }
+            found.give(&mut room);
+        }
+        self.room = room;
+        finite(losses)
+    }
+
+    /// The same, and the gradient of their weighted sum by the last layer's output.
+    fn head_backward(
+        &mut self,
+        cpu: &Cpu,
+        parameters: &mut Parameters,
+        passed: &Passed,
+        batch: &Batch<'_>,
+    ) -> Result<(Vec<f64>, Vec<f32>)> {
+        let mut room = std::mem::take(&mut self.room);
+        let step = self.step(cpu, &[], 0, None);
+        let config = self.checkpoint.config();
+        let dim = config.dim;
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        let mut d_x = room.zeros(passed.x.len());
+        let mut losses = vec![0.0; batch.tokens.len()];
+        for rows in self.head_rows(batch.weights) {
+            let mut found = self.logits(&step, parameters, &passed.x, &rows, &mut room);
             let n = rows.len();
-            let step = Step { cpu, config, sequences: &[], rope: &self.rope, local_rope: None, n };
-            let x = &x[rows.start * dim..rows.end * dim];
-            let hidden = normed(&step, &self.norm, x);
-            let mut logits = vec![0.0; n * vocab];
-            head.forward(cpu, &mut logits, &hidden, n, &mut self.room.tile);
-            if config.logit_divisor != 1.0 {
-                scale(cpu, &mut logits, 1.0 / config.logit_divisor);
-            }
-            let capped = config.logit_softcap.map(|cap| {
-                softcap(cpu, &mut logits, cap);
-                (cap, logits.clone())
-            });
-            let losses = cross_entropy(cpu, &mut logits, &batch.targets[rows.clone()], weights);
-            loss += losses.iter().zip(weights).map(|(l, &w)| l * f64::from(w)).sum::<f64>();
-            if !wanted {
-                continue;
-            }
-            if let Some((cap, logits_before)) = capped {
-                softcap_backward(cpu, &mut logits, &logits_before, cap);
+            let capped = config.logit_softcap.map(|cap| (cap, room.copy(&found.logits)));
+            let targets: Vec<u32> = rows.iter().map(|&row| batch.targets[row]).collect();
+            let weights: Vec<f32> = rows.iter().map(|&row| batch.weights[row]).collect();
+            let d_logits = &mut found.logits;
+            let of_rows = cross_entropy(cpu, d_logits, &targets, &weights);
+            rows.iter().zip(of_rows).for_each(|(&row, loss)| losses[row] = loss);
+            if let Some((cap, logits)) = capped {
+                softcap_backward(cpu, d_logits, &logits, cap);
+                room.give([logits]);
             }
             if config.logit_divisor != 1.0 {
-                scale(cpu, &mut logits, 1.0 / config.logit_divisor);
+                scale(cpu, d_logits, 1.0 / config.logit_divisor);
             }
-            let mut d_hidden = vec![0.0; n * dim];
-            head.backward(cpu, &mut d_hidden, &logits, n, &mut self.room.tile);
-            let d_x = &mut d_x[rows.start * dim..rows.end * dim];
-            normed_backward(&step, &self.norm, d_x, &d_hidden, x);
+            let mut d_hidden = room.take(n * dim);
+            let (set, hidden) = (Update::Set, &found.hidden);
+            head.backward(&step, parameters, set, &mut d_hidden, d_logits, hidden, n, &mut room);
+            let mut d_chosen = room.zeros(n * dim);
+            let chosen = &found.chosen;
+            normed_backward(&step, parameters, &self.norm, &mut d_chosen, &d_hidden, chosen);
+            for (&row, d_chosen) in rows.iter().zip(d_chosen.chunks_exact(dim)) {
+                d_x[row * dim..][..dim].copy_from_slice(d_chosen);
+            }
+            room.give([d_hidden, d_chosen]);
+            found.give(&mut room);
         }
-        if !loss.is_finite() {
-            return Err(Error::NotFinite);
-        }
-        Ok((loss, d_x))
+        self.room = room;
+        Ok((finite(losses)?, d_x))
+    }
+}
+
+/// What a forward pass leaves for the backward pass.
+struct Passed {
+    /// The last layer's output.
+    x: Vec<f32>,
+    /// The inputs of segments, but for the last.
+    starts: Vec<Vec<f32>>,
+    /// Of the layers of the last segment.
+    saved: Vec<Saved>,
+}
+
+/// Logits of some rows, and what they come from.
+struct Logits {
+    chosen: Vec<f32>,
+    hidden: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+impl Logits {
+    fn give(self, room: &mut Room) {
+        room.give([self.chosen, self.hidden, self.logits]);
+    }
+}
+
+fn weighted(losses: &[f64], weights: &[f32]) -> f64 {
+    losses.iter().zip(weights).map(|(loss, &weight)| loss * f64::from(weight)).sum()
+}
+
+fn finite(losses: Vec<f64>) -> Result<Vec<f64>> {
+    match losses.iter().all(|loss| loss.is_finite()) {
+        true => Ok(losses),
+        false => Err(Error::NotFinite),
     }
 }

@@ -40,6 +40,11 @@ impl Parameters {
         &self.all
     }
 
+    /// The number of the one with this name.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.all.iter().position(|parameter| parameter.name == name)
+    }
+
     /// The values of one.
     pub fn get(&self, parameter: usize) -> &[f32] {
         &self.values[self.all[parameter].range.clone()]

@@ -3,14 +3,13 @@
 use std::io::Write;
 use std::path::Path;
 
-use bevel_base::DType;
+use bevel_base::{DType, Shape};
 use bevel_formats::{AtomicFile, TensorSpec, safetensors::SafetensorsWriter};
 use bevel_model::{ModelConfig, Transform, regroup_rows};
 use indexmap::IndexMap;
 use serde_json::json;
 
-use crate::lora::{LoraConfig, Target};
-use crate::{Error, Parameters, Result};
+use crate::{Adapter, Error, LoraConfig, Result};
 
 /// Writes adapters of a model into a directory, which is made where it is not there. `base` is what the model is
 /// called.
@@ -22,23 +21,30 @@ pub fn write_adapter(
     base: &str,
     model: &ModelConfig,
     lora: &LoraConfig,
-    parameters: &Parameters,
+    adapters: &[Adapter],
 ) -> Result<()> {
-    let mut tensors = Vec::new();
-    for parameter in parameters.all() {
-        let (stem, kind) = parameter.name.rsplit_once('.').expect("adapters have two names");
-        let kind = if kind == "lora_a" { "lora_A" } else { "lora_B" };
-        let source = model.hf_tensor(&format!("{stem}.weight"), "model.").ok_or(Error::Fused)?;
+    let (mut tensors, mut modules) = (Vec::new(), Vec::new());
+    for Adapter { name, rank, a, b, magnitude } in adapters {
+        let source = model.hf_tensor(&format!("{name}.weight"), "model.").ok_or(Error::Fused)?;
         let module = source.names[0].strip_suffix(".weight").unwrap_or(&source.names[0]);
-        let values = &parameters.values[parameter.range.clone()];
-        let mut bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let (rows, cols) = parameter.shape;
-        // The rows of B are those of the weight.
-        if let (Transform::InterleaveRows { .. }, "lora_B") = (source.transform, kind) {
-            bytes = regroup_rows(&bytes, rows, model.head_dim, false);
+        let regroups = matches!(source.transform, Transform::InterleaveRows { .. });
+        let (rows, cols) = (b.len() / rank, a.len() / rank);
+        let mut add = |kind: &str, values: &[f32], shape: &[usize], of_rows: bool| {
+            let mut bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            // The rows of B are those of the weight.
+            if regroups && of_rows {
+                bytes = regroup_rows(&bytes, rows, model.head_dim, false);
+            }
+            let name = format!("base_model.model.{module}.{kind}");
+            let shape = Shape::from(shape.to_vec());
+            tensors.push((TensorSpec { name, dtype: DType::F32, shape }, bytes));
+        };
+        add("lora_A.weight", a, &[*rank, cols], false);
+        add("lora_B.weight", b, &[rows, *rank], true);
+        if let Some(magnitude) = magnitude {
+            add("lora_magnitude_vector", magnitude, &[rows], true);
         }
-        let name = format!("base_model.model.{module}.{kind}.weight");
-        tensors.push((TensorSpec { name, dtype: DType::F32, shape: [rows, cols].into() }, bytes));
+        modules.push(module.to_owned());
     }
     std::fs::create_dir_all(directory).map_err(|error| io(directory, error))?;
     let metadata = IndexMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -49,31 +55,40 @@ pub fn write_adapter(
         writer.write(&spec.name, bytes)?;
     }
     writer.finish()?;
-    let module = |target: &Target| {
-        let tensor = model.family.layer.iter().find(|tensor| tensor.gguf == target.name());
-        tensor.map(|tensor| tensor.hf.rsplit('.').next().unwrap_or(tensor.hf))
-    };
+    // Twice the rank with twice the weight, so that s is the same.
+    let rank = adapters.first().map_or(lora.rank, |adapter| adapter.rank);
+    let more = rank as f32 / lora.rank as f32;
+    let alpha = lora.alpha * if lora.rank_stabilized { more.sqrt() } else { more };
     let config = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
+        "r": rank,
+        "lora_alpha": alpha,
         "use_rslora": lora.rank_stabilized,
-        "target_modules": lora.targets.iter().filter_map(module).collect::<Vec<_>>(),
-        "lora_dropout": 0.0,
+        "target_modules": short(modules, model.layers),
+        "lora_dropout": lora.dropout,
         "bias": "none",
         "fan_in_fan_out": false,
         "inference_mode": true,
         "init_lora_weights": true,
         "modules_to_save": null,
-        "use_dora": false,
+        "use_dora": lora.dora,
     });
     let path = directory.join("adapter_config.json");
     let mut file = AtomicFile::create(&path)?;
     file.write_all(format!("{config:#}\n").as_bytes()).map_err(|error| io(&path, error))?;
     file.finish()?;
     Ok(())
+}
+
+/// The last names of modules where every layer has them, so that PEFT finds them in all.
+fn short(modules: Vec<String>, layers: usize) -> Vec<String> {
+    let last = |module: &str| module.rsplit('.').next().unwrap_or(module).to_owned();
+    let mut names: Vec<String> = modules.iter().map(|module| last(module)).collect();
+    names.sort();
+    names.dedup();
+    if names.len() * layers == modules.len() { names } else { modules }
 }
 
 fn io(path: &Path, error: std::io::Error) -> Error {

@@ -111,7 +111,7 @@ pub fn train(
         parameters.clear_gradients();
         let (mut loss, mut tokens) = (0.0, 0);
         for part in Packed::of(&chosen, config.tokens_together, 1.0 / learnt as f32) {
-            loss += network.loss_and_gradients(cpu, parameters, &part.batch())?;
+            loss += network.loss_and_gradients(cpu, parameters, &part.batch(), None)?;
             tokens += part.tokens.len();
         }
         let gradient_norm = parameters.clip_gradients(config.clip);

@@ -9,8 +9,8 @@ use bevel_model::Checkpoint;
 use bevel_model::chat::{CHATML, ChatTemplate};
 use bevel_train::data::{Examples, Reader};
 use bevel_train::{
-    AdamWConfig, LoraConfig, Network, Parameters, Schedule, Target, TrainConfig, mean_loss, train,
-    write_adapter,
+    AdamWConfig, LoraConfig, Network, NetworkConfig, Parameters, Precision, Recompute, Schedule,
+    Target, TrainConfig, mean_loss, train, write_adapter,
 };
 use clap::ValueEnum;
 use serde_json::json;
@@ -122,6 +122,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Training")]
     chat_template: Option<String>,
 
+    /// Multiply single-precision numbers, and never bf16
+    #[arg(long, help_heading = "Training")]
+    exact: bool,
+
+    /// Keep the inputs of every N layers only, and compute the rest twice: less memory, and a third more time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), num_args = 0..=1, default_missing_value = "1", help_heading = "Training")]
+    recompute: Option<u16>,
+
     /// Replace an adapter that exists
     #[arg(long)]
     force: bool,
@@ -228,19 +236,24 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         bail!("`{}` has no example to learn from", args.data.display());
     }
     let seed = global.seed.unwrap_or(0);
-    let mut targets: Vec<Target> =
-        args.targets.iter().flat_map(|name| name.targets()).copied().collect();
-    targets.sort();
-    targets.dedup();
+    let targets = args.targets.iter().flat_map(|name| name.targets());
+    let targets = targets.map(|target| target.everywhere()).collect();
     let lora = LoraConfig {
         rank: args.rank.into(),
         alpha: args.alpha as f32,
         rank_stabilized: args.rslora,
         targets,
         seed,
+        ..LoraConfig::new()
     };
     let mut parameters = Parameters::default();
-    let mut network = Network::new(&checkpoint, &lora, args.ctx as usize, &mut parameters)?;
+    let network = NetworkConfig {
+        context: args.ctx as usize,
+        precision: if args.exact { Precision::Single } else { Precision::Bf16 },
+        recompute: args.recompute.map_or(Recompute::Nothing, |n| Recompute::Layers(n.into())),
+    };
+    let mut network =
+        Network::new(&cpu, &checkpoint, &lora.clone().into(), &network, &mut parameters)?;
     let per_epoch = examples.len() as f64 / f64::from(args.batch);
     let steps =
         args.steps.map_or((args.epochs * per_epoch).ceil() as usize, |steps| steps as usize);
@@ -313,7 +326,13 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     drop(bar);
     let stopped = interrupt::requested();
     drop(handler);
-    write_adapter(&args.output, &args.model, checkpoint.config(), &lora, &parameters)?;
+    write_adapter(
+        &args.output,
+        &args.model,
+        checkpoint.config(),
+        &lora,
+        &network.adapters(&parameters),
+    )?;
     let path = args.output.join("training.jsonl");
     std::fs::write(&path, log).map_err(|error| anyhow::anyhow!("`{}`: {error}", path.display()))?;
     let last = last.expect("there is a step at least");

@@ -1,13 +1,14 @@
-//! Dense linear algebra in single precision over row-major slices: what calibrated compression
-//! needs of it. The same bits on every instruction set and number of threads.
+//! Dense linear algebra over row-major slices: what calibrated compression and training need of it. The same bits on
+//! every number of threads, and in single precision on every instruction set.
 
 mod cholesky;
 mod gemm;
 mod gram;
 mod tile;
+mod transpose;
 mod view;
 
 pub use cholesky::{NotPositive, cholesky, inverse_cholesky_upper};
-pub use gemm::{Region, Update, gemm};
+pub use gemm::{Region, Update, gemm, gemm_bf16};
 pub use gram::{column_sums, gram, mirror};
 pub use view::View;

@@ -13,6 +13,25 @@ use crate::Isa;
 /// The most elements a tile has.
 pub(super) const MOST: usize = 12 * 32;
 
+/// What is multiplied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Factors {
+    /// Single-precision numbers.
+    F32,
+    /// bf16 numbers, two of neighbouring `k` in a word. Only where the instruction set has them.
+    Bf16,
+}
+
+impl Factors {
+    /// Words of a panel for each column, where it is `depth` of `k` deep.
+    pub(super) fn words(self, depth: usize) -> usize {
+        match self {
+            Self::F32 => depth,
+            Self::Bf16 => depth.div_ceil(2),
+        }
+    }
+}
+
 /// Rows and columns of a tile of `C`: `A` is packed in panels of as many rows, `B` in panels of as
 /// many columns.
 #[derive(Clone, Copy)]
@@ -21,9 +40,10 @@ pub(super) struct Shape {
     pub(super) cols: usize,
 }
 
-/// The tile that fills the registers.
-pub(super) fn shape(isa: Isa) -> Shape {
+/// The tile that fills the registers; a lower one for a product of few rows.
+pub(super) fn shape(isa: Isa, rows: usize) -> Shape {
     match isa {
+        Isa::Avx512 | Isa::Avx512Bf16 if rows <= 8 => Shape { rows: 8, cols: 32 },
         Isa::Avx512 | Isa::Avx512Bf16 => Shape { rows: 12, cols: 32 },
         Isa::Avx2 | Isa::AvxVnni => Shape { rows: 6, cols: 16 },
         Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => Shape { rows: 8, cols: 12 },
@@ -39,25 +59,34 @@ pub(super) fn shape(isa: Isa) -> Shape {
 ///
 /// # Panics
 /// Where the panels are not of the same `k`.
+#[allow(clippy::too_many_arguments)] // Those of a product.
 pub(super) unsafe fn accumulate(
     isa: Isa,
+    factors: Factors,
+    shape: Shape,
     a: &[f32],
     b: &[f32],
     sign: f32,
     tile: *mut f32,
     stride: usize,
 ) {
-    let Shape { rows, cols } = shape(isa);
-    assert_eq!(a.len() / rows, b.len() / cols, "panels of different depth");
+    assert_eq!(a.len() / shape.rows, b.len() / shape.cols, "panels of different depth");
     // SAFETY: the caller's word.
     unsafe {
-        match isa {
+        match (isa, factors, shape.rows) {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => avx512(a, b, sign, tile, stride),
+            (Isa::Avx512Bf16, Factors::Bf16, 8) => avx512_bf16::<8>(a, b, sign, tile, stride),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::AvxVnni => avx2(a, b, sign, tile, stride),
+            (Isa::Avx512Bf16, Factors::Bf16, _) => avx512_bf16::<12>(a, b, sign, tile, stride),
+            (_, Factors::Bf16, _) => unreachable!("bf16 is not for {isa}"),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512 | Isa::Avx512Bf16, _, 8) => avx512::<8>(a, b, sign, tile, stride),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512 | Isa::Avx512Bf16, ..) => avx512::<12>(a, b, sign, tile, stride),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2 | Isa::AvxVnni, ..) => avx2(a, b, sign, tile, stride),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => neon(a, b, sign, tile, stride),
+            (Isa::Neon | Isa::NeonDot | Isa::NeonI8mm, ..) => neon(a, b, sign, tile, stride),
             _ => scalar(a, b, sign, tile, stride),
         }
     }
@@ -113,17 +142,66 @@ unsafe fn avx2(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize) {
 /// That of [`accumulate`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; 12];
-    for (a, b) in a.as_chunks::<12>().0.iter().zip(b.as_chunks::<32>().0) {
+unsafe fn avx512<const ROWS: usize>(
+    a: &[f32],
+    b: &[f32],
+    sign: f32,
+    tile: *mut f32,
+    stride: usize,
+) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+    for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<32>().0) {
         // SAFETY: 32 values lie there.
         let b = unsafe { [_mm512_loadu_ps(b.as_ptr()), _mm512_loadu_ps(b.as_ptr().add(16))] };
-        for i in 0..12 {
+        for i in 0..ROWS {
             let a = _mm512_set1_ps(a[i]);
             sums[i][0] = _mm512_fmadd_ps(a, b[0], sums[i][0]);
             sums[i][1] = _mm512_fmadd_ps(a, b[1], sums[i][1]);
         }
     }
+    // SAFETY: the caller's word.
+    unsafe { add_to_tile(sums, sign, tile, stride) };
+}
+
+/// # Safety
+/// That of [`accumulate`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn avx512_bf16<const ROWS: usize>(
+    a: &[f32],
+    b: &[f32],
+    sign: f32,
+    tile: *mut f32,
+    stride: usize,
+) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+    for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<32>().0) {
+        // SAFETY: 32 words lie there; they are pairs of bf16 numbers.
+        let b = unsafe {
+            let b = [_mm512_loadu_ps(b.as_ptr()), _mm512_loadu_ps(b.as_ptr().add(16))];
+            b.map(|b| std::mem::transmute::<__m512, __m512bh>(b))
+        };
+        for i in 0..ROWS {
+            // SAFETY: a pair of bf16 numbers, as above.
+            let a = unsafe { std::mem::transmute::<__m512, __m512bh>(_mm512_set1_ps(a[i])) };
+            sums[i][0] = _mm512_dpbf16_ps(sums[i][0], a, b[0]);
+            sums[i][1] = _mm512_dpbf16_ps(sums[i][1], a, b[1]);
+        }
+    }
+    // SAFETY: the caller's word.
+    unsafe { add_to_tile(sums, sign, tile, stride) };
+}
+
+/// # Safety
+/// That of [`accumulate`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn add_to_tile<const ROWS: usize>(
+    sums: [[__m512; 2]; ROWS],
+    sign: f32,
+    tile: *mut f32,
+    stride: usize,
+) {
     let sign = _mm512_set1_ps(sign);
     for (i, sums) in sums.into_iter().enumerate() {
         for (j, sum) in sums.into_iter().enumerate() {

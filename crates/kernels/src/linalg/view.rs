@@ -1,5 +1,10 @@
 use std::ops::Range;
 
+use half::bf16;
+
+use super::transpose::{self, SIDE};
+use crate::Isa;
+
 /// A matrix that lies somewhere in a slice: element `(i, j)` is `data[i · row_stride + j · col_stride]`.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
@@ -83,11 +88,19 @@ impl<'a> View<'a> {
 
     /// `out[k, i] = (k, first + i)` for the rows `k` of the range and `i` in `0..width`; zero where
     /// the matrix ends before.
-    pub(super) fn pack(&self, rows: Range<usize>, first: usize, width: usize, out: &mut [f32]) {
+    pub(super) fn pack(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        first: usize,
+        width: usize,
+        out: &mut [f32],
+    ) {
         let there = width.min(self.cols.saturating_sub(first));
         if self.col_stride == 1 {
             match (there == width, width) {
                 (true, 6) => self.pack_whole::<6>(rows, first, out),
+                (true, 8) => self.pack_whole::<8>(rows, first, out),
                 (true, 12) => self.pack_whole::<12>(rows, first, out),
                 (true, 16) => self.pack_whole::<16>(rows, first, out),
                 (true, 32) => self.pack_whole::<32>(rows, first, out),
@@ -100,10 +113,31 @@ impl<'a> View<'a> {
                 }
             }
         } else if self.row_stride == 1 {
-            // Along what lies side by side, with bounds checked once for a column.
+            // Along what lies side by side.
+            let whole = match transpose::is_fast(isa) {
+                true => rows.len() / SIDE * SIDE,
+                false => 0,
+            };
+            for i in (0..there).step_by(SIDE) {
+                let cols = SIDE.min(there - i);
+                for k in (0..whole).step_by(SIDE) {
+                    let from = rows.start + k + (first + i) * self.col_stride;
+                    let out = &mut out[k * width + i..];
+                    transpose::transpose(
+                        isa,
+                        &self.data[from..],
+                        self.col_stride,
+                        cols,
+                        out,
+                        width,
+                    );
+                }
+            }
             for i in 0..there {
+                // With bounds checked once for a column.
                 let column = &self.data[rows.start + (first + i) * self.col_stride..][..rows.len()];
-                for (value, line) in column.iter().zip(out.chunks_exact_mut(width)) {
+                let lines = out.chunks_exact_mut(width);
+                for (value, line) in column.iter().zip(lines).skip(whole) {
                     line[i] = *value;
                 }
             }
@@ -118,6 +152,56 @@ impl<'a> View<'a> {
                 }
                 line[there..].fill(0.0);
             }
+        }
+    }
+
+    /// The same in bf16, the rows `2k` and `2k + 1` in one word, `2k` in its lower half; zero where there is none.
+    /// Only where the processor has AVX-512 with BF16.
+    pub(super) fn pack_bf16(
+        &self,
+        rows: Range<usize>,
+        first: usize,
+        width: usize,
+        out: &mut [f32],
+    ) {
+        let there = width.min(self.cols.saturating_sub(first));
+        // Rows and columns that whole registers take; the others one by one.
+        let (mut done_rows, mut done_cols) = (0, there);
+        if self.row_stride == 1 {
+            done_rows = rows.len() / (2 * SIDE) * (2 * SIDE);
+            for i in (0..there).step_by(SIDE) {
+                let cols = SIDE.min(there - i);
+                for k in (0..done_rows).step_by(2 * SIDE) {
+                    let from = &self.data[rows.start + k + (first + i) * self.col_stride..];
+                    let out = &mut out[k / 2 * width + i..];
+                    transpose::transpose_bf16(from, self.col_stride, cols, out, width);
+                }
+            }
+        } else if self.col_stride == 1 {
+            (done_rows, done_cols) = (rows.len() / 2 * 2, there / SIDE * SIDE);
+            for (k, line) in
+                rows.clone().step_by(2).zip(out.chunks_exact_mut(width)).take(done_rows / 2)
+            {
+                let from = &self.data[k * self.row_stride + first..];
+                for i in (0..done_cols).step_by(SIDE) {
+                    let next = &self.data[(k + 1) * self.row_stride + first + i..];
+                    transpose::interleave_bf16(&from[i..], next, &mut line[i..]);
+                }
+            }
+        }
+        let bits = |k: usize, i: usize| match k < rows.end {
+            true => {
+                let at = k * self.row_stride + (first + i) * self.col_stride;
+                u32::from(bf16::from_f32(self.data[at]).to_bits())
+            }
+            false => 0,
+        };
+        for (k, line) in rows.clone().step_by(2).zip(out.chunks_exact_mut(width)) {
+            let done = if k - rows.start < done_rows { done_cols } else { 0 };
+            for (i, word) in line.iter_mut().enumerate().take(there).skip(done) {
+                *word = f32::from_bits(bits(k, i) | bits(k + 1, i) << 16);
+            }
+            line[there..].fill(0.0);
         }
     }
 }

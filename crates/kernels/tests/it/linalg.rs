@@ -2,8 +2,8 @@
 //! every instruction set and number of threads.
 
 use bevel_kernels::linalg::{
-    NotPositive, Region, Update, View, cholesky, column_sums, gemm, gram, inverse_cholesky_upper,
-    mirror,
+    NotPositive, Region, Update, View, cholesky, column_sums, gemm, gemm_bf16, gram,
+    inverse_cholesky_upper, mirror,
 };
 use bevel_kernels::{Cpu, Isa};
 
@@ -51,13 +51,14 @@ fn check_product(m: usize, k: usize, n: usize, update: Update, left: bool, right
         gemm(cpu, update, a, b, &mut c, stride, Region::Whole);
         c
     });
-    let sign = if update == Update::Add { 1.0 } else { -1.0 };
+    let sign = if update == Update::Subtract { -1.0 } else { 1.0 };
     let product = |i: usize, j: usize| -> f64 {
         (0..k).map(|k| f64::from(a.at(i, k)) * f64::from(b.at(k, j))).sum()
     };
     let expected = |at: usize| {
         let (i, j) = (at / stride, at % stride);
-        f64::from(start[at]) + if j < n { sign * product(i, j) } else { 0.0 }
+        let before = if update == Update::Set && j < n { 0.0 } else { f64::from(start[at]) };
+        before + if j < n { sign * product(i, j) } else { 0.0 }
     };
     check_near(&c, expected, 2e-6 * (k + 8) as f64);
 }
@@ -75,11 +76,48 @@ fn products_of_all_shapes() {
         (40, 513, 65),
         (193, 9, 37),
         (25, 5, 520),
+        (8, 64, 64),
+        (24, 1100, 32),
+        (48, 96, 70),
     ];
     for (m, k, n) in shapes {
         for (left, right) in [(false, false), (true, false), (false, true), (true, true)] {
             let update = if left { Update::Add } else { Update::Subtract };
             check_product(m, k, n, update, left, right);
+            check_product(m, k, n, Update::Set, left, right);
+            check_bf16_product(m, k, n, left, right);
+        }
+    }
+}
+
+/// In bf16 the product is that of rounded factors where the processor has such products, and that of the factors
+/// themselves elsewhere; the same bits for any number of threads.
+#[track_caller]
+fn check_bf16_product(m: usize, k: usize, n: usize, left: bool, right: bool) {
+    let (a, b, stride) = (values(m * k, 4), values(k * n, 5), n + 3);
+    let factor = |data, rows, cols, transposed: bool| match transposed {
+        true => View::new(data, cols, rows).transposed(),
+        false => View::new(data, rows, cols),
+    };
+    let (a, b) = (factor(&a, m, k, left), factor(&b, k, n, right));
+    for isa in Isa::available() {
+        let round = |value: f32| match isa.has_bf16_products() {
+            true => half::bf16::from_f32(value).to_f64(),
+            false => f64::from(value),
+        };
+        let expected = |at: usize| {
+            let (i, j) = (at / stride, at % stride);
+            match j < n {
+                true => (0..k).map(|k| round(a.at(i, k)) * round(b.at(k, j))).sum(),
+                false => 7.0,
+            }
+        };
+        let mut first: Option<Vec<f32>> = None;
+        for threads in 1..=3 {
+            let mut c = vec![7.0; (m - 1) * stride + n];
+            gemm_bf16(&Cpu::with_isa(threads, isa), Update::Set, a, b, &mut c, stride);
+            check_near(&c, expected, 2e-6 * (k + 8) as f64);
+            assert_eq!(first.get_or_insert(c.clone()), &c, "{isa}, {threads} threads");
         }
     }
 }

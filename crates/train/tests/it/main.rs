@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use bevel_formats::safetensors;
 use bevel_kernels::{Cpu, Isa};
 use bevel_model::Checkpoint;
-use bevel_train::{AdamW, AdamWConfig, Batch, Error, LoraConfig, Network, Parameters, Target};
+use bevel_train::{
+    AdamW, AdamWConfig, Batch, Error, LoraConfig, Network, NetworkConfig, Parameters, Precision,
+    Recompute,
+};
 
 fn golden(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/goldens/families").join(case)
@@ -40,7 +43,20 @@ const FAMILIES: [&str; 14] = [
 ];
 
 fn all_linear() -> LoraConfig {
-    LoraConfig { rank: 3, alpha: 6.0, targets: Target::ALL.to_vec(), ..LoraConfig::new() }
+    LoraConfig { rank: 3, alpha: 6.0, ..LoraConfig::all_linear() }
+}
+
+/// A model with adapters, in single precision.
+fn build<'c>(
+    cpu: &Cpu,
+    checkpoint: &'c Checkpoint,
+    lora: &LoraConfig,
+    context: usize,
+    parameters: &mut Parameters,
+) -> Result<Network<'c>, Error> {
+    let config =
+        NetworkConfig { context, precision: Precision::Single, recompute: Recompute::Layers(1) };
+    Network::new(cpu, checkpoint, &lora.clone().into(), &config, parameters)
 }
 
 #[test]
@@ -65,7 +81,7 @@ fn losses_are_those_of_transformers() {
             })
             .sum();
         let mut parameters = Parameters::default();
-        let mut network = Network::new(&checkpoint, &all_linear(), n, &mut parameters).unwrap();
+        let mut network = build(&cpu, &checkpoint, &all_linear(), n, &mut parameters).unwrap();
         let sequences = 0..n;
         let batch = Batch {
             tokens: &tokens,
@@ -114,14 +130,14 @@ fn gradients_are_what_losses_change_by() {
         let sequences = [0..n / 3, n / 3..n];
         let batch = data.batch(&sequences);
         let mut parameters = Parameters::default();
-        let mut network = Network::new(&checkpoint, &all_linear(), n, &mut parameters).unwrap();
+        let mut network = build(&cpu, &checkpoint, &all_linear(), n, &mut parameters).unwrap();
         // Where B is zero, A has no gradient.
         let mut seed = 1u32;
         for value in &mut parameters.values {
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             *value += (seed >> 8) as f32 / (1u32 << 24) as f32 * 0.2 - 0.1;
         }
-        let loss = network.loss_and_gradients(&cpu, &mut parameters, &batch).unwrap();
+        let loss = network.loss_and_gradients(&cpu, &mut parameters, &batch, None).unwrap();
         assert!((loss - network.loss(&cpu, &parameters, &batch).unwrap()).abs() < 1e-9);
         // Along the gradient of each parameter alone, so that none can hide behind another.
         let values = parameters.values.clone();
@@ -160,11 +176,13 @@ fn the_same_bits_on_any_number_of_threads() {
     let sequences = alone(0..data.tokens.len());
     let run = |cpu: &Cpu| {
         let mut parameters = Parameters::default();
-        let mut network = Network::new(&checkpoint, &all_linear(), 64, &mut parameters).unwrap();
+        let mut network = build(cpu, &checkpoint, &all_linear(), 64, &mut parameters).unwrap();
         let mut optimizer = AdamW::new(AdamWConfig::default(), parameters.values.len());
         for _ in 0..3 {
             parameters.clear_gradients();
-            network.loss_and_gradients(cpu, &mut parameters, &data.batch(&sequences)).unwrap();
+            network
+                .loss_and_gradients(cpu, &mut parameters, &data.batch(&sequences), None)
+                .unwrap();
             optimizer.step(&mut parameters, 1e-2);
         }
         parameters.values.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
@@ -189,13 +207,13 @@ fn a_text_is_learnt_by_heart() {
     let batch =
         Batch { tokens: &tokens[..n], sequences: &sequences, targets: &targets, weights: &weights };
     let mut parameters = Parameters::default();
-    let config = LoraConfig { targets: Target::ALL.to_vec(), ..LoraConfig::new() };
-    let mut network = Network::new(&checkpoint, &config, 64, &mut parameters).unwrap();
+    let config = LoraConfig::all_linear();
+    let mut network = build(&cpu, &checkpoint, &config, 64, &mut parameters).unwrap();
     let mut optimizer = AdamW::new(AdamWConfig::default(), parameters.values.len());
     let before = network.loss(&cpu, &parameters, &batch).unwrap();
     for _ in 0..60 {
         parameters.clear_gradients();
-        network.loss_and_gradients(&cpu, &mut parameters, &batch).unwrap();
+        network.loss_and_gradients(&cpu, &mut parameters, &batch, None).unwrap();
         parameters.clip_gradients(1.0);
         optimizer.step(&mut parameters, 5e-3);
     }
@@ -205,19 +223,19 @@ fn a_text_is_learnt_by_heart() {
 
 #[test]
 fn what_cannot_be_trained_says_so() {
+    let cpu = Cpu::new(1).unwrap();
     let checkpoint = Checkpoint::open(&golden("mixtral")).unwrap();
     let error =
-        Network::new(&checkpoint, &all_linear(), 64, &mut Parameters::default()).unwrap_err();
+        build(&cpu, &checkpoint, &all_linear(), 64, &mut Parameters::default()).unwrap_err();
     assert!(
         matches!(error, Error::Experts { .. }) && error.to_string().contains("mixtral"),
         "{error}"
     );
     let checkpoint = Checkpoint::open(&golden("llama")).unwrap();
     let mut parameters = Parameters::default();
-    let mut network = Network::new(&checkpoint, &all_linear(), 64, &mut parameters).unwrap();
+    let mut network = build(&cpu, &checkpoint, &all_linear(), 64, &mut parameters).unwrap();
     let data = Data::new(vec![1, 2, 60_000]);
     let sequences = alone(0..3);
-    let error =
-        network.loss(&Cpu::new(1).unwrap(), &parameters, &data.batch(&sequences)).unwrap_err();
+    let error = network.loss(&cpu, &parameters, &data.batch(&sequences)).unwrap_err();
     assert!(error.to_string().contains("60000"), "{error}");
 }

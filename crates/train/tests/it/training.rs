@@ -11,8 +11,8 @@ use bevel_model::chat::{CHATML, ChatTemplate};
 use bevel_model::tokenizer::Tokenizer;
 use bevel_train::data::{Examples, Reader};
 use bevel_train::{
-    AdamWConfig, Batch, LoraConfig, Network, Parameters, Schedule, Target, TrainConfig, mean_loss,
-    train, write_adapter,
+    AdamWConfig, Batch, LoraConfig, Parameters, Schedule, TrainConfig, mean_loss, train,
+    write_adapter,
 };
 
 fn tiny_austen() -> Checkpoint {
@@ -128,10 +128,10 @@ fn what_is_learnt_holds_for_what_was_held_out() {
     let learnt = reader.lines(&lines[..6].join("\n"), "data").unwrap().all;
     let held_out = reader.lines(&lines[6..].join("\n"), "data").unwrap().all;
     let cpu = Cpu::new(2).unwrap();
-    let lora = LoraConfig { targets: Target::ALL.to_vec(), ..LoraConfig::new() };
+    let lora = LoraConfig::all_linear();
     let run = |steps: usize| {
         let mut parameters = Parameters::default();
-        let mut network = Network::new(&checkpoint, &lora, 64, &mut parameters).unwrap();
+        let mut network = crate::build(&cpu, &checkpoint, &lora, 64, &mut parameters).unwrap();
         let before = mean_loss(&mut network, &parameters, &cpu, &held_out, 64).unwrap();
         let mut reports = Vec::new();
         let observe = &mut |report: &_| {
@@ -140,23 +140,23 @@ fn what_is_learnt_holds_for_what_was_held_out() {
         };
         train(&mut network, &mut parameters, &cpu, &learnt, &held_out, &config(steps), observe)
             .unwrap();
-        (before, reports, parameters)
+        (before, reports, network.adapters(&parameters), parameters)
     };
-    let (before, reports, parameters) = run(30);
+    let (before, reports, adapters, parameters) = run(30);
     let measured: Vec<usize> =
         reports.iter().filter(|r| r.held_out.is_some()).map(|r| r.step).collect();
     assert_eq!(measured, [5, 10, 15, 20, 25, 30]);
     let after = reports[29].held_out.unwrap();
-    assert!(after < before / 4.0, "the held-out loss was {before} and is {after}");
+    assert!(after < before / 3.0, "the held-out loss was {before} and is {after}");
     assert!(reports[29].loss < reports[0].loss / 4.0);
     // The same again, to the bit; but for the time it takes.
-    let (_, again, same) = run(30);
+    let (_, again, _, same) = run(30);
     assert_eq!(parameters.values, same.values);
     assert!(reports.iter().zip(&again).all(|(a, b)| a.loss == b.loss && a.held_out == b.held_out));
 
     // The adapter, as PEFT names it.
     let dir = tempfile::tempdir().unwrap();
-    write_adapter(dir.path(), "tiny", checkpoint.config(), &lora, &parameters).unwrap();
+    write_adapter(dir.path(), "tiny", checkpoint.config(), &lora, &adapters).unwrap();
     let file =
         safetensors::Checkpoint::open(&dir.path().join("adapter_model.safetensors")).unwrap();
     let name = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight";
@@ -177,14 +177,10 @@ fn a_merged_model_is_the_adapted_one() {
     for case in ["llama", "qwen3", "gemma2", "olmo2"] {
         let golden = families.join(case);
         let checkpoint = Checkpoint::open(&golden).unwrap();
-        let lora = LoraConfig {
-            rank: 3,
-            rank_stabilized: case == "qwen3",
-            targets: Target::ALL.to_vec(),
-            ..LoraConfig::new()
-        };
+        let lora =
+            LoraConfig { rank: 3, rank_stabilized: case == "qwen3", ..LoraConfig::all_linear() };
         let mut parameters = Parameters::default();
-        let mut network = Network::new(&checkpoint, &lora, 64, &mut parameters).unwrap();
+        let mut network = crate::build(&cpu, &checkpoint, &lora, 64, &mut parameters).unwrap();
         let mut seed = 1u32;
         for value in &mut parameters.values {
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -192,7 +188,8 @@ fn a_merged_model_is_the_adapted_one() {
         }
         let dir = tempfile::tempdir().unwrap();
         let (adapter, merged) = (dir.path().join("adapter"), dir.path().join("merged"));
-        write_adapter(&adapter, case, checkpoint.config(), &lora, &parameters).unwrap();
+        write_adapter(&adapter, case, checkpoint.config(), &lora, &network.adapters(&parameters))
+            .unwrap();
 
         // W + s B A for every matrix that the adapter names.
         let open = |path: &Path| safetensors::Checkpoint::open(path).unwrap();
@@ -254,7 +251,7 @@ fn a_merged_model_is_the_adapted_one() {
         let adapted = network.loss(&cpu, &parameters, &batch).unwrap();
         let checkpoint = Checkpoint::open(&merged).unwrap();
         let mut plain = Parameters::default();
-        let mut network = Network::new(&checkpoint, &lora, 64, &mut plain).unwrap();
+        let mut network = crate::build(&cpu, &checkpoint, &lora, 64, &mut plain).unwrap();
         let found = network.loss(&cpu, &plain, &batch).unwrap();
         assert!(
             (found - adapted).abs() < 1e-5 * adapted,

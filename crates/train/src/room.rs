@@ -1,0 +1,121 @@
+//! What a step needs beside weights and tokens: how it computes, and buffers.
+
+use std::ops::Range;
+
+use bevel_kernels::linalg::{Region, Update, View, gemm, gemm_bf16};
+use bevel_kernels::{AttentionScratch, Cpu, KvPool, RopeTable};
+use bevel_model::ModelConfig;
+
+/// What products multiply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Numbers rounded to bf16, added up in single precision, where the processor is faster at that; single precision
+    /// elsewhere.
+    #[default]
+    Bf16,
+    /// Single-precision numbers.
+    Single,
+}
+
+impl Precision {
+    /// `C = A · B`, or `C += A · B`; `c` is row-major without gaps.
+    pub(crate) fn product(
+        self,
+        cpu: &Cpu,
+        update: Update,
+        a: View<'_>,
+        b: View<'_>,
+        c: &mut [f32],
+    ) {
+        self.product_in(cpu, update, a, b, c, b.cols());
+    }
+
+    /// The same where rows of `c` begin `stride` values apart.
+    pub(crate) fn product_in(
+        self,
+        cpu: &Cpu,
+        update: Update,
+        a: View<'_>,
+        b: View<'_>,
+        c: &mut [f32],
+        stride: usize,
+    ) {
+        match self {
+            Self::Bf16 => gemm_bf16(cpu, update, a, b, c, stride),
+            Self::Single => gemm(cpu, update, a, b, c, stride, Region::Whole),
+        }
+    }
+}
+
+/// What a step runs over, the same for all layers.
+#[derive(Clone, Copy)]
+pub(crate) struct Step<'a> {
+    pub(crate) cpu: &'a Cpu,
+    pub(crate) precision: Precision,
+    pub(crate) config: &'a ModelConfig,
+    /// Rows of each sequence.
+    pub(crate) sequences: &'a [Range<usize>],
+    pub(crate) rope: &'a RopeTable,
+    pub(crate) local_rope: Option<&'a RopeTable>,
+    pub(crate) n: usize,
+    /// Start of the random numbers of dropout and noise; `None` where there is to be none.
+    pub(crate) noise: Option<u64>,
+}
+
+/// Buffers that steps share.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    /// Unpacked weights.
+    pub(crate) tile: Vec<f32>,
+    pub(crate) kv: Option<KvPool>,
+    pub(crate) attention: AttentionScratch,
+    /// Buffers that lie idle, and the step that gave them back.
+    spare: Vec<(u64, Vec<f32>)>,
+    /// Steps so far.
+    steps: u64,
+}
+
+/// Steps after which an idle buffer is freed.
+const IDLE: u64 = 2;
+
+impl Room {
+    /// Begins a step, which may be of another length than those before: frees what was of no use for some steps.
+    pub(crate) fn begin(&mut self) {
+        self.steps += 1;
+        self.spare.retain(|(given, _)| given + IDLE >= self.steps);
+    }
+
+    /// A buffer of so many values, whatever they are: fresh memory would have to be zeroed, and touched first.
+    pub(crate) fn take(&mut self, len: usize) -> Vec<f32> {
+        // Quarters of octaves, so that the next step's buffers fit this one's.
+        let unit = (len / 4).next_power_of_two().max(16);
+        let capacity = len.next_multiple_of(unit);
+        let spare = self.spare.iter().position(|(_, buffer)| buffer.capacity() == capacity);
+        let mut buffer = match spare {
+            Some(i) => self.spare.swap_remove(i).1,
+            None => Vec::with_capacity(capacity),
+        };
+        buffer.resize(len, 0.0);
+        buffer
+    }
+
+    /// The same, all zero.
+    pub(crate) fn zeros(&mut self, len: usize) -> Vec<f32> {
+        let mut buffer = self.take(len);
+        buffer.fill(0.0);
+        buffer
+    }
+
+    /// A copy of values.
+    pub(crate) fn copy(&mut self, values: &[f32]) -> Vec<f32> {
+        let mut buffer = self.take(values.len());
+        buffer.copy_from_slice(values);
+        buffer
+    }
+
+    /// Takes buffers back.
+    pub(crate) fn give(&mut self, buffers: impl IntoIterator<Item = Vec<f32>>) {
+        let buffers = buffers.into_iter().filter(|buffer| buffer.capacity() > 0);
+        self.spare.extend(buffers.map(|buffer| (self.steps, buffer)));
+    }
+}

@@ -1,0 +1,231 @@
+//! The tensors of a model as training sees them: read from its file as they are, or trained themselves.
+
+use std::ops::Range;
+
+use bevel_kernels::linalg::{Update, View};
+use bevel_kernels::{Cpu, rms_norm_backward};
+use bevel_model::{Checkpoint, Result};
+use rand_pcg::Pcg64Mcg;
+
+use crate::room::{Room, Step};
+use crate::{Frozen, Parameters, Trainable};
+
+/// A matrix `[out, in]` of the model.
+#[derive(Debug)]
+pub(crate) enum Matrix<'c> {
+    /// As its file has it.
+    Frozen(Frozen<'c>),
+    /// Rows of a parameter.
+    Trained {
+        /// Its number.
+        parameter: usize,
+        /// Which of its rows.
+        rows: Range<usize>,
+        cols: usize,
+    },
+}
+
+/// A norm's weight, or a bias.
+#[derive(Debug)]
+pub(crate) enum Vector {
+    Frozen(Vec<f32>),
+    /// The number of a parameter, and which of its values.
+    Trained(usize, Range<usize>),
+}
+
+/// Reads a model's tensors, and makes parameters of those that are trained.
+pub(crate) struct Loader<'c, 'a> {
+    pub(crate) cpu: &'a Cpu,
+    pub(crate) checkpoint: &'c Checkpoint,
+    pub(crate) trainable: &'a Trainable,
+    pub(crate) random: Pcg64Mcg,
+    pub(crate) parameters: &'a mut Parameters,
+}
+
+impl<'c> Loader<'c, '_> {
+    /// A matrix, or some of its rows.
+    pub(crate) fn matrix(&mut self, name: &str, rows: Option<Range<usize>>) -> Result<Matrix<'c>> {
+        if !self.trainable.trains(name) {
+            return Ok(Matrix::Frozen(Frozen::load(self.checkpoint, name, rows)?));
+        }
+        let dims = self.checkpoint.entry(name)?.shape.dims().to_vec();
+        let (&cols, outer) = dims.split_last().expect("checked shapes have dimensions");
+        let parameter = self.parameter(name, (outer.iter().product(), cols))?;
+        let rows = rows.unwrap_or(0..self.parameters.all()[parameter].shape.0);
+        Ok(Matrix::Trained { parameter, rows, cols })
+    }
+
+    /// A vector, or some of its values.
+    pub(crate) fn vector(&mut self, name: &str, part: Option<Range<usize>>) -> Result<Vector> {
+        if self.trainable.trains(name) {
+            let len = self.checkpoint.entry(name)?.shape.dims().iter().product();
+            let parameter = self.parameter(name, (1, len))?;
+            return Ok(Vector::Trained(parameter, part.unwrap_or(0..len)));
+        }
+        let values = self.checkpoint.read_f32(name)?;
+        Ok(Vector::Frozen(part.map_or(values.clone(), |part| values[part].to_vec())))
+    }
+
+    /// The parameter of this name, made of the checkpoint's values where there is none.
+    fn parameter(&mut self, name: &str, shape: (usize, usize)) -> Result<usize> {
+        if let Some(found) = self.parameters.find(name) {
+            return Ok(found);
+        }
+        let values = self.checkpoint.read_f32(name)?;
+        Ok(self.parameters.add(name.to_owned(), shape, &values))
+    }
+}
+
+impl Matrix<'_> {
+    /// Outputs.
+    pub(crate) fn rows(&self) -> usize {
+        match self {
+            Self::Frozen(frozen) => frozen.rows(),
+            Self::Trained { rows, .. } => rows.len(),
+        }
+    }
+
+    /// Inputs.
+    pub(crate) fn cols(&self) -> usize {
+        match self {
+            Self::Frozen(frozen) => frozen.cols(),
+            Self::Trained { cols, .. } => *cols,
+        }
+    }
+
+    /// Row `index`, `[in]`.
+    pub(crate) fn row(&self, parameters: &Parameters, index: usize, out: &mut [f32]) {
+        match self {
+            Self::Frozen(frozen) => frozen.row(index, out),
+            Self::Trained { parameter, rows, cols } => {
+                let values = parameters.get(*parameter);
+                out.copy_from_slice(&values[(rows.start + index) * cols..][..*cols]);
+            }
+        }
+    }
+
+    /// Adds to the gradient of row `index`.
+    pub(crate) fn row_backward(&self, parameters: &mut Parameters, index: usize, d_row: &[f32]) {
+        if let Self::Trained { parameter, rows, cols } = self {
+            let (_, gradient) = parameters.with_gradient(*parameter);
+            let row = &mut gradient[(rows.start + index) * cols..][..*cols];
+            row.iter_mut().zip(d_row).for_each(|(sum, d)| *sum += d);
+        }
+    }
+
+    /// `y = x Wᵀ` for `n` rows.
+    pub(crate) fn forward(
+        &self,
+        step: &Step<'_>,
+        parameters: &Parameters,
+        y: &mut [f32],
+        x: &[f32],
+        n: usize,
+        room: &mut Room,
+    ) {
+        match self {
+            Self::Frozen(frozen) => {
+                frozen.forward(step.cpu, step.precision, y, x, n, &mut room.tile);
+            }
+            Self::Trained { parameter, rows, cols } => {
+                let values = &parameters.get(*parameter)[rows.start * cols..rows.end * cols];
+                let weights = View::new(values, rows.len(), *cols).transposed();
+                step.precision.product(step.cpu, Update::Set, View::new(x, n, *cols), weights, y);
+            }
+        }
+    }
+
+    /// `d_x = d_y W`, or what `update` says; and where the matrix is trained `Ẇ += d_yᵀ x`.
+    #[allow(clippy::too_many_arguments)] // Those of a product.
+    pub(crate) fn backward(
+        &self,
+        step: &Step<'_>,
+        parameters: &mut Parameters,
+        update: Update,
+        d_x: &mut [f32],
+        d_y: &[f32],
+        x: &[f32],
+        n: usize,
+        room: &mut Room,
+    ) {
+        match self {
+            Self::Frozen(frozen) => {
+                let tile = &mut room.tile;
+                frozen.backward(step.cpu, step.precision, update, d_x, d_y, n, tile);
+            }
+            Self::Trained { parameter, rows, cols } => {
+                let part = rows.start * cols..rows.end * cols;
+                let (values, gradient) = parameters.with_gradient(*parameter);
+                let d_y = View::new(d_y, n, rows.len());
+                let weights = View::new(&values[part.clone()], rows.len(), *cols);
+                step.precision.product(step.cpu, update, d_y, weights, d_x);
+                let (x, gradient) = (View::new(x, n, *cols), &mut gradient[part]);
+                step.precision.product(step.cpu, Update::Add, d_y.transposed(), x, gradient);
+            }
+        }
+    }
+}
+
+impl Matrix<'_> {
+    /// Calls `work` with some rows after others.
+    pub(crate) fn for_each_tile(
+        &self,
+        cpu: &Cpu,
+        parameters: &Parameters,
+        room: &mut Room,
+        mut work: impl FnMut(Range<usize>, &[f32]),
+    ) {
+        match self {
+            Self::Frozen(frozen) => frozen.for_each_tile(cpu, &mut room.tile, work),
+            Self::Trained { parameter, rows, cols } => {
+                work(
+                    0..rows.len(),
+                    &parameters.get(*parameter)[rows.start * cols..rows.end * cols],
+                );
+            }
+        }
+    }
+}
+
+impl Vector {
+    pub(crate) fn get<'a>(&'a self, parameters: &'a Parameters) -> &'a [f32] {
+        match self {
+            Self::Frozen(values) => values,
+            Self::Trained(parameter, part) => &parameters.get(*parameter)[part.clone()],
+        }
+    }
+
+    /// Adds to the gradient of a bias that was added to `n` rows.
+    pub(crate) fn bias_backward(&self, parameters: &mut Parameters, d_y: &[f32]) {
+        let Self::Trained(parameter, part) = self else { return };
+        let (_, gradient) = parameters.with_gradient(*parameter);
+        for row in d_y.chunks_exact(part.len()) {
+            gradient[part.clone()].iter_mut().zip(row).for_each(|(sum, d)| *sum += d);
+        }
+    }
+
+    /// Adds the gradient of the input `x` of an RMSNorm with these weights to `d_x`, given that of its output, for
+    /// `rows` rows; and to that of the weights, where they are trained.
+    pub(crate) fn norm_backward(
+        &self,
+        step: &Step<'_>,
+        parameters: &mut Parameters,
+        d_x: &mut [f32],
+        d_out: &[f32],
+        x: &[f32],
+        rows: usize,
+    ) {
+        let (cpu, eps) = (step.cpu, step.config.norm_eps);
+        match self {
+            Self::Frozen(weight) => {
+                rms_norm_backward(cpu, d_x, None, d_out, x, weight, eps, rows, weight.len());
+            }
+            Self::Trained(parameter, part) => {
+                let (values, gradient) = parameters.with_gradient(*parameter);
+                let (weight, d_weight) = (&values[part.clone()], &mut gradient[part.clone()]);
+                let width = weight.len();
+                rms_norm_backward(cpu, d_x, Some(d_weight), d_out, x, weight, eps, rows, width);
+            }
+        }
+    }
+}
