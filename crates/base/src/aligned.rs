@@ -40,6 +40,13 @@ impl<T: bytemuck::Pod> AlignedVec<T> {
     }
 }
 
+impl<T: bytemuck::Pod> Default for AlignedVec<T> {
+    /// Nothing.
+    fn default() -> Self {
+        Self::zeroed(0)
+    }
+}
+
 impl<T: bytemuck::Pod> Drop for AlignedVec<T> {
     fn drop(&mut self) {
         if self.len != 0 && size_of::<T>() != 0 {

@@ -3,16 +3,14 @@ use std::ops::Range;
 
 use bevel_base::{DType, GroupedMatrix, pack};
 use bevel_kernels::Cpu;
-use bevel_kernels::linalg::{Update, View};
+use bevel_kernels::linalg::{Panels, Precision, Rows, Update, multiply};
 use bevel_model::{Checkpoint, Error, Result};
 
-use crate::room::Precision;
+/// Values that are unpacked together.
+const TILE: usize = 2 << 20;
 
-/// Values that are unpacked together: with fewer the other factor would be packed for products again and again.
-const TILE: usize = 1 << 20;
-
-/// A matrix `[out, in]` that is not trained, as its file has it. Rows are unpacked to single precision as they are
-/// needed, so products are those of the dequantized model.
+/// A matrix `[out, in]` that is not trained, as its file has it. Rows are unpacked as they are needed, so products are
+/// those of the dequantized model.
 #[derive(Debug)]
 pub struct Frozen<'c> {
     source: Source<'c>,
@@ -94,7 +92,7 @@ impl<'c> Frozen<'c> {
         }
     }
 
-    /// `y = x Wᵀ` for `n` rows: `y` is `[n, out]`, `x` is `[n, in]`.
+    /// `y = x Wᵀ`: `y` is `[n, out]`, `x` is `[n, in]`, packed as the left factor.
     ///
     /// # Panics
     /// Where the lengths do not fit.
@@ -103,47 +101,40 @@ impl<'c> Frozen<'c> {
         cpu: &Cpu,
         precision: Precision,
         y: &mut [f32],
-        x: &[f32],
-        n: usize,
-        tile: &mut Vec<f32>,
+        x: &Panels,
+        right: &mut Panels,
     ) {
-        assert_eq!((y.len(), x.len()), (n * self.rows, n * self.cols), "forward: lengths");
-        if n == 0 {
-            return;
+        for rows in self.tiles() {
+            right.pack_turned_rows(cpu, precision, self, rows.clone());
+            multiply(cpu, Update::Set, x, right, 0, &mut y[rows.start..], self.rows);
         }
-        let x = View::new(x, n, self.cols);
-        self.for_each_tile(cpu, tile, |rows, weights| {
-            let weights = View::new(weights, rows.len(), self.cols).transposed();
-            let y = &mut y[rows.start..];
-            precision.product_in(cpu, Update::Set, x, weights, y, self.rows);
-        });
     }
 
-    /// `d_x = d_y W` or `d_x += d_y W` for `n` rows: `d_x` is `[n, in]`, `d_y` is `[n, out]`.
+    /// `d_x = d_y W` or what `update` says: `d_x` is `[n, in]`, `d_y` is `[n, out]`, packed as the left factor.
     ///
     /// # Panics
     /// Where the lengths do not fit.
-    #[allow(clippy::too_many_arguments)] // Those of a product.
     pub fn backward(
         &self,
         cpu: &Cpu,
         precision: Precision,
         update: Update,
         d_x: &mut [f32],
-        d_y: &[f32],
-        n: usize,
-        tile: &mut Vec<f32>,
+        d_y: &Panels,
+        right: &mut Panels,
     ) {
-        assert_eq!((d_y.len(), d_x.len()), (n * self.rows, n * self.cols), "backward: lengths");
-        if n == 0 {
-            return;
-        }
-        let d_y = View::new(d_y, n, self.rows);
-        self.for_each_tile(cpu, tile, |rows, weights| {
+        for rows in self.tiles() {
             let update = if rows.start > 0 { Update::Add } else { update };
-            let weights = View::new(weights, rows.len(), self.cols);
-            precision.product(cpu, update, d_y.part(0..n, rows), weights, d_x);
-        });
+            right.pack_rows(cpu, precision, self, rows.clone());
+            multiply(cpu, update, d_y, right, rows.start, d_x, self.cols);
+        }
+    }
+
+    /// Rows that are unpacked together.
+    fn tiles(&self) -> impl Iterator<Item = Range<usize>> {
+        let most = (TILE / self.cols.max(1)).clamp(1, self.rows.max(1)).next_multiple_of(32);
+        let rows = self.rows;
+        (0..rows).step_by(most).map(move |first| first..rows.min(first + most))
     }
 
     /// Calls `work` with some rows after others, unpacked.
@@ -153,13 +144,25 @@ impl<'c> Frozen<'c> {
         tile: &mut Vec<f32>,
         mut work: impl FnMut(Range<usize>, &[f32]),
     ) {
-        let most = (TILE / self.cols.max(1)).clamp(1, self.rows.max(1));
-        tile.resize(tile.len().max(most * self.cols), 0.0);
-        for first in (0..self.rows).step_by(most) {
-            let rows = first..self.rows.min(first + most);
+        for rows in self.tiles() {
+            tile.resize(tile.len().max(rows.len() * self.cols), 0.0);
             let weights = &mut tile[..rows.len() * self.cols];
-            cpu.pool().run_chunks(weights, self.cols, |i, row| self.row(first + i, row));
+            cpu.pool().run_chunks(weights, self.cols, |i, row| self.row(rows.start + i, row));
             work(rows, weights);
         }
+    }
+}
+
+impl Rows for Frozen<'_> {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+
+    fn read(&self, index: usize, out: &mut [f32]) {
+        self.row(index, out);
     }
 }

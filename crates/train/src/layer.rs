@@ -13,7 +13,7 @@ use bevel_model::{Activation, ModelConfig, QkNorm, Result};
 use crate::Parameters;
 use crate::linear::Linear;
 use crate::lora::{Adapter, Lora, Scaled, Target};
-use crate::room::{Room, Step};
+use crate::room::{Input, Room, Step};
 use crate::weight::{Loader, Vector};
 
 /// One decoder block. A norm is `None` where the family has none there.
@@ -150,9 +150,12 @@ impl<'c> Layer<'c> {
     ) -> Result<Option<Saved>, bevel_kernels::Error> {
         let (cpu, config) = (step.cpu, step.config);
         let attn_in = normed(step, parameters, &self.attn_norm, x, room);
-        let (mut q, scaled_q) = self.q.forward(step, parameters, &attn_in, room);
-        let (mut k, scaled_k) = self.k.forward(step, parameters, &attn_in, room);
-        let (v, scaled_v) = self.v.forward(step, parameters, &attn_in, room);
+        let packed = step.packed(&attn_in, step.n, room);
+        let input = Input { values: &attn_in, packed: &packed };
+        let (mut q, scaled_q) = self.q.forward(step, parameters, input, room);
+        let (mut k, scaled_k) = self.k.forward(step, parameters, input, room);
+        let (v, scaled_v) = self.v.forward(step, parameters, input, room);
+        room.give_panels(packed);
         room.give([attn_in]);
         let (mut raw_q, mut raw_k) = (None, None);
         for (x, raw, weight, heads) in [
@@ -168,13 +171,19 @@ impl<'c> Layer<'c> {
         rope(cpu, &mut q, config.heads, config.head_dim, self.rope(step));
         rope(cpu, &mut k, config.kv_heads, config.head_dim, self.rope(step));
         let attended = self.attend(step, &q, &k, &v, room)?;
-        let (attn_out, scaled_o) = self.o.forward(step, parameters, &attended, room);
+        let packed = step.packed(&attended, step.n, room);
+        let input = Input { values: &attended, packed: &packed };
+        let (attn_out, scaled_o) = self.o.forward(step, parameters, input, room);
+        room.give_panels(packed);
         let mut middle = room.copy(x);
         let attn_out =
             self.join(step, parameters, &self.post_attn_norm, attn_out, &mut middle, room);
         let ffn_in = normed(step, parameters, &self.ffn_norm, &middle, room);
-        let (gate, scaled_gate) = self.gate.forward(step, parameters, &ffn_in, room);
-        let (up, scaled_up) = self.up.forward(step, parameters, &ffn_in, room);
+        let packed = step.packed(&ffn_in, step.n, room);
+        let input = Input { values: &ffn_in, packed: &packed };
+        let (gate, scaled_gate) = self.gate.forward(step, parameters, input, room);
+        let (up, scaled_up) = self.up.forward(step, parameters, input, room);
+        room.give_panels(packed);
         let gated = gated(step, &gate, &up, room);
         let mut out = room.copy(&middle);
         let (mut ffn_out, mut scaled_down) = (None, None);
@@ -182,7 +191,10 @@ impl<'c> Layer<'c> {
         let needed =
             self.post_ffn_norm.is_some() || self.down.lora.as_ref().is_some_and(Lora::scales);
         if wanted != Wanted::Saved || needed {
-            let (branch, scaled) = self.down.forward(step, parameters, &gated, room);
+            let packed = step.packed(&gated, step.n, room);
+            let input = Input { values: &gated, packed: &packed };
+            let (branch, scaled) = self.down.forward(step, parameters, input, room);
+            room.give_panels(packed);
             scaled_down = scaled;
             ffn_out = self.join(step, parameters, &self.post_ffn_norm, branch, &mut out, room);
         }

@@ -25,12 +25,12 @@ mod trainer;
 mod weight;
 
 pub use adamw::{AdamW, AdamWConfig};
+pub use bevel_kernels::linalg::Precision;
 pub use error::{Error, Result};
 pub use frozen::Frozen;
 pub use lora::{Adapter, LoraConfig, Start, Target};
 pub use network::{Batch, Network, NetworkConfig, Noise, Recompute};
 pub use parameters::{Parameter, Parameters};
 pub use peft::write_adapter;
-pub use room::Precision;
 pub use trainable::Trainable;
 pub use trainer::{Schedule, StepReport, TrainConfig, mean_loss, train};

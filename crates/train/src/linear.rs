@@ -5,7 +5,7 @@ use bevel_kernels::linalg::Update;
 
 use crate::Parameters;
 use crate::lora::{Lora, Scaled};
-use crate::room::{Room, Step};
+use crate::room::{Input, Room, Step};
 use crate::weight::{Matrix, Vector};
 
 /// A linear layer.
@@ -23,12 +23,12 @@ impl Linear<'_> {
         &self,
         step: &Step<'_>,
         parameters: &Parameters,
-        x: &[f32],
+        x: Input<'_>,
         room: &mut Room,
     ) -> (Vec<f32>, Option<Scaled>) {
         let (n, rows) = (step.n, self.weight.rows());
         let mut y = room.take(n * rows);
-        self.weight.forward(step, parameters, &mut y, x, n, room);
+        self.weight.forward(step, parameters, &mut y, x.packed, room);
         let mut scaled = None;
         if let Some(lora) = &self.lora {
             lora.forward(step, parameters, &mut y, x, room);
@@ -61,10 +61,13 @@ impl Linear<'_> {
             _ => None,
         };
         let d_y = before.as_deref().unwrap_or(d_y);
-        self.weight.backward(step, parameters, update, d_x, d_y, x, step.n, room);
+        let packed = step.packed(d_y, step.n, room);
+        let d_y = Input { values: d_y, packed: &packed };
+        self.weight.backward(step, parameters, update, d_x, d_y, x, room);
         if let Some(lora) = &self.lora {
             lora.backward(step, parameters, d_x, d_y, x, room);
         }
+        room.give_panels(packed);
         room.give(before);
     }
 }

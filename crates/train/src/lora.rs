@@ -4,12 +4,12 @@
 //! DoRA (arXiv 2402.09353) learns lengths and directions apart: each row of V = W + s B A is scaled to the length m
 //! that is learnt, y = m / ‖V‖ · V x + b, with ‖V‖ taken as a constant in the gradient.
 
-use bevel_kernels::linalg::{Update, View};
+use bevel_kernels::linalg::{Panels, Region, Update, View, gemm, multiply};
 use bevel_kernels::{Cpu, scale};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
-use crate::room::{Precision, Room, Step};
+use crate::room::{Input, Room, Step};
 use crate::svd::principal;
 use crate::weight::Matrix;
 use crate::{Parameters, noise};
@@ -241,15 +241,17 @@ impl Lora {
         step: &Step<'_>,
         parameters: &Parameters,
         y: &mut [f32],
-        x: &[f32],
+        x: Input<'_>,
         room: &mut Room,
     ) {
-        let dropped = self.dropped(step, x, room);
-        let x = dropped.as_deref().unwrap_or(x);
+        let dropped = self.dropped(step, x.values, room);
+        let packed = dropped.as_ref().map(|dropped| step.packed(dropped, step.n, room));
+        let x = packed.as_ref().unwrap_or(x.packed);
         self.add(step, y, x, parameters.get(self.a), parameters.get(self.b), self.scale, room);
         if let Some([a, b]) = &self.taken {
             self.add(step, y, x, a, b, -self.scale, room);
         }
+        packed.into_iter().for_each(|packed| room.give_panels(packed));
         room.give(dropped);
     }
 
@@ -259,33 +261,32 @@ impl Lora {
         &self,
         step: &Step<'_>,
         y: &mut [f32],
-        x: &[f32],
+        x: &Panels,
         a: &[f32],
         b: &[f32],
         factor: f32,
         room: &mut Room,
     ) {
+        let rank = self.rank;
         let inner = self.inner(step, a, x, factor, room);
-        let (n, rank) = (step.n, self.rank);
-        let inner_view = View::new(&inner, rank, n).transposed();
         let b = View::new(b, b.len() / rank, rank).transposed();
-        step.precision.product(step.cpu, Update::Add, inner_view, b, y);
+        step.product(Update::Add, View::new(&inner, step.n, rank), b, y);
         room.give([inner]);
     }
 
-    /// `factor A xᵀ`, `[r, n]`: products of few rows waste less than products of few columns.
+    /// `factor x Aᵀ`, `[n, r]`
     fn inner(
         &self,
         step: &Step<'_>,
         a: &[f32],
-        x: &[f32],
+        x: &Panels,
         factor: f32,
         room: &mut Room,
     ) -> Vec<f32> {
         let (n, rank, cols) = (step.n, self.rank, a.len() / self.rank);
-        let mut inner = room.take(rank * n);
-        let x = View::new(x, n, cols).transposed();
-        step.precision.product(step.cpu, Update::Set, View::new(a, rank, cols), x, &mut inner);
+        let mut inner = room.take(n * rank);
+        room.right.pack_right(step.cpu, step.precision, View::new(a, rank, cols).transposed());
+        multiply(step.cpu, Update::Set, x, &room.right, 0, &mut inner, rank);
         scale(step.cpu, &mut inner, factor);
         inner
     }
@@ -296,57 +297,66 @@ impl Lora {
         step: &Step<'_>,
         parameters: &mut Parameters,
         d_x: &mut [f32],
-        d_y: &[f32],
+        d_y: Input<'_>,
         x: &[f32],
         room: &mut Room,
     ) {
-        let (cpu, precision, n, rank) = (step.cpu, step.precision, step.n, self.rank);
+        let (n, rank) = (step.n, self.rank);
         let dropped = self.dropped(step, x, room);
         let x = dropped.as_deref().unwrap_or(x);
-        let inner = self.inner(step, parameters.get(self.a), x, self.scale, room);
+        let a = parameters.get(self.a);
+        let cols = a.len() / rank;
+        let (x, d_y_view) = (View::new(x, n, cols), View::new(d_y.values, n, d_y.values.len() / n));
+        // Products of few rows waste less than products of few columns: s A xᵀ, and Ḃᵀ = s (A xᵀ) ẏ.
+        let mut inner = room.take(rank * n);
+        step.product(Update::Set, View::new(a, rank, cols), x.transposed(), &mut inner);
+        scale(step.cpu, &mut inner, self.scale);
         let (b, d_b) = parameters.with_gradient(self.b);
         let rows = b.len() / rank;
-        // Ḃᵀ = s (A xᵀ) ẏ
         let mut d_b_turned = room.take(rank * rows);
-        let (inner_view, d_y_view) = (View::new(&inner, rank, n), View::new(d_y, n, rows));
-        precision.product(cpu, Update::Set, inner_view, d_y_view, &mut d_b_turned);
+        step.product(Update::Set, View::new(&inner, rank, n), d_y_view, &mut d_b_turned);
         for (k, row) in d_b_turned.chunks_exact(rows).enumerate() {
             d_b.iter_mut().skip(k).step_by(rank).zip(row).for_each(|(sum, d)| *sum += d);
         }
-        let mut d_inner = room.take(rank * n);
-        self.d_inner(step, &mut d_inner, b, d_y, self.scale);
-        let (a, d_a) = parameters.with_gradient(self.a);
-        let cols = a.len() / rank;
         // Ȧ = s (ẏ B)ᵀ x
-        let d_inner_view = View::new(&d_inner, rank, n);
-        precision.product(cpu, Update::Add, d_inner_view, View::new(x, n, cols), d_a);
+        let d_inner = self.d_inner(step, b, d_y.packed, self.scale, room);
+        let d_inner_view = View::new(&d_inner, n, rank);
+        let (a, d_a) = parameters.with_gradient(self.a);
+        step.product(Update::Add, d_inner_view.transposed(), x, d_a);
         let a = View::new(a, rank, cols);
-        match &dropped {
-            None => precision.product(cpu, Update::Add, d_inner_view.transposed(), a, d_x),
-            Some(_) => {
-                let mut d_dropped = room.take(d_x.len());
-                precision.product(cpu, Update::Set, d_inner_view.transposed(), a, &mut d_dropped);
-                noise::dropout(cpu, &mut d_dropped, self.dropout, self.seed(step));
-                bevel_kernels::add(cpu, d_x, &d_dropped);
-                room.give([d_dropped]);
-            }
+        if dropped.is_none() {
+            step.product(Update::Add, d_inner_view, a, d_x);
+        } else {
+            let mut d_dropped = room.take(d_x.len());
+            step.product(Update::Set, d_inner_view, a, &mut d_dropped);
+            noise::dropout(step.cpu, &mut d_dropped, self.dropout, self.seed(step));
+            bevel_kernels::add(step.cpu, d_x, &d_dropped);
+            room.give([d_dropped]);
         }
         if let Some([a, b]) = &self.taken {
-            self.d_inner(step, &mut d_inner, b, d_y, -self.scale);
-            let d_inner = View::new(&d_inner, rank, n).transposed();
-            precision.product(cpu, Update::Add, d_inner, View::new(a, rank, cols), d_x);
+            let d_inner = self.d_inner(step, b, d_y.packed, -self.scale, room);
+            step.product(Update::Add, View::new(&d_inner, n, rank), View::new(a, rank, cols), d_x);
+            room.give([d_inner]);
         }
         room.give([inner, d_b_turned, d_inner]);
         room.give(dropped);
     }
 
-    /// `factor Bᵀ d_yᵀ`, `[r, n]`
-    fn d_inner(&self, step: &Step<'_>, d_inner: &mut [f32], b: &[f32], d_y: &[f32], factor: f32) {
-        let (rank, rows) = (self.rank, b.len() / self.rank);
-        let b = View::new(b, rows, rank).transposed();
-        let d_y = View::new(d_y, step.n, rows).transposed();
-        step.precision.product(step.cpu, Update::Set, b, d_y, d_inner);
-        scale(step.cpu, d_inner, factor);
+    /// `factor d_y B`, `[n, r]`
+    fn d_inner(
+        &self,
+        step: &Step<'_>,
+        b: &[f32],
+        d_y: &Panels,
+        factor: f32,
+        room: &mut Room,
+    ) -> Vec<f32> {
+        let rank = self.rank;
+        let mut d_inner = room.take(step.n * rank);
+        room.right.pack_right(step.cpu, step.precision, View::new(b, b.len() / rank, rank));
+        multiply(step.cpu, Update::Set, d_y, &room.right, 0, &mut d_inner, rank);
+        scale(step.cpu, &mut d_inner, factor);
+        d_inner
     }
 
     /// What the adapter sees of an input, where that is not all.
@@ -424,13 +434,12 @@ impl Lora {
         let (rows, cols) = (weight.rows(), weight.cols());
         let a = View::new(a, rank, cols);
         // In single precision: a length is a small difference of large numbers where B A takes from W.
-        let single = Precision::Single;
         let mut own = vec![0.0; rank * rank];
-        single.product(cpu, Update::Set, a, a.transposed(), &mut own);
+        gemm(cpu, Update::Set, a, a.transposed(), &mut own, rank, Region::Whole);
         let mut cross = room.take(rank * rows);
         weight.for_each_tile(cpu, parameters, room, |tile_rows, tile| {
             let tile = View::new(tile, tile_rows.len(), cols).transposed();
-            single.product_in(cpu, Update::Set, a, tile, &mut cross[tile_rows.start..], rows);
+            gemm(cpu, Update::Set, a, tile, &mut cross[tile_rows.start..], rows, Region::Whole);
         });
         let lengths = (0..rows).map(|row| {
             let b = &b[row * rank..][..rank];

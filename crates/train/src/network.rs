@@ -1,12 +1,12 @@
 use std::ops::Range;
 
-use bevel_kernels::linalg::Update;
+use bevel_kernels::linalg::{Precision, Update};
 use bevel_kernels::{Cpu, RopeTable, cross_entropy, log_sum_exp, scale, softcap, softcap_backward};
 use bevel_model::{Checkpoint, ModelConfig};
 
 use crate::layer::{Layer, Saved, Wanted, normed, normed_backward};
 use crate::lora::{Adapter, Lora};
-use crate::room::{Precision, Room, Step};
+use crate::room::{Input, Room, Step};
 use crate::weight::{Loader, Matrix, Vector};
 use crate::{Error, Parameters, Result, Trainable, noise};
 
@@ -340,7 +340,9 @@ impl<'c> Network<'c> {
         let hidden = normed(step, parameters, &self.norm, &chosen, room);
         let mut logits = room.take(n * config.vocab_size);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        head.forward(step, parameters, &mut logits, &hidden, n, room);
+        let packed = step.packed(&hidden, n, room);
+        head.forward(step, parameters, &mut logits, &packed, room);
+        room.give_panels(packed);
         if config.logit_divisor != 1.0 {
             scale(cpu, &mut logits, 1.0 / config.logit_divisor);
         }
@@ -407,7 +409,10 @@ impl<'c> Network<'c> {
             }
             let mut d_hidden = room.take(n * dim);
             let (set, hidden) = (Update::Set, &found.hidden);
-            head.backward(&step, parameters, set, &mut d_hidden, d_logits, hidden, n, &mut room);
+            let packed = step.packed(d_logits, n, &mut room);
+            let d_logits = Input { values: d_logits, packed: &packed };
+            head.backward(&step, parameters, set, &mut d_hidden, d_logits, hidden, &mut room);
+            room.give_panels(packed);
             let mut d_chosen = room.zeros(n * dim);
             let chosen = &found.chosen;
             normed_backward(&step, parameters, &self.norm, &mut d_chosen, &d_hidden, chosen);

@@ -2,50 +2,9 @@
 
 use std::ops::Range;
 
-use bevel_kernels::linalg::{Region, Update, View, gemm, gemm_bf16};
+use bevel_kernels::linalg::{Panels, Precision, Update, View, gemm_in};
 use bevel_kernels::{AttentionScratch, Cpu, KvPool, RopeTable};
 use bevel_model::ModelConfig;
-
-/// What products multiply.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
-    /// Numbers rounded to bf16, added up in single precision, where the processor is faster at that; single precision
-    /// elsewhere.
-    #[default]
-    Bf16,
-    /// Single-precision numbers.
-    Single,
-}
-
-impl Precision {
-    /// `C = A · B`, or `C += A · B`; `c` is row-major without gaps.
-    pub(crate) fn product(
-        self,
-        cpu: &Cpu,
-        update: Update,
-        a: View<'_>,
-        b: View<'_>,
-        c: &mut [f32],
-    ) {
-        self.product_in(cpu, update, a, b, c, b.cols());
-    }
-
-    /// The same where rows of `c` begin `stride` values apart.
-    pub(crate) fn product_in(
-        self,
-        cpu: &Cpu,
-        update: Update,
-        a: View<'_>,
-        b: View<'_>,
-        c: &mut [f32],
-        stride: usize,
-    ) {
-        match self {
-            Self::Bf16 => gemm_bf16(cpu, update, a, b, c, stride),
-            Self::Single => gemm(cpu, update, a, b, c, stride, Region::Whole),
-        }
-    }
-}
 
 /// What a step runs over, the same for all layers.
 #[derive(Clone, Copy)]
@@ -62,11 +21,38 @@ pub(crate) struct Step<'a> {
     pub(crate) noise: Option<u64>,
 }
 
+impl Step<'_> {
+    /// `C = A · B`, or `C += A · B`.
+    pub(crate) fn product(&self, update: Update, a: View<'_>, b: View<'_>, c: &mut [f32]) {
+        gemm_in(self.cpu, self.precision, update, a, b, c, b.cols());
+    }
+
+    /// Values `[n, width]`, packed as the left factor of products.
+    pub(crate) fn packed(&self, values: &[f32], n: usize, room: &mut Room) -> Panels {
+        let mut panels = room.panels.pop().unwrap_or_default();
+        let width = values.len() / n.max(1);
+        panels.pack_left(self.cpu, self.precision, View::new(values, n, width));
+        panels
+    }
+}
+
+/// The input of linear layers, `[n, in]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Input<'a> {
+    pub(crate) values: &'a [f32],
+    /// The same, packed as the left factor of products.
+    pub(crate) packed: &'a Panels,
+}
+
 /// Buffers that steps share.
 #[derive(Debug, Default)]
 pub(crate) struct Room {
     /// Unpacked weights.
     pub(crate) tile: Vec<f32>,
+    /// Packed weights.
+    pub(crate) right: Panels,
+    /// Panels that lie idle.
+    panels: Vec<Panels>,
     pub(crate) kv: Option<KvPool>,
     pub(crate) attention: AttentionScratch,
     /// Buffers that lie idle, and the step that gave them back.
@@ -117,5 +103,10 @@ impl Room {
     pub(crate) fn give(&mut self, buffers: impl IntoIterator<Item = Vec<f32>>) {
         let buffers = buffers.into_iter().filter(|buffer| buffer.capacity() > 0);
         self.spare.extend(buffers.map(|buffer| (self.steps, buffer)));
+    }
+
+    /// Takes panels back.
+    pub(crate) fn give_panels(&mut self, panels: Panels) {
+        self.panels.push(panels);
     }
 }

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use bevel_kernels::linalg::{Update, View};
+use bevel_kernels::linalg::{Panels, Update, View, multiply};
 use bevel_kernels::{Cpu, rms_norm_backward};
 use bevel_model::{Checkpoint, Result};
 use rand_pcg::Pcg64Mcg;
 
-use crate::room::{Room, Step};
+use crate::room::{Input, Room, Step};
 use crate::{Frozen, Parameters, Trainable};
 
 /// A matrix `[out, in]` of the model.
@@ -113,29 +113,28 @@ impl Matrix<'_> {
         }
     }
 
-    /// `y = x Wᵀ` for `n` rows.
+    /// `y = x Wᵀ`, with `x` packed as the left factor.
     pub(crate) fn forward(
         &self,
         step: &Step<'_>,
         parameters: &Parameters,
         y: &mut [f32],
-        x: &[f32],
-        n: usize,
+        x: &Panels,
         room: &mut Room,
     ) {
+        let (cpu, precision, right) = (step.cpu, step.precision, &mut room.right);
         match self {
-            Self::Frozen(frozen) => {
-                frozen.forward(step.cpu, step.precision, y, x, n, &mut room.tile);
-            }
+            Self::Frozen(frozen) => frozen.forward(cpu, precision, y, x, right),
             Self::Trained { parameter, rows, cols } => {
                 let values = &parameters.get(*parameter)[rows.start * cols..rows.end * cols];
-                let weights = View::new(values, rows.len(), *cols).transposed();
-                step.precision.product(step.cpu, Update::Set, View::new(x, n, *cols), weights, y);
+                right.pack_right(cpu, precision, View::new(values, rows.len(), *cols).transposed());
+                multiply(cpu, Update::Set, x, right, 0, y, rows.len());
             }
         }
     }
 
-    /// `d_x = d_y W`, or what `update` says; and where the matrix is trained `Ẇ += d_yᵀ x`.
+    /// `d_x = d_y W`, or what `update` says, with `d_y` packed as the left factor as well; and where the matrix is trained
+    /// `Ẇ += d_yᵀ x`.
     #[allow(clippy::too_many_arguments)] // Those of a product.
     pub(crate) fn backward(
         &self,
@@ -143,24 +142,25 @@ impl Matrix<'_> {
         parameters: &mut Parameters,
         update: Update,
         d_x: &mut [f32],
-        d_y: &[f32],
+        d_y: Input<'_>,
         x: &[f32],
-        n: usize,
         room: &mut Room,
     ) {
+        let (cpu, precision, right) = (step.cpu, step.precision, &mut room.right);
         match self {
-            Self::Frozen(frozen) => {
-                let tile = &mut room.tile;
-                frozen.backward(step.cpu, step.precision, update, d_x, d_y, n, tile);
-            }
+            Self::Frozen(frozen) => frozen.backward(cpu, precision, update, d_x, d_y.packed, right),
             Self::Trained { parameter, rows, cols } => {
                 let part = rows.start * cols..rows.end * cols;
                 let (values, gradient) = parameters.with_gradient(*parameter);
-                let d_y = View::new(d_y, n, rows.len());
-                let weights = View::new(&values[part.clone()], rows.len(), *cols);
-                step.precision.product(step.cpu, update, d_y, weights, d_x);
-                let (x, gradient) = (View::new(x, n, *cols), &mut gradient[part]);
-                step.precision.product(step.cpu, Update::Add, d_y.transposed(), x, gradient);
+                right.pack_right(
+                    cpu,
+                    precision,
+                    View::new(&values[part.clone()], rows.len(), *cols),
+                );
+                multiply(cpu, update, d_y.packed, right, 0, d_x, *cols);
+                let n = x.len() / cols;
+                let (d_y, x) = (View::new(d_y.values, n, rows.len()), View::new(x, n, *cols));
+                step.product(Update::Add, d_y.transposed(), x, &mut gradient[part]);
             }
         }
     }

@@ -10,9 +10,10 @@
 //! q̇ᵢ = scale · Σⱼ ṡᵢⱼ kⱼ      k̇ⱼ = scale · Σᵢ ṡᵢⱼ qᵢ
 //! ```
 //!
-//! Scores are computed again, a tile of 64 × 64 at a time, and never whole. A first pass goes over tiles of
-//! queries: it finds L and δ and gives q̇. A second goes over tiles of keys and gives k̇ and v̇: each is a sum in a
-//! fixed order in one task, so results depend neither on threads nor on the instruction set.
+//! Scores are computed again, for a tile of queries and all keys that these see: memory grows with the number of tokens
+//! and not with its square. A task has one head of one sequence and adds up in a fixed order; the gradients that query
+//! heads give to a key–value head they share are added up after. So results depend neither on threads nor on the
+//! instruction set.
 
 use std::ops::Range;
 
@@ -23,6 +24,9 @@ use crate::{Cpu, Isa};
 
 /// Queries and keys of a tile.
 const TILE: usize = 64;
+
+/// Columns of products go in pieces of so many.
+const PIECE: usize = 2 * LANES;
 
 /// What attention was computed from, and what came of it: `n` tokens of sequences that follow one another.
 #[derive(Clone, Copy, Debug)]
@@ -76,77 +80,56 @@ pub fn attention_backward(
         return;
     }
     // A head's rows side by side.
-    let by_head = ByHead {
-        n,
-        q: heads_first(cpu, attended.q, heads, d),
-        k: heads_first(cpu, attended.k, kv_heads, d),
-        v: heads_first(cpu, attended.v, kv_heads, d),
-        out: heads_first(cpu, attended.out, heads, d),
-        d_out: heads_first(cpu, d_out, heads, d),
-    };
-    let (mut d_q, mut lse) = (vec![0.0; n * heads * d], vec![[0.0f32; 2]; n * heads]);
+    let q = heads_first(cpu, attended.q, heads, d);
+    let k = heads_first(cpu, attended.k, kv_heads, d);
+    let v = heads_first(cpu, attended.v, kv_heads, d);
+    let out = heads_first(cpu, attended.out, heads, d);
+    let d_out = heads_first(cpu, d_out, heads, d);
+    let mut found = vec![0.0; 3 * n * heads * d];
+    let (d_q, rest) = found.split_at_mut(n * heads * d);
+    let (d_k, d_v) = rest.split_at_mut(n * heads * d);
     let mut tasks = Vec::new();
-    let (mut rest, mut rest_lse) = (&mut d_q[..], &mut lse[..]);
-    for (head, tile, rows) in tiles(heads, attended.sequences) {
-        let (d_q, lse);
-        (d_q, rest) = rest.split_at_mut(tile.len() * d);
-        (lse, rest_lse) = rest_lse.split_at_mut(tile.len());
-        tasks.push((head, tile, rows, d_q, lse));
+    let (mut rest_q, mut rest_k, mut rest_v) = (&mut *d_q, &mut *d_k, &mut *d_v);
+    for head in 0..heads {
+        let kv_head = head / (heads / kv_heads);
+        for rows in attended.sequences {
+            let of = |head: usize| (head * n + rows.start) * d..(head * n + rows.end) * d;
+            let (own, shared) = (of(head), of(kv_head));
+            let head = Head {
+                q: &q[own.clone()],
+                k: &k[shared.clone()],
+                v: &v[shared],
+                out: &out[own.clone()],
+                d_out: &d_out[own],
+            };
+            let (d_q, d_k, d_v);
+            (d_q, rest_q) = rest_q.split_at_mut(rows.len() * d);
+            (d_k, rest_k) = rest_k.split_at_mut(rows.len() * d);
+            (d_v, rest_v) = rest_v.split_at_mut(rows.len() * d);
+            tasks.push((head, [d_q, d_k, d_v]));
+        }
     }
     cpu.pool().run_chunks(&mut tasks, 1, |_, task| {
-        let (head, tile, rows, d_q, lse) = &mut task[0];
-        let queries = Tile { head: *head, tile: tile.clone(), sequence: rows.clone() };
-        queries_backward(cpu.isa(), d_q, lse, &by_head, &queries, spec);
+        let (head, gradients) = &mut task[0];
+        head.backward(cpu.isa(), gradients, spec);
     });
     drop(tasks);
-    let (mut d_k, mut d_v) = (vec![0.0; n * kv_heads * d], vec![0.0; n * kv_heads * d]);
-    let mut tasks = Vec::new();
-    let (mut rest_k, mut rest_v) = (&mut d_k[..], &mut d_v[..]);
-    for (head, tile, rows) in tiles(kv_heads, attended.sequences) {
-        let (d_k, d_v);
-        (d_k, rest_k) = rest_k.split_at_mut(tile.len() * d);
-        (d_v, rest_v) = rest_v.split_at_mut(tile.len() * d);
-        tasks.push((head, tile, rows, d_k, d_v));
+    tokens_first(cpu, gradients.q, d_q, heads, d);
+    for (gradient, found) in [(gradients.k, d_k), (gradients.v, d_v)] {
+        // Of the query heads that share a head, into the first.
+        let group = heads / kv_heads;
+        cpu.pool().run_chunks(found, group * n * d, |_, heads| {
+            let (first, others) = heads.split_at_mut(n * d);
+            for other in others.chunks_exact(n * d) {
+                first.iter_mut().zip(other).for_each(|(sum, d)| *sum += d);
+            }
+        });
+        cpu.pool().run_chunks(gradient, kv_heads * d, |token, out| {
+            for (head, out) in out.chunks_exact_mut(d).enumerate() {
+                out.copy_from_slice(&found[(head * group * n + token) * d..][..d]);
+            }
+        });
     }
-    cpu.pool().run_chunks(&mut tasks, 1, |_, task| {
-        let (head, tile, rows, d_k, d_v) = &mut task[0];
-        let keys = Tile { head: *head, tile: tile.clone(), sequence: rows.clone() };
-        keys_backward(cpu.isa(), d_k, d_v, &lse, &by_head, &keys, spec);
-    });
-    drop(tasks);
-    tokens_first(cpu, gradients.q, &d_q, heads, d);
-    tokens_first(cpu, gradients.k, &d_k, kv_heads, d);
-    tokens_first(cpu, gradients.v, &d_v, kv_heads, d);
-}
-
-/// Everything `[heads, n, head_dim]`, or of key–value heads.
-struct ByHead {
-    n: usize,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    out: Vec<f32>,
-    d_out: Vec<f32>,
-}
-
-/// Some rows of a sequence, of one head.
-struct Tile {
-    head: usize,
-    tile: Range<usize>,
-    sequence: Range<usize>,
-}
-
-/// Heads, tiles of rows and the sequence that these belong to, in the order of `[heads, n]`.
-fn tiles(
-    heads: usize,
-    sequences: &[Range<usize>],
-) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> {
-    (0..heads).flat_map(move |head| {
-        sequences.iter().flat_map(move |rows| {
-            let starts = rows.clone().step_by(TILE);
-            starts.map(move |start| (head, start..rows.end.min(start + TILE), rows.clone()))
-        })
-    })
 }
 
 /// `[n, heads, d]` as `[heads, n, d]`.
@@ -171,215 +154,171 @@ fn tokens_first(cpu: &Cpu, out: &mut [f32], x: &[f32], heads: usize, d: usize) {
     });
 }
 
-/// Rows of a head, `[rows, d]`.
-fn rows_of(x: &[f32], n: usize, head: usize, rows: Range<usize>, d: usize) -> &[f32] {
-    &x[(head * n + rows.start) * d..][..rows.len() * d]
-}
-
-/// The columns of a head's rows, `[d, TILE]`; those beyond the last row are 0.
-fn columns_of(x: &[f32], d: usize, out: &mut Vec<f32>) {
-    out.clear();
-    out.resize(d * TILE, 0.0);
+/// The columns of a head's rows, `[d, stride]`; those beyond the last row are 0.
+fn columns_of(x: &[f32], d: usize, stride: usize) -> Vec<f32> {
+    let mut out = vec![0.0; d * stride];
     for (row, x) in x.chunks_exact(d).enumerate() {
         for (column, &x) in x.iter().enumerate() {
-            out[column * TILE + row] = x;
+            out[column * stride + row] = x;
         }
     }
+    out
 }
 
-/// Whether a query sees a key.
-#[inline(always)]
-fn sees(query: usize, key: usize, sequence: usize, window: Option<usize>) -> bool {
-    // Positions count from the sequence's beginning.
-    let (query, key) = (query - sequence, key - sequence);
-    key <= query && window.is_none_or(|window| key + window > query)
+/// One query head of one sequence: `[tokens, d]` each.
+struct Head<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    out: &'a [f32],
+    d_out: &'a [f32],
 }
 
-/// Tiles of keys that some of these queries see, the first one first.
-fn keys_seen(queries: &Tile, window: Option<usize>) -> impl Iterator<Item = Range<usize>> {
-    let Tile { tile, sequence, .. } = queries;
-    let first = window.map_or(sequence.start, |window| {
-        sequence.start.max((tile.start + 1).saturating_sub(window))
-    });
-    let (first, end) = (sequence.start + (first - sequence.start) / TILE * TILE, tile.end);
-    (first..end).step_by(TILE).map(move |start| start..end.min(start + TILE))
-}
-
-/// q̇ of a tile of queries, `[queries, d]`, and their L and δ.
-fn queries_backward(
-    isa: Isa,
-    d_q: &mut [f32],
-    lse: &mut [[f32; 2]],
-    all: &ByHead,
-    queries: &Tile,
-    spec: &AttentionSpec,
-) {
-    let AttentionSpec { heads, kv_heads, head_dim: d, scale, softcap, window } = *spec;
-    let Tile { head, ref tile, ref sequence } = *queries;
-    let kv_head = head / (heads / kv_heads);
-    let (n, count) = (all.n, tile.len());
-    let q = rows_of(&all.q, n, head, tile.clone(), d);
-    let d_out = rows_of(&all.d_out, n, head, tile.clone(), d);
-    let out = rows_of(&all.out, n, head, tile.clone(), d);
-    let (mut columns, mut scores, mut d_p) =
-        (Vec::new(), vec![0.0; count * TILE], vec![0.0; count * TILE]);
-    // c, with −∞ where a query does not see a key.
-    let mut score = |scores: &mut [f32], keys: &Range<usize>| {
-        columns_of(rows_of(&all.k, n, kv_head, keys.clone(), d), d, &mut columns);
-        scores.fill(0.0);
-        product(isa, scores, q, &columns, count, d, TILE);
-        cap(isa, scores, scale, softcap);
-        for (row, scores) in scores.chunks_exact_mut(TILE).enumerate() {
-            for (column, score) in scores.iter_mut().enumerate() {
-                let key = keys.start + column;
-                if key >= keys.end || !sees(tile.start + row, key, sequence.start, window) {
-                    *score = f32::NEG_INFINITY;
-                }
-            }
-        }
-    };
-    let mut most = [f32::NEG_INFINITY; TILE];
-    let mut sums = [0.0f32; TILE];
-    for keys in keys_seen(queries, window) {
-        score(&mut scores, &keys);
-        for (row, scores) in scores.chunks_exact(TILE).enumerate() {
-            let higher = scores.iter().copied().fold(most[row], f32::max);
-            if higher > f32::NEG_INFINITY {
-                sums[row] = sums[row] * exp(most[row] - higher) + sum_exp(isa, scores, higher);
-                most[row] = higher;
-            }
-        }
-    }
-    for (row, [lse, delta]) in lse.iter_mut().enumerate() {
-        *lse = most[row] + sums[row].ln();
-        *delta = dot(isa, &d_out[row * d..][..d], &out[row * d..][..d]);
-    }
-    let mut value_columns = Vec::new();
-    d_q.fill(0.0);
-    for keys in keys_seen(queries, window) {
-        score(&mut scores, &keys);
-        columns_of(rows_of(&all.v, n, kv_head, keys.clone(), d), d, &mut value_columns);
-        d_p.fill(0.0);
-        product(isa, &mut d_p, d_out, &value_columns, count, d, TILE);
-        for (row, &[lse, delta]) in lse.iter().enumerate() {
-            let (scores, d_p) = (&mut scores[row * TILE..][..TILE], &d_p[row * TILE..][..TILE]);
-            score_gradients(isa, scores, d_p, lse, delta, scale, softcap);
-        }
-        // Columns beyond the last key are 0.
-        let k = rows_of(&all.k, n, kv_head, keys.clone(), d);
-        for (row, d_q) in d_q.chunks_exact_mut(d).enumerate() {
-            product(isa, d_q, &scores[row * TILE..][..keys.len()], k, 1, keys.len(), d);
-        }
-    }
-}
-
-/// k̇ and v̇ of a tile of keys, `[keys, d]` each.
-fn keys_backward(
-    isa: Isa,
-    d_k: &mut [f32],
-    d_v: &mut [f32],
-    lse: &[[f32; 2]],
-    all: &ByHead,
-    keys: &Tile,
-    spec: &AttentionSpec,
-) {
-    let AttentionSpec { heads, kv_heads, head_dim: d, scale, softcap, window } = *spec;
-    let Tile { head: kv_head, ref tile, ref sequence } = *keys;
-    let (n, count, group) = (all.n, tile.len(), heads / kv_heads);
-    let k = rows_of(&all.k, n, kv_head, tile.clone(), d);
-    let v = rows_of(&all.v, n, kv_head, tile.clone(), d);
-    let (mut columns, mut scores, mut d_p) =
-        (Vec::new(), vec![0.0; count * TILE], vec![0.0; count * TILE]);
-    let mut p = vec![0.0; count * TILE];
-    d_k.fill(0.0);
-    d_v.fill(0.0);
-    for head in kv_head * group..(kv_head + 1) * group {
-        for start in (tile.start..sequence.end).step_by(TILE) {
-            let queries = start..sequence.end.min(start + TILE);
-            let last_seen = window.map_or(sequence.end, |window| tile.end - 1 + window);
-            if queries.start >= last_seen {
-                break;
-            }
-            let q = rows_of(&all.q, n, head, queries.clone(), d);
-            let d_out = rows_of(&all.d_out, n, head, queries.clone(), d);
-            columns_of(q, d, &mut columns);
+impl Head<'_> {
+    /// q̇, and the head's part of k̇ and v̇; all are zero before.
+    fn backward(&self, isa: Isa, gradients: &mut [&mut [f32]; 3], spec: &AttentionSpec) {
+        let AttentionSpec { head_dim: d, scale, softcap, window, .. } = *spec;
+        let [d_q, d_k, d_v] = gradients;
+        let n = self.q.len() / d;
+        let stride = n.next_multiple_of(PIECE);
+        let (k_columns, v_columns) = (columns_of(self.k, d, stride), columns_of(self.v, d, stride));
+        let mut scores = vec![0.0; TILE * stride];
+        let (mut d_p, mut p) = (vec![0.0; TILE * TILE], vec![0.0; TILE * TILE]);
+        for start in (0..n).step_by(TILE) {
+            let queries = start..n.min(start + TILE);
+            let count = queries.len();
+            let q = &self.q[queries.start * d..queries.end * d];
+            let d_out = &self.d_out[queries.start * d..queries.end * d];
+            // The keys that some of them see, from the beginning of a tile.
+            let first = window.map_or(0, |window| (start + 1).saturating_sub(window));
+            let first = first / TILE * TILE;
+            let width = (queries.end - first).next_multiple_of(PIECE);
+            let scores = &mut scores[..count * width];
             scores.fill(0.0);
-            product(isa, &mut scores, k, &columns, count, d, TILE);
-            cap(isa, &mut scores, scale, softcap);
-            columns_of(d_out, d, &mut columns);
-            d_p.fill(0.0);
-            product(isa, &mut d_p, v, &columns, count, d, TILE);
-            let lse = &lse[head * n + queries.start..][..queries.len()];
-            for row in 0..count {
-                let key = tile.start + row;
-                let (scores, d_p) = (&mut scores[row * TILE..], &d_p[row * TILE..]);
-                let p = &mut p[row * TILE..];
-                for (column, &[lse, delta]) in lse.iter().enumerate() {
-                    let seen = sees_later(queries.start + column, key, sequence.start, window);
-                    let (c, d_p) = (scores[column], d_p[column]);
-                    p[column] = if seen { exp(c - lse) } else { 0.0 };
-                    let slope = softcap.map_or(scale, |cap| scale * (1.0 - (c / cap) * (c / cap)));
-                    scores[column] = p[column] * (d_p - delta) * slope;
-                }
+            let columns = Factor { values: &k_columns[first..], strides: (stride, 1) };
+            product(
+                isa,
+                scores,
+                width,
+                Factor { values: q, strides: (d, 1) },
+                columns,
+                [count, d, width],
+            );
+            cap(isa, scores, scale, softcap);
+            let mut logs = [[0.0f32; 2]; TILE];
+            for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
+                // −∞ where a query does not see a key.
+                let query = start + row;
+                let before = window.map_or(0, |window| (query + 1).saturating_sub(window));
+                scores[..before.saturating_sub(first)].fill(f32::NEG_INFINITY);
+                scores[query + 1 - first..].fill(f32::NEG_INFINITY);
+                let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let out = &self.out[query * d..][..d];
+                let delta = dot(isa, &d_out[row * d..][..d], out);
+                logs[row] = [most + sum_exp(isa, scores, most).ln(), delta];
             }
-            for row in 0..count {
-                let (p, d_s) = (&p[row * TILE..][..lse.len()], &scores[row * TILE..][..lse.len()]);
-                product(isa, &mut d_v[row * d..][..d], p, d_out, 1, lse.len(), d);
-                product(isa, &mut d_k[row * d..][..d], d_s, q, 1, lse.len(), d);
+            for key in (first..queries.end).step_by(TILE) {
+                let keys = key..queries.end.min(key + TILE);
+                let seen = keys.len();
+                d_p.fill(0.0);
+                let columns = Factor { values: &v_columns[key..], strides: (stride, 1) };
+                let padded = seen.next_multiple_of(PIECE);
+                product(
+                    isa,
+                    &mut d_p,
+                    TILE,
+                    Factor { values: d_out, strides: (d, 1) },
+                    columns,
+                    [count, d, padded],
+                );
+                for (row, &[log, delta]) in logs[..count].iter().enumerate() {
+                    let scores = &mut scores[row * width + key - first..][..seen];
+                    let (p, d_p) = (&mut p[row * TILE..][..seen], &d_p[row * TILE..][..seen]);
+                    score_gradients(isa, scores, p, d_p, log, delta, scale, softcap);
+                }
+                let d_scores = &scores[key - first..];
+                let rows = Factor { values: &self.k[key * d..], strides: (d, 1) };
+                let d_s = Factor { values: d_scores, strides: (width, 1) };
+                product(isa, &mut d_q[start * d..], d, d_s, rows, [count, seen, d]);
+                let turned = Factor { values: d_scores, strides: (1, width) };
+                let q = Factor { values: q, strides: (d, 1) };
+                product(isa, &mut d_k[key * d..], d, turned, q, [seen, count, d]);
+                let turned = Factor { values: &p, strides: (1, TILE) };
+                let d_out = Factor { values: d_out, strides: (d, 1) };
+                product(isa, &mut d_v[key * d..], d, turned, d_out, [seen, count, d]);
             }
         }
     }
 }
 
-/// As [`sees`], for queries of which some come before the key.
+/// Element `(i, j)` is `values[i · strides.0 + j · strides.1]`.
+#[derive(Clone, Copy)]
+struct Factor<'a> {
+    values: &'a [f32],
+    strides: (usize, usize),
+}
+
+/// `c += a · b` for `ROWS` rows and `COLS` columns: sums in the order of `k`.
 #[inline(always)]
-fn sees_later(query: usize, key: usize, sequence: usize, window: Option<usize>) -> bool {
-    query >= key && sees(query, key, sequence, window)
+fn piece<const ROWS: usize, const COLS: usize>(
+    c: &mut [f32],
+    stride: usize,
+    a: Factor<'_>,
+    b: &[f32],
+    b_stride: usize,
+    k: usize,
+) {
+    let mut sums = [[0.0f32; COLS]; ROWS];
+    for row in 0..ROWS {
+        sums[row].copy_from_slice(&c[row * stride..][..COLS]);
+    }
+    for i in 0..k {
+        let b: &[f32; COLS] = b[i * b_stride..][..COLS].try_into().unwrap();
+        for row in 0..ROWS {
+            let a = a.values[row * a.strides.0 + i * a.strides.1];
+            for j in 0..COLS {
+                sums[row][j] = a.mul_add(b[j], sums[row][j]);
+            }
+        }
+    }
+    for row in 0..ROWS {
+        c[row * stride..][..COLS].copy_from_slice(&sums[row]);
+    }
 }
 
 for_each_isa! {
-    /// `c += a · b`, with `a` `[m, k]`, `b` `[k, n]` and `c` `[m, n]`: sums in the order of `k`.
-    fn product(c: &mut [f32], a: &[f32], b: &[f32], m: usize, k: usize, n: usize) {
-        const ROWS: usize = 4;
-        const COLS: usize = 2 * LANES;
-        for first in (0..m).step_by(ROWS) {
-            let rows = ROWS.min(m - first);
+    /// `c += a · b`, with `a` `[m, k]`, `b` `[k, n]` whose rows lie side by side, and `c` `[m, n]` in rows that begin
+    /// `stride` apart: sums in the order of `k`.
+    fn product(c: &mut [f32], stride: usize, a: Factor<'_>, b: Factor<'_>, size: [usize; 3]) {
+        const ROWS: usize = 6;
+        let ([m, k, n], b_stride) = (size, b.strides.0);
+        for row in (0..m).step_by(ROWS) {
+            let rows = ROWS.min(m - row);
+            let a = Factor { values: &a.values[row * a.strides.0..], ..a };
+            let c = &mut c[row * stride..];
             let mut column = 0;
-            while column + COLS <= n {
-                let mut sums = [[0.0f32; COLS]; ROWS];
-                for row in 0..rows {
-                    sums[row].copy_from_slice(&c[(first + row) * n + column..][..COLS]);
-                }
-                if rows == ROWS {
-                    for i in 0..k {
-                        let b: &[f32; COLS] = b[i * n + column..][..COLS].try_into().unwrap();
-                        for row in 0..ROWS {
-                            let a = a[(first + row) * k + i];
-                            for j in 0..COLS {
-                                sums[row][j] = a.mul_add(b[j], sums[row][j]);
-                            }
-                        }
-                    }
+            while column + LANES <= n {
+                let (wide, b) = (column + PIECE <= n, &b.values[column..]);
+                if wide && rows == ROWS {
+                    piece::<ROWS, PIECE>(&mut c[column..], stride, a, b, b_stride, k);
                 } else {
                     for row in 0..rows {
-                        for i in 0..k {
-                            let b: &[f32; COLS] = b[i * n + column..][..COLS].try_into().unwrap();
-                            let a = a[(first + row) * k + i];
-                            for j in 0..COLS {
-                                sums[row][j] = a.mul_add(b[j], sums[row][j]);
-                            }
+                        let a = Factor { values: &a.values[row * a.strides.0..], ..a };
+                        let c = &mut c[row * stride + column..];
+                        match wide {
+                            true => piece::<1, PIECE>(c, stride, a, b, b_stride, k),
+                            false => piece::<1, LANES>(c, stride, a, b, b_stride, k),
                         }
                     }
                 }
-                for row in 0..rows {
-                    c[(first + row) * n + column..][..COLS].copy_from_slice(&sums[row]);
-                }
-                column += COLS;
+                column += if wide { PIECE } else { LANES };
             }
-            for row in first..first + rows {
+            for row in 0..rows {
                 for j in column..n {
+                    let sum = &mut c[row * stride + j];
                     for i in 0..k {
-                        c[row * n + j] = a[row * k + i].mul_add(b[i * n + j], c[row * n + j]);
+                        let a = a.values[row * a.strides.0 + i * a.strides.1];
+                        *sum = a.mul_add(b.values[i * b_stride + j], *sum);
                     }
                 }
             }
@@ -415,9 +354,10 @@ for_each_isa! {
         crate::math::sum_lanes(lanes)
     }
 
-    /// scale · ṡ in the place of c.
+    /// p, and scale · ṡ in the place of c.
     fn score_gradients(
         scores: &mut [f32],
+        p: &mut [f32],
         d_p: &[f32],
         lse: f32,
         delta: f32,
@@ -425,13 +365,13 @@ for_each_isa! {
         softcap: Option<f32>,
     ) {
         let inverse = softcap.map_or(0.0, |cap| 1.0 / cap);
-        for (score, d_p) in scores.iter_mut().zip(d_p) {
+        for ((score, p), d_p) in scores.iter_mut().zip(p).zip(d_p) {
             let c = *score;
-            let p = exp(c - lse);
+            *p = exp(c - lse);
             let bent = c * inverse;
             // A key that is not seen has c = −∞, p = 0, and no slope.
-            let slope = if p == 0.0 { 0.0 } else { 1.0 - bent * bent };
-            *score = p * (d_p - delta) * (slope * scale);
+            let slope = if *p == 0.0 { 0.0 } else { 1.0 - bent * bent };
+            *score = *p * (d_p - delta) * (slope * scale);
         }
     }
 }

@@ -1,13 +1,10 @@
-//! Matrix products, blocked for caches: both factors are packed into panels as wide as a tile of
-//! the result, [`DEPTH`] of their common dimension at a time.
+//! Matrix products, blocked for caches: both factors are packed into panels as wide as a tile of the result.
 
 use std::cell::Cell;
-use std::ops::Range;
-
-use bevel_base::AlignedVec;
 
 use super::View;
-use super::tile::{self, Factors, MOST, Shape};
+use super::panels::{Panels, Precision};
+use super::tile::{self, MOST, Shape};
 use crate::Cpu;
 
 /// What becomes of the product.
@@ -30,22 +27,12 @@ pub enum Region {
     Lower,
 }
 
-/// How much of the common dimension is packed at a time: a panel of `B` stays in the first cache.
-/// Sums are cut here, and nowhere else.
-const DEPTH: usize = 256;
-
-/// The same for factors in bf16, at most: the run is cut into equal parts, and a panel of `A` stays in the first cache.
-const DEPTH_BF16: usize = 1024;
-
 /// Rows and columns of the result that one task computes, about: the panels of `A` stay in the
 /// second cache.
 const TASK: (usize, usize) = (192, 512);
 
 /// Tasks for each thread, where there is enough to do, so that none is idle for long at the end.
 const SPREAD: usize = 4;
-
-/// Panels that one task packs.
-const PACKED: usize = 8;
 
 /// `C ±= A · B`, with `A` `[m, k]`, `B` `[k, n]`, and `C` `[m, n]` in rows that begin `stride` values
 /// apart in `c`.
@@ -64,30 +51,30 @@ pub fn gemm(
     stride: usize,
     region: Region,
 ) {
-    product(cpu, Factors::F32, update, a, b, c, stride, region);
+    product(cpu, Precision::Single, update, a, b, c, stride, region);
 }
 
-/// [`gemm`] of factors that are rounded to bf16, added up in single precision: twice as fast where
-/// [`Isa::has_bf16_products`](crate::Isa::has_bf16_products). Elsewhere it is [`gemm`], and rounds nothing.
+/// [`gemm`] of the whole result in a precision: the same bits on every number of threads, but not on every instruction set
+/// where factors are rounded.
 ///
 /// # Panics
 /// Where the dimensions do not fit.
-pub fn gemm_bf16(
+pub fn gemm_in(
     cpu: &Cpu,
+    precision: Precision,
     update: Update,
     a: View<'_>,
     b: View<'_>,
     c: &mut [f32],
     stride: usize,
 ) {
-    let factors = if cpu.isa().has_bf16_products() { Factors::Bf16 } else { Factors::F32 };
-    product(cpu, factors, update, a, b, c, stride, Region::Whole);
+    product(cpu, precision, update, a, b, c, stride, Region::Whole);
 }
 
 #[allow(clippy::too_many_arguments)] // Those of a product.
 fn product(
     cpu: &Cpu,
-    factors: Factors,
+    precision: Precision,
     update: Update,
     a: View<'_>,
     b: View<'_>,
@@ -95,154 +82,146 @@ fn product(
     stride: usize,
     region: Region,
 ) {
-    let (m, k, n) = (a.rows(), a.cols(), b.cols());
+    let k = a.cols();
     assert_eq!(k, b.rows(), "gemm: common dimension");
-    if m == 0 || n == 0 {
-        return;
-    }
-    assert!(n <= stride && (m - 1) * stride + n <= c.len(), "gemm: [{m}, {n}] in {}", c.len());
-    if k == 0 {
-        if update == Update::Set {
-            c.chunks_mut(stride).take(m).for_each(|row| row[..n].fill(0.0));
-        }
-        return;
-    }
-    let shape = tile::shape(cpu.isa(), m);
-    let depth = match factors {
-        Factors::F32 => k.min(DEPTH),
-        Factors::Bf16 => k.div_ceil(k.div_ceil(DEPTH_BF16)).next_multiple_of(2),
-    };
-    let (tall, wide) = (m.div_ceil(shape.rows), n.div_ceil(shape.cols));
-    let words = factors.words(depth);
-    let (left_len, right_len) = (tall * shape.rows * words, wide * shape.cols * words);
-    let mut panels = PANELS.replace(AlignedVec::zeroed(0));
-    if panels.len() < left_len + right_len {
-        panels = AlignedVec::zeroed(left_len + right_len);
-    }
-    // First those that are read as vectors, so that they are aligned.
-    let (right, left) = panels.split_at_mut(right_len);
-    let out = Output { values: c.as_mut_ptr(), stride, m, n, region };
-    for first in (0..k).step_by(depth) {
-        let range = first..k.min(first + depth);
-        let words = factors.words(range.len());
-        let left = &mut left[..tall * shape.rows * words];
-        let right = &mut right[..wide * shape.cols * words];
-        pack(cpu, factors, a.transposed(), range.clone(), shape.rows, left);
-        pack(cpu, factors, b, range, shape.cols, right);
+    let (mut left, mut right) = PANELS.take();
+    // So much of the common dimension that packed factors take little memory.
+    let step = precision.factors(cpu.isa()).depth(k);
+    for first in (0..k.max(1)).step_by(step) {
+        let range = first..k.min(first + step);
+        left.pack_left(cpu, precision, a.part(0..a.rows(), range.clone()));
+        right.pack_right(cpu, precision, b.part(range, 0..b.cols()));
         let update = match update {
             Update::Set if first > 0 => Update::Add,
             update => update,
         };
-        multiply(cpu, factors, update, shape, words, left, right, &out);
+        multiply_region(cpu, update, &left, &right, 0, c, stride, region);
     }
-    PANELS.set(panels);
+    PANELS.set((left, right));
 }
 
 thread_local! {
     /// Room for packed panels, as large as the largest product of this thread needed: there are many
     /// small products, and fresh memory has to be zeroed.
-    static PANELS: Cell<AlignedVec<f32>> = Cell::new(AlignedVec::zeroed(0));
+    static PANELS: Cell<(Panels, Panels)> = Cell::default();
 }
 
-/// Packs rows of `matrix` into panels of `width` columns.
-fn pack(
+/// `C`, as [`gemm`] has it, of factors that are packed already. The right one may be a part: its common dimension begins
+/// at `first`, an even number, of the left one's.
+///
+/// # Panics
+/// Where the dimensions do not fit, or the factors are packed in different precisions.
+pub fn multiply(
     cpu: &Cpu,
-    factors: Factors,
-    matrix: View<'_>,
-    rows: Range<usize>,
-    width: usize,
-    panels: &mut [f32],
+    update: Update,
+    left: &Panels,
+    right: &Panels,
+    first: usize,
+    c: &mut [f32],
+    stride: usize,
 ) {
-    let len = factors.words(rows.len()) * width;
-    cpu.pool().run_chunks(panels, PACKED * len, |task, panels| {
-        for (i, panel) in panels.chunks_exact_mut(len).enumerate() {
-            let first = (task * PACKED + i) * width;
-            match factors {
-                Factors::F32 => matrix.pack(cpu.isa(), rows.clone(), first, width, panel),
-                Factors::Bf16 => matrix.pack_bf16(rows.clone(), first, width, panel),
-            }
-        }
-    });
+    multiply_region(cpu, update, left, right, first, c, stride, Region::Whole);
 }
 
 /// `C` as its tasks see it.
-struct Output {
-    values: *mut f32,
-    stride: usize,
-    m: usize,
-    n: usize,
-    region: Region,
-}
+struct Output(*mut f32);
 
 // SAFETY: tasks write to disjoint tiles.
 unsafe impl Sync for Output {}
 
-/// Adds the product of packed panels, `words` deep.
+impl Output {
+    /// # Safety
+    /// The place lies inside `C`.
+    unsafe fn at(&self, offset: usize) -> *mut f32 {
+        // SAFETY: the caller's word.
+        unsafe { self.0.add(offset) }
+    }
+}
+
 #[allow(clippy::too_many_arguments)] // Those of a product.
-fn multiply(
+fn multiply_region(
     cpu: &Cpu,
-    factors: Factors,
     update: Update,
-    shape: Shape,
-    words: usize,
-    left: &[f32],
-    right: &[f32],
-    out: &Output,
+    left: &Panels,
+    right: &Panels,
+    first: usize,
+    c: &mut [f32],
+    stride: usize,
+    region: Region,
 ) {
-    let (a_len, b_len) = (shape.rows * words, shape.cols * words);
-    let (tall, wide) = (left.len() / a_len, right.len() / b_len);
+    let (m, n, k) = (left.count, right.count, right.k);
+    assert_eq!(left.factors, right.factors, "factors of one kind");
+    let whole = first == 0 && k == left.k;
+    assert!(whole || first.is_multiple_of(2) && first + k <= left.k, "gemm: common dimension");
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(n <= stride && (m - 1) * stride + n <= c.len(), "gemm: [{m}, {n}] in {}", c.len());
+    let (factors, depth) = (left.factors, left.factors.depth(k));
+    let shape = Shape { rows: left.width, cols: right.width };
+    let (tall, wide) = (left.panels(), right.panels());
     let (task_tall, mut task_wide) = (TASK.0 / shape.rows, TASK.1 / shape.cols);
     let tall_tasks = tall.div_ceil(task_tall);
     while task_wide > 1 && tall_tasks * wide.div_ceil(task_wide) < SPREAD * cpu.pool().threads() {
         task_wide /= 2;
     }
     let tasks = (tall_tasks, wide.div_ceil(task_wide));
+    let sign = if update == Update::Subtract { -1.0 } else { 1.0 };
+    let out = Output(c.as_mut_ptr());
     cpu.pool().run(tasks.0 * tasks.1, |task| {
         // The last rows have the most to do where only the lower triangle is wanted: first things
         // first.
         let (row, col) = (tasks.0 - 1 - task / tasks.1, task % tasks.1);
-        let sign = if update == Update::Subtract { -1.0 } else { 1.0 };
-        for j in col * task_wide..wide.min((col + 1) * task_wide) {
-            for i in row * task_tall..tall.min((row + 1) * task_tall) {
-                let (top, side) = (i * shape.rows, j * shape.cols);
-                if out.region == Region::Lower && top + shape.rows <= side {
-                    continue;
-                }
-                let (a, b) = (&left[i * a_len..][..a_len], &right[j * b_len..][..b_len]);
-                let (height, width) = (shape.rows.min(out.m - top), shape.cols.min(out.n - side));
-                if update == Update::Set {
-                    for i in 0..height {
-                        // SAFETY: inside `c`, which `gemm` borrows mutably and checked for length; tiles of different
-                        // `(i, j)` do not overlap.
-                        unsafe {
-                            let start = out.values.add((top + i) * out.stride + side);
-                            std::slice::from_raw_parts_mut(start, width).fill(0.0);
-                        }
-                    }
-                }
-                if (height, width) == (shape.rows, shape.cols) {
-                    // SAFETY: the tile lies inside `c`, as above; a `Cpu` carries an instruction set
-                    // only where the processor has it.
-                    unsafe {
-                        let place = out.values.add(top * out.stride + side);
-                        tile::accumulate(cpu.isa(), factors, shape, a, b, sign, place, out.stride);
-                    }
-                    continue;
-                }
-                // A tile that reaches over the edge.
-                let mut sums = [0.0; MOST];
-                // SAFETY: there is room for any tile; for the processor as above.
+        let (tops, sides) = (
+            row * task_tall..tall.min((row + 1) * task_tall),
+            col * task_wide..wide.min((col + 1) * task_wide),
+        );
+        if update == Update::Set {
+            let (first, last) = (sides.start * shape.cols, n.min(sides.end * shape.cols));
+            for i in tops.start * shape.rows..m.min(tops.end * shape.rows) {
+                // SAFETY: inside `c`, which is borrowed mutably and was checked for length; the rows and columns of
+                // different tasks do not overlap.
                 unsafe {
-                    let (place, stride) = (sums.as_mut_ptr(), shape.cols);
-                    tile::accumulate(cpu.isa(), factors, shape, a, b, sign, place, stride);
+                    let start = out.at(i * stride + first);
+                    std::slice::from_raw_parts_mut(start, last - first).fill(0.0);
                 }
-                for (i, sums) in sums.chunks_exact(shape.cols).take(height).enumerate() {
-                    // SAFETY: inside `c`, as above.
-                    let line = unsafe {
-                        let start = out.values.add((top + i) * out.stride + side);
-                        std::slice::from_raw_parts_mut(start, width)
-                    };
-                    line.iter_mut().zip(sums).for_each(|(c, s)| *c += s);
+            }
+        }
+        for start in (0..k).step_by(depth) {
+            let range = start..k.min(start + depth);
+            for j in sides.clone() {
+                let b = right.part(j, range.clone());
+                for i in tops.clone() {
+                    let (top, side) = (i * shape.rows, j * shape.cols);
+                    if region == Region::Lower && top + shape.rows <= side {
+                        continue;
+                    }
+                    let a = left.part(i, first + range.start..first + range.end);
+                    let (height, width) = (shape.rows.min(m - top), shape.cols.min(n - side));
+                    if (height, width) == (shape.rows, shape.cols) {
+                        // SAFETY: the tile lies inside `c`, as above; a `Cpu` carries an instruction set
+                        // only where the processor has it.
+                        unsafe {
+                            let place = out.at(top * stride + side);
+                            tile::accumulate(cpu.isa(), factors, shape, a, b, sign, place, stride);
+                        }
+                        continue;
+                    }
+                    // A tile that reaches over the edge.
+                    let mut sums = [0.0; MOST];
+                    // SAFETY: there is room for any tile; for the processor as above.
+                    unsafe {
+                        let (place, stride) = (sums.as_mut_ptr(), shape.cols);
+                        tile::accumulate(cpu.isa(), factors, shape, a, b, sign, place, stride);
+                    }
+                    for (i, sums) in sums.chunks_exact(shape.cols).take(height).enumerate() {
+                        // SAFETY: inside `c`, as above.
+                        let line = unsafe {
+                            let start = out.at((top + i) * stride + side);
+                            std::slice::from_raw_parts_mut(start, width)
+                        };
+                        line.iter_mut().zip(sums).for_each(|(c, s)| *c += s);
+                    }
                 }
             }
         }

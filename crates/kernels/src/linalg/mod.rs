@@ -4,11 +4,13 @@
 mod cholesky;
 mod gemm;
 mod gram;
+mod panels;
 mod tile;
 mod transpose;
 mod view;
 
 pub use cholesky::{NotPositive, cholesky, inverse_cholesky_upper};
-pub use gemm::{Region, Update, gemm, gemm_bf16};
+pub use gemm::{Region, Update, gemm, gemm_in, multiply};
 pub use gram::{column_sums, gram, mirror};
+pub use panels::{Panels, Precision, Rows};
 pub use view::View;

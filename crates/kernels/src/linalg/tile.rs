@@ -14,8 +14,9 @@ use crate::Isa;
 pub(super) const MOST: usize = 12 * 32;
 
 /// What is multiplied.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Factors {
+    #[default]
     /// Single-precision numbers.
     F32,
     /// bf16 numbers, two of neighbouring `k` in a word. Only where the instruction set has them.
@@ -40,11 +41,12 @@ pub(super) struct Shape {
     pub(super) cols: usize,
 }
 
-/// The tile that fills the registers; a lower one for a product of few rows.
-pub(super) fn shape(isa: Isa, rows: usize) -> Shape {
+/// The tile that fills the registers; a smaller one for a product of few rows or columns.
+pub(super) fn shape(isa: Isa, rows: usize, cols: usize) -> Shape {
     match isa {
-        Isa::Avx512 | Isa::Avx512Bf16 if rows <= 8 => Shape { rows: 8, cols: 32 },
-        Isa::Avx512 | Isa::Avx512Bf16 => Shape { rows: 12, cols: 32 },
+        Isa::Avx512 | Isa::Avx512Bf16 => {
+            Shape { rows: if rows <= 8 { 8 } else { 12 }, cols: if cols <= 16 { 16 } else { 32 } }
+        }
         Isa::Avx2 | Isa::AvxVnni => Shape { rows: 6, cols: 16 },
         Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => Shape { rows: 8, cols: 12 },
         Isa::Scalar => Shape { rows: 4, cols: 8 },
@@ -73,16 +75,22 @@ pub(super) unsafe fn accumulate(
     assert_eq!(a.len() / shape.rows, b.len() / shape.cols, "panels of different depth");
     // SAFETY: the caller's word.
     unsafe {
-        match (isa, factors, shape.rows) {
+        match (isa, factors) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Factors::Bf16, 8) => avx512_bf16::<8>(a, b, sign, tile, stride),
+            (Isa::Avx512Bf16, Factors::Bf16) => match (shape.rows, shape.cols) {
+                (8, 16) => avx512_bf16::<8, 1>(a, b, sign, tile, stride),
+                (8, _) => avx512_bf16::<8, 2>(a, b, sign, tile, stride),
+                (_, 16) => avx512_bf16::<12, 1>(a, b, sign, tile, stride),
+                _ => avx512_bf16::<12, 2>(a, b, sign, tile, stride),
+            },
+            (_, Factors::Bf16) => unreachable!("bf16 is not for {isa}"),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Factors::Bf16, _) => avx512_bf16::<12>(a, b, sign, tile, stride),
-            (_, Factors::Bf16, _) => unreachable!("bf16 is not for {isa}"),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16, _, 8) => avx512::<8>(a, b, sign, tile, stride),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512 | Isa::Avx512Bf16, ..) => avx512::<12>(a, b, sign, tile, stride),
+            (Isa::Avx512 | Isa::Avx512Bf16, _) => match (shape.rows, shape.cols) {
+                (8, 16) => avx512::<8, 1>(a, b, sign, tile, stride),
+                (8, _) => avx512::<8, 2>(a, b, sign, tile, stride),
+                (_, 16) => avx512::<12, 1>(a, b, sign, tile, stride),
+                _ => avx512::<12, 2>(a, b, sign, tile, stride),
+            },
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2 | Isa::AvxVnni, ..) => avx2(a, b, sign, tile, stride),
             #[cfg(target_arch = "aarch64")]
@@ -138,54 +146,59 @@ unsafe fn avx2(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize) {
     }
 }
 
+/// A tile of `ROWS` rows and `VECTORS` registers in each.
+///
 /// # Safety
 /// That of [`accumulate`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512<const ROWS: usize>(
+unsafe fn avx512<const ROWS: usize, const VECTORS: usize>(
     a: &[f32],
     b: &[f32],
     sign: f32,
     tile: *mut f32,
     stride: usize,
 ) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-    for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<32>().0) {
-        // SAFETY: 32 values lie there.
-        let b = unsafe { [_mm512_loadu_ps(b.as_ptr()), _mm512_loadu_ps(b.as_ptr().add(16))] };
+    let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+    for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<16>().0.as_chunks().0) {
+        // SAFETY: sixteen values lie there.
+        let b: [__m512; VECTORS] = b.map(|b| unsafe { _mm512_loadu_ps(b.as_ptr()) });
         for i in 0..ROWS {
             let a = _mm512_set1_ps(a[i]);
-            sums[i][0] = _mm512_fmadd_ps(a, b[0], sums[i][0]);
-            sums[i][1] = _mm512_fmadd_ps(a, b[1], sums[i][1]);
+            for j in 0..VECTORS {
+                sums[i][j] = _mm512_fmadd_ps(a, b[j], sums[i][j]);
+            }
         }
     }
     // SAFETY: the caller's word.
     unsafe { add_to_tile(sums, sign, tile, stride) };
 }
 
+/// The same of pairs of bf16 numbers.
+///
 /// # Safety
 /// That of [`accumulate`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn avx512_bf16<const ROWS: usize>(
+unsafe fn avx512_bf16<const ROWS: usize, const VECTORS: usize>(
     a: &[f32],
     b: &[f32],
     sign: f32,
     tile: *mut f32,
     stride: usize,
 ) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-    for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<32>().0) {
-        // SAFETY: 32 words lie there; they are pairs of bf16 numbers.
-        let b = unsafe {
-            let b = [_mm512_loadu_ps(b.as_ptr()), _mm512_loadu_ps(b.as_ptr().add(16))];
-            b.map(|b| std::mem::transmute::<__m512, __m512bh>(b))
-        };
+    let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+    for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<16>().0.as_chunks().0) {
+        // SAFETY: sixteen words lie there; they are pairs of bf16 numbers.
+        let b: [__m512bh; VECTORS] = b.map(|b| unsafe {
+            std::mem::transmute::<__m512, __m512bh>(_mm512_loadu_ps(b.as_ptr()))
+        });
         for i in 0..ROWS {
             // SAFETY: a pair of bf16 numbers, as above.
             let a = unsafe { std::mem::transmute::<__m512, __m512bh>(_mm512_set1_ps(a[i])) };
-            sums[i][0] = _mm512_dpbf16_ps(sums[i][0], a, b[0]);
-            sums[i][1] = _mm512_dpbf16_ps(sums[i][1], a, b[1]);
+            for j in 0..VECTORS {
+                sums[i][j] = _mm512_dpbf16_ps(sums[i][j], a, b[j]);
+            }
         }
     }
     // SAFETY: the caller's word.
@@ -196,8 +209,8 @@ unsafe fn avx512_bf16<const ROWS: usize>(
 /// That of [`accumulate`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn add_to_tile<const ROWS: usize>(
-    sums: [[__m512; 2]; ROWS],
+unsafe fn add_to_tile<const ROWS: usize, const VECTORS: usize>(
+    sums: [[__m512; VECTORS]; ROWS],
     sign: f32,
     tile: *mut f32,
     stride: usize,

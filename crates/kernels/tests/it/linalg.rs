@@ -2,8 +2,8 @@
 //! every instruction set and number of threads.
 
 use bevel_kernels::linalg::{
-    NotPositive, Region, Update, View, cholesky, column_sums, gemm, gemm_bf16, gram,
-    inverse_cholesky_upper, mirror,
+    NotPositive, Panels, Precision, Region, Rows, Update, View, cholesky, column_sums, gemm,
+    gemm_in, gram, inverse_cholesky_upper, mirror, multiply,
 };
 use bevel_kernels::{Cpu, Isa};
 
@@ -115,7 +115,8 @@ fn check_bf16_product(m: usize, k: usize, n: usize, left: bool, right: bool) {
         let mut first: Option<Vec<f32>> = None;
         for threads in 1..=3 {
             let mut c = vec![7.0; (m - 1) * stride + n];
-            gemm_bf16(&Cpu::with_isa(threads, isa), Update::Set, a, b, &mut c, stride);
+            let cpu = Cpu::with_isa(threads, isa);
+            gemm_in(&cpu, Precision::Bf16, Update::Set, a, b, &mut c, stride);
             check_near(&c, expected, 2e-6 * (k + 8) as f64);
             assert_eq!(first.get_or_insert(c.clone()), &c, "{isa}, {threads} threads");
         }
@@ -133,6 +134,13 @@ fn products_of_nothing_change_nothing() {
             c
         });
         assert_eq!(c, start);
+        let set = everywhere(|cpu| {
+            let (a, b) = (View::new(&a, m, k), View::new(&b, k, n));
+            let mut c = start.clone();
+            gemm(cpu, Update::Set, a, b, &mut c, n, Region::Whole);
+            c
+        });
+        assert!(set.iter().all(|&c| c == 0.0));
     }
 }
 
@@ -298,6 +306,63 @@ fn matrices_that_are_not_positive_are_refused() {
             let expected = Err(NotPositive { pivot: broken });
             assert_eq!(cholesky(&cpu, &mut matrix.clone(), n), expected);
             assert_eq!(inverse_cholesky_upper(&cpu, &mut matrix, n), expected);
+        }
+    }
+}
+
+/// A matrix in memory.
+struct Held<'a>(&'a [f32], usize);
+
+impl Rows for Held<'_> {
+    fn rows(&self) -> usize {
+        self.0.len() / self.1
+    }
+
+    fn cols(&self) -> usize {
+        self.1
+    }
+
+    fn read(&self, index: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.0[index * self.1..][..self.1]);
+    }
+}
+
+/// Panels of rows that are read one by one give the bits of the whole product, turned and not.
+#[test]
+fn rows_are_packed_as_they_are_read() {
+    for (n, rows, cols) in [(5, 40, 33), (30, 7, 600), (12, 65, 1030), (3, 1, 1), (40, 700, 16)] {
+        let (x, w, d) = (values(n * cols, 1), values(rows * cols, 2), values(n * rows, 3));
+        let (matrix, view) = (Held(&w, cols), View::new(&w, rows, cols));
+        assert_eq!((matrix.rows(), matrix.cols()), (rows, cols));
+        for (isa, precision) in Isa::available()
+            .into_iter()
+            .flat_map(|isa| [(isa, Precision::Bf16), (isa, Precision::Single)])
+        {
+            let cpu = Cpu::with_isa(2, isa);
+            let (mut left, mut right) = (Panels::default(), Panels::default());
+            let (mut found, mut expected) = (vec![7.0; n * rows], vec![8.0; n * rows]);
+            let x = View::new(&x, n, cols);
+            left.pack_left(&cpu, precision, x);
+            right.pack_turned_rows(&cpu, precision, &matrix, 0..rows);
+            multiply(&cpu, Update::Set, &left, &right, 0, &mut found, rows);
+            gemm_in(&cpu, precision, Update::Set, x, view.transposed(), &mut expected, rows);
+            assert_eq!(found, expected, "{isa}, {precision:?}: turned");
+
+            let (mut found, mut expected) = (vec![1.0; n * cols], vec![1.0; n * cols]);
+            let d = View::new(&d, n, rows);
+            left.pack_left(&cpu, precision, d);
+            right.pack_rows(&cpu, precision, &matrix, 0..rows);
+            multiply(&cpu, Update::Add, &left, &right, 0, &mut found, cols);
+            gemm_in(&cpu, precision, Update::Add, d, view, &mut expected, cols);
+            assert_eq!(found, expected, "{isa}, {precision:?}: not turned");
+
+            // In two parts along the rows.
+            let (mut found, cut) = (vec![1.0; n * cols], rows / 4 * 2);
+            for part in [0..cut, cut..rows] {
+                right.pack_rows(&cpu, precision, &matrix, part.clone());
+                multiply(&cpu, Update::Add, &left, &right, part.start, &mut found, cols);
+            }
+            check_near(&found, |at| f64::from(expected[at]), 2e-6 * (rows + 8) as f64);
         }
     }
 }
