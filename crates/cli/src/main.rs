@@ -12,6 +12,7 @@ mod model;
 mod report;
 mod sampling;
 mod text;
+mod training_data;
 mod ui;
 
 use std::process::ExitCode;

@@ -1,12 +1,13 @@
 //! `bevel finetune`.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use bevel_kernels::Cpu;
 use bevel_model::Checkpoint;
-use bevel_model::chat::{CHATML, ChatTemplate};
+use bevel_model::chat::{CHATML, ChatTemplate, DateTime};
 use bevel_train::data::{Examples, Reader};
 use bevel_train::{
     AdamWConfig, LoraConfig, Network, Parameters, Schedule, Target, TrainConfig, mean_loss, train,
@@ -18,6 +19,7 @@ use serde_json::json;
 use crate::args::Global;
 use crate::model;
 use crate::text;
+use crate::training_data;
 use crate::ui::interrupt::{self, Interrupted};
 use crate::ui::progress::{Progress, Unit};
 use crate::ui::units::{bytes, duration};
@@ -27,12 +29,14 @@ const EXPLANATION: &str = "\
 Trains an adapter (LoRA): small matrices beside the model's own, which stay as they are, in whatever format \
 the file has them. DIR becomes an adapter as PEFT writes and reads them.
 
-DATA is JSON, a line for each example:
+DATA is files or directories of them, hub:owner/name[:split] for a data set of the hub, or - for lines of JSON on stdin. \
+JSON, a line each or an array, has an object for each example:
   {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, {\"role\": \"assistant\", \"content\": \"...\"}]}
   {\"prompt\": \"...\", \"completion\": \"...\"}
   {\"text\": \"...\"}
-ShareGPT's `conversations` and Alpaca's `instruction`, `input` and `output` are known as well. A file that ends in \
-.txt is one text. What an assistant says is learnt, and completions and texts; prompts are read only.";
+ShareGPT's `conversations` and Alpaca's `instruction`, `input` and `output` are known as well. Columns of CSV and Parquet \
+have the same names. A file that ends in .txt or .md is one text. What an assistant says is learnt, and completions \
+and texts; prompts are read only.";
 
 /// Options of `bevel finetune`.
 #[derive(Debug, clap::Args)]
@@ -41,8 +45,9 @@ pub(crate) struct Args {
     /// The model: a path, a hub name, an alias or `tiny-austen`
     model: String,
 
-    /// What to learn: a `.jsonl` or `.txt` file
-    data: PathBuf,
+    /// What to learn: files, directories, or hub:owner/name[:split]
+    #[arg(required = true)]
+    data: Vec<String>,
 
     /// The directory to write the adapter to
     #[arg(short, long, value_name = "DIR")]
@@ -198,7 +203,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     );
     let checkpoint = model::open(&args.model, global)?;
     let cpu = model::cpu(global)?;
-    let Examples { all: mut examples, cut, empty } = args.examples(&checkpoint, global)?;
+    let Examples { all: mut examples, cut, empty } = args.examples(&checkpoint, &cpu, global)?;
     if cut > 0 {
         global.warn(format!(
             "{cut} examples are longer than {} tokens and were cut off: give a larger --ctx",
@@ -225,7 +230,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         !is_held_out
     });
     if examples.is_empty() {
-        bail!("`{}` has no example to learn from", args.data.display());
+        bail!("`{}` has no example to learn from", args.data.join("`, `"));
     }
     let seed = global.seed.unwrap_or(0);
     let mut targets: Vec<Target> =
@@ -349,30 +354,25 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
 }
 
 impl Args {
-    fn examples(&self, checkpoint: &Checkpoint, global: &Global) -> Result<Examples> {
+    fn examples(&self, checkpoint: &Checkpoint, cpu: &Cpu, global: &Global) -> Result<Examples> {
         let tokenizer = model::tokenizer(checkpoint, global)?;
-        let template = match self.chat_template.as_deref() {
-            None => tokenizer.chat_template(false).ok(),
-            Some("chatml") => Some(ChatTemplate::new(CHATML, tokenizer.special_texts())?),
-            Some(file) => {
-                Some(ChatTemplate::new(&text::read(file.as_ref())?, tokenizer.special_texts())?)
-            }
+        let source = match self.chat_template.as_deref() {
+            None => tokenizer.chat_template(false).ok().map(|own| own.source().to_owned()),
+            Some("chatml") => Some(CHATML.to_owned()),
+            Some(file) => Some(text::read(file.as_ref())?),
         };
+        // A template that writes the date writes the same one in every run.
+        let clock = || DateTime::from_unix(1_735_689_600);
+        let special = tokenizer.special_texts();
+        let template =
+            source.map(|source| ChatTemplate::with_clock(&source, special, clock)).transpose()?;
         let reader = Reader {
             tokenizer: &tokenizer,
             template: template.as_ref(),
             context: self.ctx as usize,
             whole: self.train_on_prompt,
         };
-        let (text, source) = (text::read(&self.data)?, self.data.display().to_string());
-        Ok(match is_text(&self.data) {
-            true => reader.text(&text, &source)?,
-            false => reader.lines(&text, &source)?,
-        })
+        let files = training_data::files(&self.data, global)?;
+        Ok(reader.examples(&files, cpu.pool())?)
     }
-}
-
-/// Whether a file is one text, and not an example a line.
-fn is_text(path: &Path) -> bool {
-    path.extension().is_some_and(|end| end.eq_ignore_ascii_case("txt"))
 }

@@ -82,3 +82,21 @@ fn data_that_is_none_is_named() {
     std::fs::write(&adapter, "a file").unwrap();
     check_failure(&run(&["--chat-template", "chatml"]), 1, &["cannot make", "adapter"]);
 }
+
+#[test]
+fn directories_and_files_are_learnt_together() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(path("data")).unwrap();
+    std::fs::write(path("data/a.csv"), "prompt,completion\nWho is she?, Emma.\nAnd he?,\n")
+        .unwrap();
+    std::fs::write(path("data/b.json"), "[{\"text\": \"She was happy.\"}]").unwrap();
+    std::fs::write(path("data/picture.png"), "x").unwrap();
+    std::fs::write(path("c.txt"), "It is a truth.").unwrap();
+    let (data, text, adapter) = (path("data"), path("c.txt"), path("adapter"));
+    let args = ["finetune", "tiny-austen", &data, &text, "-o", &adapter, "--steps", "1"];
+    let found = output(&[&args[..], &["--held-out", "0"]].concat());
+    let said = String::from_utf8_lossy(&found.stderr).into_owned();
+    assert!(said.contains("picture.png") && said.contains("1 examples have nothing"), "{said}");
+    assert!(said.contains("3 examples, 0 held out"), "{said}");
+}

@@ -1,5 +1,6 @@
 //! Losses against transformers', gradients against differences of losses, and training that learns.
 
+mod data;
 mod training;
 
 use std::path::{Path, PathBuf};
