@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use bevel_formats::hub::HubConfig;
 use bevel_kernels::Cpu;
 use bevel_model::Checkpoint;
 use bevel_model::chat::{CHATML, ChatTemplate, DateTime};
-use bevel_train::data::{Examples, Reader};
+use bevel_train::data::{Cached, Examples, Reader};
 use bevel_train::{
     AdamWConfig, LoraConfig, Network, Parameters, Schedule, Target, TrainConfig, mean_loss, train,
     write_adapter,
@@ -373,6 +374,11 @@ impl Args {
             whole: self.train_on_prompt,
         };
         let files = training_data::files(&self.data, global)?;
-        Ok(reader.examples(&files, cpu.pool())?)
+        let cache = HubConfig::from_env().bevel_cache.join("tokens");
+        let (examples, cached) = reader.cached_examples(&files, cpu.pool(), &cache)?;
+        if let Cached::Failed(error) = cached {
+            global.warn(format!("the data's tokens could not be kept for the next run: {error}"));
+        }
+        Ok(examples)
     }
 }

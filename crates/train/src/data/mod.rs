@@ -11,6 +11,7 @@
 //! A record that has several of these is the first. [`Pair`]s are of `chosen` and `rejected`, texts or lists of
 //! messages, with a `prompt` before both, or beginning alike.
 
+mod cache;
 mod pair;
 mod read;
 mod shape;
@@ -23,6 +24,7 @@ use bevel_formats::records::{self, DataFile};
 use bevel_model::chat::ChatTemplate;
 use bevel_model::tokenizer::Tokenizer;
 
+pub use cache::Cached;
 pub use pair::Pair;
 
 use crate::Result;
@@ -82,6 +84,20 @@ impl Reader<'_> {
     /// As [`Reader::examples`].
     pub fn pairs(&self, files: &[DataFile], pool: &Pool) -> Result<Examples<Pair>> {
         read::files(self, files, pool)
+    }
+
+    /// As [`Reader::examples`]; where it is worth it, the tokens are kept in a directory and found there the next
+    /// time that the same data are read with the same tokenizer, template and options.
+    ///
+    /// # Errors
+    /// As [`Reader::examples`].
+    pub fn cached_examples(
+        &self,
+        files: &[DataFile],
+        pool: &Pool,
+        cache: &Path,
+    ) -> Result<(Examples, Cached)> {
+        cache::files(self, files, pool, cache)
     }
 
     /// Examples of lines of JSON; `source` is used in messages.

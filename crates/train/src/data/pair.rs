@@ -93,6 +93,14 @@ impl Item for Pair {
         Ok(Made { item: item.filter(|pair| pair.chosen != pair.rejected), cut })
     }
 
+    fn examples(&self) -> Vec<&Example> {
+        vec![&self.chosen, &self.rejected]
+    }
+
+    fn from_examples(next: &mut dyn FnMut() -> Option<Example>) -> Option<Self> {
+        Some(Self { chosen: next()?, rejected: next()? })
+    }
+
     fn of_text(_: &Reader<'_>, _: &str, _: &str) -> Option<Result<Examples<Self>>> {
         None
     }

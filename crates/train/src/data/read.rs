@@ -23,6 +23,12 @@ pub(super) trait Item: Sized + Send {
     /// Says what the record should have.
     fn of(reader: &Reader<'_>, record: Value) -> Result<Made<Self>, String>;
 
+    /// What it consists of, for a cache.
+    fn examples(&self) -> Vec<&Example>;
+
+    /// One of the next examples of a cache; `None` where there are none.
+    fn from_examples(next: &mut dyn FnMut() -> Option<Example>) -> Option<Self>;
+
     /// Those of a text; `None` for what is not made of texts.
     fn of_text(reader: &Reader<'_>, text: &str, source: &str) -> Option<Result<Examples<Self>>>;
 }
@@ -147,6 +153,14 @@ impl Item for Example {
             None => None,
         };
         Ok(example.map_or(Made { item: None, cut: false }, |e| reader.limited(e)))
+    }
+
+    fn examples(&self) -> Vec<&Example> {
+        vec![self]
+    }
+
+    fn from_examples(next: &mut dyn FnMut() -> Option<Example>) -> Option<Self> {
+        next()
     }
 
     fn of_text(reader: &Reader<'_>, text: &str, source: &str) -> Option<Result<Examples>> {

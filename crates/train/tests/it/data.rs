@@ -9,7 +9,7 @@ use bevel_formats::records::{self, DataFile, Kind};
 use bevel_model::chat::{CHATML, ChatTemplate};
 use bevel_model::tokenizer::Tokenizer;
 use bevel_train::Result;
-use bevel_train::data::{Example, Examples, Pair, Reader};
+use bevel_train::data::{Cached, Example, Examples, Pair, Reader};
 
 use crate::training::tiny_austen;
 
@@ -307,4 +307,44 @@ fn the_order_is_that_of_the_files_on_any_number_of_threads() {
     let (one, three) = (read(1), read(3));
     assert!(one == three && one.all.len() == 1500);
     assert!(TOKENIZER.decode(&one.all[1234].tokens, true).contains("number 1234"));
+}
+
+#[test]
+fn tokens_are_found_again() {
+    let line = |i: usize| format!("{{\"text\": \"{i} {}\"}}\n", "She was happy. ".repeat(70));
+    let lines: String = (0..4200).map(line).collect();
+    let data = written("a.jsonl", lines.as_bytes());
+    let cache = data.directory.path().join("cache");
+    let read = |reader: Reader<'_>, files: &[DataFile]| {
+        reader.cached_examples(files, &Pool::new(2), &cache).unwrap()
+    };
+    let (made, first) = read(reader(), &data.files);
+    let (found, second) = read(reader(), &data.files);
+    assert!(matches!((first, second), (Cached::Written, Cached::Found)));
+    assert!(made == found && made.all.len() == 4200 && made.cut == 4200);
+    // What is not what was written is made again.
+    let file = std::fs::read_dir(&cache).unwrap().next().unwrap().unwrap().path();
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    let (again, outcome) = read(reader(), &data.files);
+    assert!(matches!(outcome, Cached::Written) && again == made);
+    assert!(std::fs::read(&file).unwrap() == bytes);
+    // Other options, another template and other data are others.
+    let chat = Reader { template: None, ..reader() };
+    for other in [Reader { context: 12, ..reader() }, Reader { whole: true, ..reader() }, chat] {
+        assert!(matches!(read(other, &data.files).1, Cached::Written));
+    }
+    let mut changed = lines.into_bytes();
+    changed[11] = b'7';
+    let changed = written("a.jsonl", &changed);
+    assert!(matches!(read(reader(), &changed.files).1, Cached::Written));
+    assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 5);
+    // Where there is no room for it, the examples are the same.
+    let nowhere = file.join("in a file");
+    let (made, outcome) = Reader { context: 9, ..reader() }
+        .cached_examples(&data.files, &Pool::new(2), &nowhere)
+        .unwrap();
+    assert!(matches!(outcome, Cached::Failed(_)) && made.all.len() == 4200);
+    let few = written("b.jsonl", b"{\"text\": \"few\"}");
+    assert!(matches!(read(reader(), &few.files).1, Cached::Unused));
 }
