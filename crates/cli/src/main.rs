@@ -13,6 +13,7 @@ mod report;
 mod sampling;
 mod text;
 mod training_data;
+mod training_record;
 mod ui;
 
 use std::process::ExitCode;

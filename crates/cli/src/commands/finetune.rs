@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use bevel_eval::{Machine, peak_memory};
 use bevel_formats::hub::HubConfig;
 use bevel_kernels::Cpu;
 use bevel_model::Checkpoint;
@@ -19,8 +20,10 @@ use serde_json::json;
 
 use crate::args::Global;
 use crate::model;
+use crate::report::training::{self, TrainingReport};
 use crate::text;
 use crate::training_data;
+use crate::training_record::{Recorder, write_page};
 use crate::ui::interrupt::{self, Interrupted};
 use crate::ui::progress::{Progress, Unit};
 use crate::ui::units::{bytes, duration};
@@ -127,6 +130,10 @@ pub(crate) struct Args {
     /// Render conversations by this Jinja template instead of the model's own; `chatml` for the format of that name
     #[arg(long, value_name = "FILE", help_heading = "Training")]
     chat_template: Option<String>,
+
+    /// Write the figures of every step into DIR as well, for TensorBoard
+    #[arg(long, value_name = "DIR")]
+    tensorboard: Option<PathBuf>,
 
     /// Replace an adapter that exists
     #[arg(long)]
@@ -277,6 +284,13 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         parameters.values.len(),
         bytes(4 * parameters.values.len() as u64)
     ));
+    let mut recorder = Recorder::create(&args.output, args.tensorboard.as_deref(), global)?;
+    let settings = training::settings(
+        &args.data.join(", "),
+        [examples.len(), held_out.len(), args.ctx as usize, parameters.values.len()],
+        &lora,
+        &config,
+    );
     let handler = interrupt::handle();
     let before = match held_out.is_empty() {
         true => None,
@@ -284,10 +298,12 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
             Some(mean_loss(&mut network, &parameters, &cpu, &held_out, config.tokens_together)?)
         }
     };
+    if let Some(loss) = before {
+        recorder.before(loss);
+    }
     let start = Instant::now();
     let bar = Progress::new(global, "training", steps as u64, Unit::Items);
-    let (mut last, mut after, mut tokens, mut time) = (None, before, 0, Duration::ZERO);
-    let mut log = String::new();
+    let (mut after, mut tokens, mut time) = (before, 0, Duration::ZERO);
     let observe = &mut |report: &bevel_train::StepReport| {
         tokens += report.tokens;
         time += report.time;
@@ -299,30 +315,31 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
             global
                 .note(format!("step {}: loss {:.3}, held out {loss:.3}", report.step, report.loss));
         }
-        log.push_str(
-            &json!({
-                "step": report.step,
-                "loss": report.loss,
-                "held_out_loss": report.held_out,
-                "gradient_norm": report.gradient_norm,
-                "learning_rate": report.learning_rate,
-                "tokens": report.tokens,
-                "seconds": report.time.as_secs_f64(),
-            })
-            .to_string(),
-        );
-        log.push('\n');
-        last = Some(*report);
+        recorder.step(report);
         if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    train(&mut network, &mut parameters, &cpu, &examples, &held_out, &config, observe)?;
+    let outcome =
+        train(&mut network, &mut parameters, &cpu, &examples, &held_out, &config, observe);
     drop(bar);
+    let report = TrainingReport {
+        model: args.model.clone(),
+        settings,
+        wanted: steps,
+        steps: recorder.steps,
+        before,
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        machine: Machine::new(&cpu),
+        version: env!("CARGO_PKG_VERSION"),
+        seconds: start.elapsed().as_secs_f64(),
+        peak_memory_bytes: peak_memory(),
+    };
+    // What a run that failed did says why.
+    write_page(&args.output, &report)?;
+    outcome?;
     let stopped = interrupt::requested();
     drop(handler);
     write_adapter(&args.output, &args.model, checkpoint.config(), &lora, &parameters)?;
-    let path = args.output.join("training.jsonl");
-    std::fs::write(&path, log).map_err(|error| anyhow::anyhow!("`{}`: {error}", path.display()))?;
-    let last = last.expect("there is a step at least");
+    let last = report.steps.last().expect("there is a step at least");
     if stopped {
         global.warn(format!(
             "stopped after step {} of {steps}; `{shown}` has the adapter as it was then",
