@@ -91,7 +91,7 @@ pub(crate) fn load_with_held_out(
     global: &Global,
 ) -> Result<(Calibration, Calibration)> {
     let mut fetch = |repo: &hub::RepoId| {
-        hub::fetch_data_set(&HubConfig::from_env(), repo, &mut Fetch::new(global))
+        hub::fetch_data_set(&HubConfig::from_env(), repo, hub::ENOUGH, &mut Fetch::new(global))
     };
     let bar = Progress::new(global, "sampling text", 0, Unit::Items);
     let mut on_tokens = |done: usize, total: usize| {

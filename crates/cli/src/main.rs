@@ -12,6 +12,8 @@ mod model;
 mod report;
 mod sampling;
 mod text;
+mod training_data;
+mod training_record;
 mod ui;
 
 use std::process::ExitCode;

@@ -24,7 +24,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let checkpoint = Checkpoint::open(Path::new(&model))?;
     let cpu = Cpu::new(0)?;
     let start = Instant::now();
-    let mut fetch = |repo: &_| hub::fetch_data_set(&HubConfig::from_env(), repo, &mut ());
+    let mut fetch =
+        |repo: &_| hub::fetch_data_set(&HubConfig::from_env(), repo, hub::ENOUGH, &mut ());
     let mut on_tokens = |_: usize, _: usize| ControlFlow::Continue(());
     let found = config.load(&checkpoint, &cpu, &mut fetch, &mut on_tokens)?;
     let seconds = start.elapsed().as_secs_f64();

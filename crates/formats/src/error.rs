@@ -68,6 +68,14 @@ pub enum Error {
         /// What the format asks for and what was found.
         reason: String,
     },
+    /// A record of a data set is not what it should be, or a file of them cannot be read.
+    #[error("{place}: {reason}")]
+    Record {
+        /// The file, with the line or row.
+        place: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
     /// The shards of one model do not fit together.
     #[error("the shards of `{}` do not fit together: {reason}", .path.display())]
     Shards {

@@ -9,6 +9,7 @@ pub mod hub;
 pub mod imatrix;
 pub mod parquet;
 pub mod quantized;
+pub mod records;
 pub mod safetensors;
 mod shards;
 mod split;

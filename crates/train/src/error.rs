@@ -13,22 +13,12 @@ pub enum Error {
         /// The model.
         path: String,
     },
-    /// A line of data that is none.
-    #[error("{source_name}, line {number}: {problem}")]
-    Data {
-        /// Where it comes from.
-        source_name: String,
-        /// From 1 on.
-        number: usize,
-        /// What is wrong.
-        problem: String,
-    },
     /// An adapter that PEFT has no names for.
     #[error(
         "this family's projections are fused, and their adapters cannot be written for PEFT yet"
     )]
     Fused,
-    /// A file that cannot be written.
+    /// A file that cannot be read or written, or a record in one that is no example.
     #[error(transparent)]
     Format(#[from] bevel_formats::Error),
     /// The system fails.

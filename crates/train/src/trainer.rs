@@ -65,6 +65,13 @@ pub struct StepReport {
     pub held_out: Option<f64>,
 }
 
+impl StepReport {
+    /// Tokens that were computed in a second.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.time.as_secs_f64().max(1e-9)
+    }
+}
+
 impl TrainConfig {
     /// The learning rate of a step, from 0 on.
     pub fn learning_rate_at(&self, step: usize) -> f64 {

@@ -1,13 +1,16 @@
 //! `bevel finetune`.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use bevel_eval::{Machine, peak_memory};
+use bevel_formats::hub::HubConfig;
+use bevel_kernels::Cpu;
 use bevel_model::Checkpoint;
-use bevel_model::chat::{CHATML, ChatTemplate};
-use bevel_train::data::{Examples, Reader};
+use bevel_model::chat::{CHATML, ChatTemplate, DateTime};
+use bevel_train::data::{Cached, Examples, Reader};
 use bevel_train::{
     AdamWConfig, LoraConfig, Network, NetworkConfig, Parameters, Precision, Recompute, Schedule,
     Target, TrainConfig, mean_loss, train, write_adapter,
@@ -17,7 +20,10 @@ use serde_json::json;
 
 use crate::args::Global;
 use crate::model;
+use crate::report::training::{self, TrainingReport};
 use crate::text;
+use crate::training_data;
+use crate::training_record::{Recorder, write_page};
 use crate::ui::interrupt::{self, Interrupted};
 use crate::ui::progress::{Progress, Unit};
 use crate::ui::units::{bytes, duration};
@@ -27,12 +33,14 @@ const EXPLANATION: &str = "\
 Trains an adapter (LoRA): small matrices beside the model's own, which stay as they are, in whatever format \
 the file has them. DIR becomes an adapter as PEFT writes and reads them.
 
-DATA is JSON, a line for each example:
+DATA is files or directories of them, hub:owner/name[:split] for a data set of the hub, or - for lines of JSON on stdin. \
+JSON, a line each or an array, has an object for each example:
   {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}, {\"role\": \"assistant\", \"content\": \"...\"}]}
   {\"prompt\": \"...\", \"completion\": \"...\"}
   {\"text\": \"...\"}
-ShareGPT's `conversations` and Alpaca's `instruction`, `input` and `output` are known as well. A file that ends in \
-.txt is one text. What an assistant says is learnt, and completions and texts; prompts are read only.";
+ShareGPT's `conversations` and Alpaca's `instruction`, `input` and `output` are known as well. Columns of CSV and Parquet \
+have the same names. A file that ends in .txt or .md is one text. What an assistant says is learnt, and completions \
+and texts; prompts are read only.";
 
 /// Options of `bevel finetune`.
 #[derive(Debug, clap::Args)]
@@ -41,8 +49,9 @@ pub(crate) struct Args {
     /// The model: a path, a hub name, an alias or `tiny-austen`
     model: String,
 
-    /// What to learn: a `.jsonl` or `.txt` file
-    data: PathBuf,
+    /// What to learn: files, directories, or hub:owner/name[:split]
+    #[arg(required = true)]
+    data: Vec<String>,
 
     /// The directory to write the adapter to
     #[arg(short, long, value_name = "DIR")]
@@ -130,6 +139,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), num_args = 0..=1, default_missing_value = "1", help_heading = "Training")]
     recompute: Option<u16>,
 
+    /// Write the figures of every step into DIR as well, for TensorBoard
+    #[arg(long, value_name = "DIR")]
+    tensorboard: Option<PathBuf>,
+
     /// Replace an adapter that exists
     #[arg(long)]
     force: bool,
@@ -206,7 +219,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     );
     let checkpoint = model::open(&args.model, global)?;
     let cpu = model::cpu(global)?;
-    let Examples { all: mut examples, cut, empty } = args.examples(&checkpoint, global)?;
+    let Examples { all: mut examples, cut, empty } = args.examples(&checkpoint, &cpu, global)?;
     if cut > 0 {
         global.warn(format!(
             "{cut} examples are longer than {} tokens and were cut off: give a larger --ctx",
@@ -233,7 +246,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         !is_held_out
     });
     if examples.is_empty() {
-        bail!("`{}` has no example to learn from", args.data.display());
+        bail!("`{}` has no example to learn from", args.data.join("`, `"));
     }
     let seed = global.seed.unwrap_or(0);
     let targets = args.targets.iter().flat_map(|name| name.targets());
@@ -284,6 +297,13 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         parameters.values.len(),
         bytes(4 * parameters.values.len() as u64)
     ));
+    let mut recorder = Recorder::create(&args.output, args.tensorboard.as_deref(), global)?;
+    let settings = training::settings(
+        &args.data.join(", "),
+        [examples.len(), held_out.len(), args.ctx as usize, parameters.values.len()],
+        &lora,
+        &config,
+    );
     let handler = interrupt::handle();
     let before = match held_out.is_empty() {
         true => None,
@@ -291,10 +311,12 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
             Some(mean_loss(&mut network, &parameters, &cpu, &held_out, config.tokens_together)?)
         }
     };
+    if let Some(loss) = before {
+        recorder.before(loss);
+    }
     let start = Instant::now();
     let bar = Progress::new(global, "training", steps as u64, Unit::Items);
-    let (mut last, mut after, mut tokens, mut time) = (None, before, 0, Duration::ZERO);
-    let mut log = String::new();
+    let (mut after, mut tokens, mut time) = (before, 0, Duration::ZERO);
     let observe = &mut |report: &bevel_train::StepReport| {
         tokens += report.tokens;
         time += report.time;
@@ -306,36 +328,32 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
             global
                 .note(format!("step {}: loss {:.3}, held out {loss:.3}", report.step, report.loss));
         }
-        log.push_str(
-            &json!({
-                "step": report.step,
-                "loss": report.loss,
-                "held_out_loss": report.held_out,
-                "gradient_norm": report.gradient_norm,
-                "learning_rate": report.learning_rate,
-                "tokens": report.tokens,
-                "seconds": report.time.as_secs_f64(),
-            })
-            .to_string(),
-        );
-        log.push('\n');
-        last = Some(*report);
+        recorder.step(report);
         if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    train(&mut network, &mut parameters, &cpu, &examples, &held_out, &config, observe)?;
+    let outcome =
+        train(&mut network, &mut parameters, &cpu, &examples, &held_out, &config, observe);
     drop(bar);
+    let report = TrainingReport {
+        model: args.model.clone(),
+        settings,
+        wanted: steps,
+        steps: recorder.steps,
+        before,
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        machine: Machine::new(&cpu),
+        version: env!("CARGO_PKG_VERSION"),
+        seconds: start.elapsed().as_secs_f64(),
+        peak_memory_bytes: peak_memory(),
+    };
+    // What a run that failed did says why.
+    write_page(&args.output, &report)?;
+    outcome?;
     let stopped = interrupt::requested();
     drop(handler);
-    write_adapter(
-        &args.output,
-        &args.model,
-        checkpoint.config(),
-        &lora,
-        &network.adapters(&parameters),
-    )?;
-    let path = args.output.join("training.jsonl");
-    std::fs::write(&path, log).map_err(|error| anyhow::anyhow!("`{}`: {error}", path.display()))?;
-    let last = last.expect("there is a step at least");
+    let adapters = network.adapters(&parameters);
+    write_adapter(&args.output, &args.model, checkpoint.config(), &lora, &adapters)?;
+    let last = report.steps.last().expect("there is a step at least");
     if stopped {
         global.warn(format!(
             "stopped after step {} of {steps}; `{shown}` has the adapter as it was then",
@@ -368,30 +386,30 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
 }
 
 impl Args {
-    fn examples(&self, checkpoint: &Checkpoint, global: &Global) -> Result<Examples> {
+    fn examples(&self, checkpoint: &Checkpoint, cpu: &Cpu, global: &Global) -> Result<Examples> {
         let tokenizer = model::tokenizer(checkpoint, global)?;
-        let template = match self.chat_template.as_deref() {
-            None => tokenizer.chat_template(false).ok(),
-            Some("chatml") => Some(ChatTemplate::new(CHATML, tokenizer.special_texts())?),
-            Some(file) => {
-                Some(ChatTemplate::new(&text::read(file.as_ref())?, tokenizer.special_texts())?)
-            }
+        let source = match self.chat_template.as_deref() {
+            None => tokenizer.chat_template(false).ok().map(|own| own.source().to_owned()),
+            Some("chatml") => Some(CHATML.to_owned()),
+            Some(file) => Some(text::read(file.as_ref())?),
         };
+        // A template that writes the date writes the same one in every run.
+        let clock = || DateTime::from_unix(1_735_689_600);
+        let special = tokenizer.special_texts();
+        let template =
+            source.map(|source| ChatTemplate::with_clock(&source, special, clock)).transpose()?;
         let reader = Reader {
             tokenizer: &tokenizer,
             template: template.as_ref(),
             context: self.ctx as usize,
             whole: self.train_on_prompt,
         };
-        let (text, source) = (text::read(&self.data)?, self.data.display().to_string());
-        Ok(match is_text(&self.data) {
-            true => reader.text(&text, &source)?,
-            false => reader.lines(&text, &source)?,
-        })
+        let files = training_data::files(&self.data, global)?;
+        let cache = HubConfig::from_env().bevel_cache.join("tokens");
+        let (examples, cached) = reader.cached_examples(&files, cpu.pool(), &cache)?;
+        if let Cached::Failed(error) = cached {
+            global.warn(format!("the data's tokens could not be kept for the next run: {error}"));
+        }
+        Ok(examples)
     }
-}
-
-/// Whether a file is one text, and not an example a line.
-fn is_text(path: &Path) -> bool {
-    path.extension().is_some_and(|end| end.eq_ignore_ascii_case("txt"))
 }

@@ -2,9 +2,11 @@
 
 mod bars;
 pub(crate) mod comparison;
+mod curves;
 mod layers;
 pub(crate) mod run;
 mod scatter;
+pub(crate) mod training;
 
 use std::fmt::Write;
 

@@ -34,16 +34,16 @@ pub(super) struct Point {
     pub(super) hollow: bool,
 }
 
-const WIDTH: f64 = 460.0;
-const HEIGHT: f64 = 300.0;
+pub(super) const WIDTH: f64 = 460.0;
+pub(super) const HEIGHT: f64 = 300.0;
 /// Margins that hold the axes' numbers and names.
-const LEFT: f64 = 52.0;
-const RIGHT: f64 = 16.0;
-const TOP: f64 = 46.0;
-const BOTTOM: f64 = 44.0;
+pub(super) const LEFT: f64 = 52.0;
+pub(super) const RIGHT: f64 = 16.0;
+pub(super) const TOP: f64 = 46.0;
+pub(super) const BOTTOM: f64 = 44.0;
 
 /// An axis: values to pixels, and where its ticks are.
-struct Axis {
+pub(super) struct Axis {
     low: f64,
     high: f64,
     from: f64,
@@ -54,13 +54,20 @@ struct Axis {
 
 impl Axis {
     /// An axis over `low..=high`, drawn from pixel `from` to pixel `to`.
-    fn new(low: f64, high: f64, from: f64, to: f64) -> Self {
+    pub(super) fn new(low: f64, high: f64, from: f64, to: f64) -> Self {
         let high = if high > low { high } else { low + 1.0 };
         let step = step((high - low) / 6.0);
         let first = (low / step - 1e-9).ceil();
         let last = (high / step + 1e-9).floor();
         let ticks = (0..=(last - first) as usize).map(|i| (first + i as f64) * step).collect();
         Self { low, high, from, to, ticks, logarithmic: false }
+    }
+
+    /// As [`Axis::new`], of whole numbers.
+    pub(super) fn whole(low: f64, high: f64, from: f64, to: f64) -> Self {
+        let mut axis = Self::new(low, high, from, to);
+        axis.ticks.retain(|tick| (tick - tick.round()).abs() < 1e-9);
+        axis
     }
 
     /// As [`Axis::new`], logarithmic, with ticks at 1, 2 and 5 times the powers of ten, or at the
@@ -74,7 +81,7 @@ impl Axis {
         Self { low, high, from, to, ticks, logarithmic: true }
     }
 
-    fn pixel(&self, value: f64) -> f64 {
+    pub(super) fn pixel(&self, value: f64) -> f64 {
         let part = match self.logarithmic {
             // An error bar may reach to zero or below.
             true => (value.max(self.low) / self.low).ln() / (self.high / self.low).ln(),
@@ -129,46 +136,9 @@ impl Scatter {
             escape(self.title),
             escape(self.title)
         );
-        self.axes(&mut svg, &x, &y);
+        axes(&mut svg, &x, &y, "size, MB", self.y_label);
         self.marks(&mut svg, &x, &y);
         svg + "</svg></figure>\n"
-    }
-
-    fn axes(&self, svg: &mut String, x: &Axis, y: &Axis) {
-        for &tick in &y.ticks {
-            let at = y.pixel(tick);
-            let _ = writeln!(
-                svg,
-                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-                 <text class=\"tick\" text-anchor=\"end\" x=\"{}\" y=\"{:.1}\">{}</text>",
-                WIDTH - RIGHT,
-                LEFT - 7.0,
-                at + 3.5,
-                y.text(tick)
-            );
-        }
-        let bottom = HEIGHT - BOTTOM;
-        for &tick in &x.ticks {
-            let at = x.pixel(tick);
-            let _ = writeln!(
-                svg,
-                "<line class=\"axis\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom}\" y2=\"{}\"/>\
-                 <text class=\"tick\" text-anchor=\"middle\" x=\"{at:.1}\" y=\"{}\">{}</text>",
-                bottom + 4.0,
-                bottom + 17.0,
-                x.text(tick)
-            );
-        }
-        let _ = writeln!(
-            svg,
-            "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{bottom}\" y2=\"{bottom}\"/>\
-             <text class=\"name\" text-anchor=\"end\" x=\"{}\" y=\"{}\">size, MB</text>\
-             <text class=\"name\" x=\"0\" y=\"31\">{}</text>",
-            WIDTH - RIGHT,
-            WIDTH - RIGHT,
-            HEIGHT - 6.0,
-            escape(self.y_label)
-        );
     }
 
     fn marks(&self, svg: &mut String, x: &Axis, y: &Axis) {
@@ -206,6 +176,45 @@ impl Scatter {
             );
         }
     }
+}
+
+/// Lines and numbers of both axes, and what they are of.
+pub(super) fn axes(svg: &mut String, x: &Axis, y: &Axis, x_name: &str, y_name: &str) {
+    for &tick in &y.ticks {
+        let at = y.pixel(tick);
+        let _ = writeln!(
+            svg,
+            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
+             <text class=\"tick\" text-anchor=\"end\" x=\"{}\" y=\"{:.1}\">{}</text>",
+            WIDTH - RIGHT,
+            LEFT - 7.0,
+            at + 3.5,
+            y.text(tick)
+        );
+    }
+    let bottom = HEIGHT - BOTTOM;
+    for &tick in &x.ticks {
+        let at = x.pixel(tick);
+        let _ = writeln!(
+            svg,
+            "<line class=\"axis\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom}\" y2=\"{}\"/>\
+             <text class=\"tick\" text-anchor=\"middle\" x=\"{at:.1}\" y=\"{}\">{}</text>",
+            bottom + 4.0,
+            bottom + 17.0,
+            x.text(tick)
+        );
+    }
+    let _ = writeln!(
+        svg,
+        "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{bottom}\" y2=\"{bottom}\"/>\
+         <text class=\"name\" text-anchor=\"end\" x=\"{}\" y=\"{}\">{}</text>\
+         <text class=\"name\" x=\"0\" y=\"31\">{}</text>",
+        WIDTH - RIGHT,
+        WIDTH - RIGHT,
+        HEIGHT - 6.0,
+        escape(x_name),
+        escape(y_name)
+    );
 }
 
 /// Where a label begins: right of its point, or left, above or below it, and then farther away, where the

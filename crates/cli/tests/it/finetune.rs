@@ -1,6 +1,10 @@
 //! From a file of examples to an adapter.
 
-use crate::{check_failure, json, output, scratch, stdout};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::report::check_page;
+use crate::{bevel, check_failure, json, output, scratch, stdout};
 
 fn lines() -> String {
     let line = |i: usize| {
@@ -16,7 +20,7 @@ fn lines() -> String {
 fn a_model_is_taught() {
     let dir = scratch();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    let (data, adapter) = (path("data.jsonl"), path("adapter"));
+    let (data, adapter, events) = (path("data.jsonl"), path("adapter"), path("events"));
     std::fs::write(&data, lines()).unwrap();
     let args = [
         "finetune",
@@ -36,6 +40,8 @@ fn a_model_is_taught() {
         "4",
         "--targets",
         "attention,down",
+        "--tensorboard",
+        &events,
     ];
     let text = stdout(&output(&args));
     assert!(text.contains("held-out loss") && text.contains("tokens/s"), "{text}");
@@ -48,6 +54,9 @@ fn a_model_is_taught() {
     // Eighteen of the examples twice, eight at a time.
     assert_eq!(steps.len(), 5);
     assert!(steps[4]["loss"].as_f64().unwrap() < steps[0]["loss"].as_f64().unwrap());
+    let parts = ["tiny-austen, fine-tuned", "held out went from", "5 of 5", "rank 4", "--lr 5e-3"];
+    check_page(dir.path().join("adapter/report.html"), &parts);
+    assert_eq!(std::fs::read_dir(&events).unwrap().count(), 1);
     check_failure(&output(&args), 1, &["adapter", "--force"]);
 
     // The same seed gives the same bytes, whatever the number of threads.
@@ -81,4 +90,47 @@ fn data_that_is_none_is_named() {
     std::fs::write(&data, lines()).unwrap();
     std::fs::write(&adapter, "a file").unwrap();
     check_failure(&run(&["--chat-template", "chatml"]), 1, &["cannot make", "adapter"]);
+}
+
+#[test]
+fn directories_and_files_are_learnt_together() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(path("data")).unwrap();
+    std::fs::write(path("data/a.csv"), "prompt,completion\nWho is she?, Emma.\nAnd he?,\n")
+        .unwrap();
+    std::fs::write(path("data/b.json"), "[{\"text\": \"She was happy.\"}]").unwrap();
+    std::fs::write(path("data/picture.png"), "x").unwrap();
+    std::fs::write(path("c.txt"), "It is a truth.").unwrap();
+    let (data, text, adapter) = (path("data"), path("c.txt"), path("adapter"));
+    let args = ["finetune", "tiny-austen", &data, &text, "-o", &adapter, "--steps", "1"];
+    let found = output(&[&args[..], &["--held-out", "0"]].concat());
+    let said = String::from_utf8_lossy(&found.stderr).into_owned();
+    assert!(said.contains("picture.png") && said.contains("1 examples have nothing"), "{said}");
+    assert!(said.contains("3 examples, 0 held out"), "{said}");
+}
+
+#[test]
+fn a_run_that_is_stopped_leaves_what_it_has() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (data, adapter) = (path("data.jsonl"), path("adapter"));
+    std::fs::write(&data, lines()).unwrap();
+    let args = ["finetune", "tiny-austen", &data, "-o", &adapter, "--chat-template", "chatml"];
+    let args = [&args[..], &["--steps", "100000"]].concat();
+    let mut child = bevel(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // Steps are written as they are done.
+    let log = dir.path().join("adapter/training.jsonl");
+    let written = || std::fs::read_to_string(&log).unwrap_or_default().lines().count();
+    let begin = Instant::now();
+    while written() < 2 {
+        assert!(begin.elapsed() < Duration::from_secs(120), "no steps are written");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let stopped = format!("stopped after {} of 100000 steps", written());
+    check_page(dir.path().join("adapter/report.html"), &[&stopped]);
+    assert!(dir.path().join("adapter/adapter_model.safetensors").exists());
 }

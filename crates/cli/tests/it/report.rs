@@ -33,7 +33,7 @@ fn read(path: impl AsRef<Path>) -> Value {
 
 /// A page that needs nothing beside it and holds `parts`.
 #[track_caller]
-fn check_page(path: impl AsRef<Path>, parts: &[&str]) {
+pub(crate) fn check_page(path: impl AsRef<Path>, parts: &[&str]) {
     let page = fs::read_to_string(path).unwrap();
     for part in parts {
         assert!(page.contains(part), "no `{part}` in the page");

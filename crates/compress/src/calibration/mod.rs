@@ -3,7 +3,7 @@
 //!
 //! 1. `self`: the model writes the sequences, [`CalibrationConfig::sample`].
 //! 2. Text files: pieces from all over the text. `text.rs`
-//! 3. Records (JSON, JSON Lines, Parquet): documents or conversations chosen from all of them, one
+//! 3. Records (JSON, JSON Lines, CSV, Parquet): documents or conversations chosen from all of them, one
 //!    after another in a stream that is cut. `records.rs`, `choice.rs`
 //!
 //! All of it follows from the sources, the seed and the model's tokenizer alone, and holds a bounded
@@ -12,14 +12,12 @@
 mod choice;
 mod held_out;
 mod input;
-mod json;
 mod record;
 mod records;
 mod sampled;
 mod script;
 mod sequences;
 mod text;
-mod zstd;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -72,7 +70,7 @@ impl Default for CalibrationConfig {
 pub enum Source {
     /// The model itself: no text is needed.
     Sampled,
-    /// Text files, records (`.jsonl`, `.json`, `.parquet`, with `.gz` or `.zst`), directories.
+    /// Text files, records (`.jsonl`, `.json`, `.csv`, `.parquet`, with `.gz` or `.zst`), directories.
     Files(Vec<PathBuf>),
     /// A data set of a hub. The name's selection, if any, is the split.
     Hub(RepoId),
@@ -216,7 +214,7 @@ impl CalibrationConfig {
     /// The sequences that files and directories hold.
     ///
     /// # Errors
-    /// [`Error::Calibration`] and [`Error::Io`].
+    /// [`Error::Calibration`], [`Error::Format`] and [`Error::Io`].
     pub fn read(&self, paths: &[PathBuf], tokenizer: &Tokenizer) -> Result<Calibration> {
         self.check(usize::MAX)?;
         let (found, mut warnings) = match Inputs::find(paths)? {

@@ -131,21 +131,8 @@ fn turn(value: Value, role: &str, field: &str) -> Result<Vec<Message>, String> {
     }
 }
 
-/// `{"role", "content"}`, or ShareGPT's `{"from", "value"}`.
 fn message(item: Value, field: &str) -> Result<Message, String> {
-    let wrong = || format!("`{field}` has an element that is no message with `role` and `content`");
-    let Value::Object(mut item) = item else { return Err(wrong()) };
-    if let (Some(Value::String(from)), Some(value)) = (item.get("from"), item.get("value")) {
-        let role = match from.as_str() {
-            "human" => "user",
-            "gpt" | "bard" | "model" => "assistant",
-            other => other,
-        };
-        return Ok(Message { role: role.to_owned(), content: value.clone(), extra: Map::new() });
-    }
-    let Some(Value::String(role)) = item.remove("role") else { return Err(wrong()) };
-    let content = item.remove("content").unwrap_or_default();
-    Ok(Message { role, content, extra: item })
+    Message::from_data(item).map_err(|reason| format!("an element of `{field}`: {reason}"))
 }
 
 #[cfg(test)]

@@ -1,16 +1,13 @@
 //! Documents and conversations out of records: a choice of all of them, as one stream of tokens.
 
-use std::path::PathBuf;
-
 use bevel_formats::parquet::ParquetFile;
+use bevel_formats::records::{self, DataFile, Place};
 use bevel_model::chat::{ChatTemplate, DateTime, Message, TemplateError};
 use bevel_model::tokenizer::Tokenizer;
 use serde_json::Value;
 
 use super::CalibrationConfig;
 use super::choice::{Random, Reservoir};
-use super::input::{Kind, kind};
-use super::json::{array, lines};
 use super::record::{Document, columns};
 use super::sequences::cut;
 use crate::{Error, Result};
@@ -22,16 +19,16 @@ const LONGEST: usize = 16;
 
 pub(super) fn read(
     config: &CalibrationConfig,
-    files: &[PathBuf],
+    files: &[DataFile],
     tokenizer: &Tokenizer,
 ) -> Result<(Vec<Vec<u32>>, Vec<String>)> {
     let budget = config.samples * config.tokens * BYTES_PER_TOKEN;
     let mut reservoir = Reservoir::new(budget, config.seed);
     let mut empty = 0u64;
     let mut passed = 0u64;
-    let mut take = |place: &str, record: Value| {
+    let mut take = |place: Place<'_>, record: Value| {
         let document = Document::of(record, config.field.as_deref())
-            .map_err(|reason| Error::Calibration { data: place.to_owned(), reason })?;
+            .map_err(|reason| Error::Calibration { data: place.to_string(), reason })?;
         passed += 1;
         match document {
             None => empty += 1,
@@ -43,18 +40,12 @@ pub(super) fn read(
         }
         Ok(())
     };
-    for path in files {
-        match kind(path) {
-            Some(Kind::Parquet) => {
-                let file = ParquetFile::open(path)?;
-                let fields = columns(&file.text_columns(), config.field.as_deref());
-                for (number, record) in (1u64..).zip(file.records(&fields)?) {
-                    take(&format!("{}: row {number}", path.display()), record?)?;
-                }
-            }
-            Some(Kind::Json) => array(path, &mut take)?,
-            _ => lines(path, &mut take)?,
-        }
+    let wanted = |file: &ParquetFile| -> Result<Vec<String>> {
+        let wanted = columns(&file.text_columns(), config.field.as_deref());
+        Ok(wanted.into_iter().map(str::to_owned).collect())
+    };
+    for file in files {
+        records::read(file, &wanted, &mut take)?;
     }
     let mut stream = Stream::new(tokenizer);
     for document in reservoir.into_kept() {

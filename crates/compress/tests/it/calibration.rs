@@ -254,18 +254,18 @@ fn bad_records_are_named_by_file_and_line() {
     let check = |name: &str, bytes: &[u8], parts: &[&str]| {
         refused(read_file(&config(1, 8), name, bytes), parts);
     };
-    check("a.jsonl", b"{\"text\": \"x\"}\n\n{\"text\": \n", &["a.jsonl:3", "no JSON"]);
-    check("a.jsonl", b"{\"body\": \"x\"}\n", &["a.jsonl:1", "`body`", "--calib-field"]);
-    check("a.jsonl", b"{\"text\": \"\xff\"}\n", &["a.jsonl:1", "no JSON"]);
-    check("a.jsonl", b"{\"text\": 7}\n", &["a.jsonl:1", "neither a string nor"]);
+    check("a.jsonl", b"{\"text\": \"x\"}\n\n{\"text\": \n", &["a.jsonl, line 3", "no JSON"]);
+    check("a.jsonl", b"{\"body\": \"x\"}\n", &["a.jsonl, line 1", "`body`", "--calib-field"]);
+    check("a.jsonl", b"{\"text\": \"\xff\"}\n", &["a.jsonl, line 1", "no UTF-8"]);
+    check("a.jsonl", b"{\"text\": 7}\n", &["a.jsonl, line 1", "neither a string nor"]);
     check("a.jsonl", b"", &["a.jsonl", "less than one"]);
     check("a.json", b"[{\"text\": \"x\"}, {\"text\": ]", &["a.json", "no JSON"]);
-    check("a.json", b"[{\"text\": \"x\"}, {\"body\": 1}]", &["a.json: record 2", "`body`"]);
+    check("a.json", b"[{\"text\": \"x\"}, {\"body\": 1}]", &["a.json, record 2", "`body`"]);
     check("a.json", b"[{\"text\": \"x\"}", &["a.json", "no JSON", "EOF"]);
     check("a.jsonl.gz", b"no gzip at all", &["a.jsonl.gz"]);
     check("a.jsonl.zst", b"no zstd at all", &["a.jsonl.zst", "zstd"]);
     let deep = format!("{{\"text\": {}1", "[".repeat(100_000));
-    check("a.jsonl", deep.as_bytes(), &["a.jsonl:1", "recursion"]);
+    check("a.jsonl", deep.as_bytes(), &["a.jsonl, line 1", "recursion"]);
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn an_endless_line_ends_in_an_error() {
     let zeros = vec![b'0'; 1 << 20];
     (0..66).for_each(|_| gz.write_all(&zeros).unwrap());
     let bytes = gz.finish().unwrap();
-    refused(read_file(&config(1, 8), "a.jsonl.gz", &bytes), &["a.jsonl.gz:1", "longer than"]);
+    refused(read_file(&config(1, 8), "a.jsonl.gz", &bytes), &["a.jsonl.gz, line 1", "longer than"]);
     refused(read_file(&config(1, 8), "a.json.gz", &bytes), &["a.json.gz", "record of over"]);
 }
 

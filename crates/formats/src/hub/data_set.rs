@@ -8,24 +8,18 @@ use super::download::Source;
 use super::repo::is_safe_path;
 use super::select::Sibling;
 use super::{Error, HubConfig, Progress, RepoId, Result};
+use crate::records::describes;
 
-/// Shards are fetched until they have this many bytes: far more than calibration reads.
-const ENOUGH: u64 = 64 << 20;
+/// Shards with this many bytes are far more than calibration reads.
+pub const ENOUGH: u64 = 64 << 20;
 /// What holds rows, best first: of one data set in two formats the first is taken.
-const FORMATS: [&[&str]; 4] =
-    [&[".parquet"], &[".jsonl", ".ndjson"], &[".json"], &[".txt", ".text"]];
+const FORMATS: [&[&str]; 5] =
+    [&[".parquet"], &[".jsonl", ".ndjson"], &[".json"], &[".csv"], &[".txt", ".text"]];
 const PACKED: [&str; 2] = [".gz", ".zst"];
-/// JSON files that describe a data set.
-const DESCRIPTIONS: [&str; 5] = [
-    "dataset_info.json",
-    "dataset_infos.json",
-    "dataset_dict.json",
-    "state.json",
-    "croissant.json",
-];
 
 /// Brings rows of a data set into the cache and returns their files in the order of their names:
-/// Parquet, JSON or text. Of a large data set these are the first shards, 64 MB or a little more.
+/// Parquet, JSON, CSV or text. Of a data set that has more bytes than `most`, these are the first shards that
+/// have as many.
 ///
 /// The name's selection is a split (`train`), a configuration and a split (`en/train`), or a file;
 /// without one it is `train`, where the data set has that. As for models, the hub is asked which
@@ -37,17 +31,18 @@ const DESCRIPTIONS: [&str; 5] = [
 pub fn fetch_data_set(
     config: &HubConfig,
     repo: &RepoId,
+    most: u64,
     progress: &mut dyn Progress,
 ) -> Result<Vec<PathBuf>> {
     let repo = &repo.clone().of_data_set();
     let cache = RepoCache::new(config, repo);
-    let cached = from_cache(&cache, repo);
+    let cached = from_cache(&cache, repo, most);
     let (client, commit, siblings) = match contact(config, repo, cached, progress)? {
         Contact::Cache(found) => return Ok(found),
         Contact::Hub { client, commit, siblings } => (client, commit, siblings),
     };
     let chosen = choose(repo, &siblings)?;
-    let files = enough(&chosen);
+    let files = enough(&chosen, most);
     if files.len() < chosen.len() {
         let (few, all) = (files.len(), chosen.len());
         progress.note(&format!("`{repo}` has {all} files; {few} are enough."));
@@ -62,7 +57,7 @@ pub fn fetch_data_set(
 }
 
 /// What the cache alone gives.
-fn from_cache(cache: &RepoCache, repo: &RepoId) -> Result<Vec<PathBuf>> {
+fn from_cache(cache: &RepoCache, repo: &RepoId, most: u64) -> Result<Vec<PathBuf>> {
     let commit = match repo.is_commit() {
         true => Some(repo.revision().to_owned()),
         false => cache.commit_of(repo.revision()),
@@ -76,15 +71,15 @@ fn from_cache(cache: &RepoCache, repo: &RepoId) -> Result<Vec<PathBuf>> {
     };
     let chosen = choose(repo, &siblings).map_err(missing)?;
     let snapshot = snapshot.unwrap_or_default();
-    Ok(enough(&chosen).iter().map(|file| snapshot.join(&file.path)).collect())
+    Ok(enough(&chosen, most).iter().map(|file| snapshot.join(&file.path)).collect())
 }
 
-/// The first files that have [`ENOUGH`] bytes together. A file of unknown size counts as enough.
-fn enough<'a, 'b>(files: &'b [&'a Sibling]) -> &'b [&'a Sibling] {
+/// The first files that have `most` bytes together. A file of unknown size counts as [`ENOUGH`].
+fn enough<'a, 'b>(files: &'b [&'a Sibling], most: u64) -> &'b [&'a Sibling] {
     let mut bytes = 0u64;
     let last = files.iter().position(|file| {
         bytes = bytes.saturating_add(file.size.unwrap_or(ENOUGH));
-        bytes >= ENOUGH
+        bytes >= most
     });
     &files[..last.map_or(files.len(), |last| last + 1)]
 }
@@ -143,12 +138,12 @@ fn choose<'a>(repo: &RepoId, siblings: &'a [Sibling]) -> Result<Vec<&'a Sibling>
 /// How good a file's format is, the best 0; `None` for what holds no rows.
 fn format(path: &str) -> Option<usize> {
     let name = path.rsplit('/').next().unwrap_or(path).to_ascii_lowercase();
-    if name.starts_with('.') || DESCRIPTIONS.contains(&name.as_str()) {
+    if name.starts_with('.') || describes(&name) {
         return None;
     }
     let unpacked = PACKED.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
     // Packed Parquet and packed text are not read.
-    let formats = if unpacked == name { &FORMATS[..] } else { &FORMATS[..3] };
+    let formats = if unpacked == name { &FORMATS[..] } else { &FORMATS[..4] };
     let is = |ends: &&[&str]| ends.iter().any(|end| unpacked.ends_with(end));
     formats.iter().position(is).filter(|&format| format > 0 || unpacked == name)
 }
@@ -217,8 +212,9 @@ mod tests {
         let file = |size| Sibling { path: String::new(), size };
         let files = [file(Some(ENOUGH / 2)), file(Some(ENOUGH / 2)), file(Some(1)), file(None)];
         let all: Vec<&Sibling> = files.iter().collect();
-        assert_eq!(enough(&all).len(), 2);
-        assert_eq!(enough(&all[2..]).len(), 2);
-        assert_eq!(enough(&all[..1]).len(), 1);
+        assert_eq!(enough(&all, ENOUGH).len(), 2);
+        assert_eq!(enough(&all[2..], ENOUGH).len(), 2);
+        assert_eq!(enough(&all[..1], ENOUGH).len(), 1);
+        assert_eq!(enough(&all, u64::MAX).len(), 4);
     }
 }

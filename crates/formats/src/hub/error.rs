@@ -139,7 +139,7 @@ pub enum Error {
     },
     /// Nothing in the data set is of a format that is read.
     #[error(
-        "data set `{repo}` has no .parquet, .jsonl, .json or .txt files (it has {files} files); many data sets have Parquet under the revision `refs/convert/parquet`: try `{repo}@refs/convert/parquet`"
+        "data set `{repo}` has no .parquet, .jsonl, .json, .csv or .txt files (it has {files} files); many data sets have Parquet under the revision `refs/convert/parquet`: try `{repo}@refs/convert/parquet`"
     )]
     NoData {
         /// The data set.

@@ -37,7 +37,7 @@ use download::Source;
 use select::{Plan, Sibling, Weights};
 
 pub use config::{HubConfig, Token};
-pub use data_set::fetch_data_set;
+pub use data_set::{ENOUGH, fetch_data_set};
 pub use error::{Error, Result};
 pub use repo::RepoId;
 

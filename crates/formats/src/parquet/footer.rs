@@ -8,6 +8,8 @@ use super::thrift::{Reader, Result, Wire};
 pub(super) struct Footer {
     /// The columns that hold text.
     pub(super) columns: Vec<Column>,
+    /// The names on the paths to text that is not read.
+    pub(super) deeper: Vec<Vec<String>>,
     pub(super) groups: Vec<RowGroup>,
 }
 
@@ -52,7 +54,8 @@ impl Footer {
             (4, Wire::List) => list_into(reader, &mut groups, row_group),
             _ => Ok(false),
         })?;
-        Ok(Self { columns: text_columns(&schema)?, groups })
+        let (columns, deeper) = text_columns(&schema)?;
+        Ok(Self { columns, deeper, groups })
     }
 }
 

@@ -47,6 +47,11 @@ impl ParquetFile {
         Ok(Self { path: path.to_owned(), mapping, footer })
     }
 
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Rows of all row groups.
     pub fn rows(&self) -> u64 {
         self.footer.groups.iter().map(|group| group.rows).sum()
@@ -55,6 +60,13 @@ impl ParquetFile {
     /// The columns that hold text, by the names of their topmost fields.
     pub fn text_columns(&self) -> Vec<&str> {
         text_columns(&self.footer)
+    }
+
+    /// The path to a text within `column` that lies too deep to be read, if there is one: lists in lists, as the
+    /// arguments of a message's tool calls are.
+    pub fn unread_text(&self, column: &str) -> Option<String> {
+        let deeper = self.footer.deeper.iter().find(|path| path[0] == column)?;
+        Some(deeper.join("."))
     }
 
     /// All rows as objects with those of `fields` that hold text. Strings are strings, lists of

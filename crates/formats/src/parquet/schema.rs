@@ -35,10 +35,11 @@ const REPEATED: i64 = 2;
 const MAX_DEPTH: usize = 32;
 const MAX_LEAVES: usize = 100_000;
 
-/// The columns of strings, of lists of strings, and of lists of structs of strings.
-pub(super) fn text_columns(schema: &[SchemaElement]) -> Result<Vec<Column>> {
+/// The columns of strings, of lists of strings, and of lists of structs of strings; and the names on the paths to
+/// strings that lie deeper.
+pub(super) fn text_columns(schema: &[SchemaElement]) -> Result<(Vec<Column>, Vec<Vec<String>>)> {
     let (root, nodes) = schema.split_first().ok_or("it has no schema")?;
-    let mut columns = Vec::new();
+    let (mut columns, mut deeper) = (Vec::new(), Vec::new());
     // The path to the node, and the children that are still to come of each node on it.
     let mut path: Vec<(&SchemaElement, u64)> = vec![(root, root.children)];
     let mut leaf = 0;
@@ -56,14 +57,20 @@ pub(super) fn text_columns(schema: &[SchemaElement]) -> Result<Vec<Column>> {
             continue;
         }
         let nodes: Vec<&SchemaElement> = path[1..].iter().map(|(node, _)| *node).collect();
-        columns.extend(column(&nodes, leaf));
+        match column(&nodes, leaf) {
+            Some(column) => columns.push(column),
+            None if node.physical == Some(BYTE_ARRAY) => {
+                deeper.push(nodes.iter().map(|node| node.name.clone()).collect());
+            }
+            None => {}
+        }
         leaf += 1;
         if leaf > MAX_LEAVES {
             return Err(format!("its schema has more than {MAX_LEAVES} columns"));
         }
     }
     match path.iter().all(|(_, left)| *left == 0) {
-        true => Ok(columns),
+        true => Ok((columns, deeper)),
         false => Err("its schema has less nodes than it announces".to_owned()),
     }
 }

@@ -76,6 +76,11 @@ def main():
     chat = [{"messages": [{"content": f"question {i}", "role": "user"}, {"content": f"answer {i}", "role": "assistant"}]} for i in range(20)]
     Dataset.from_list(chat).to_parquet(HERE / "datasets.parquet")
 
+    # Lists in lists, which are not read.
+    call = {"function": {"name": "walk", "arguments": "{}"}}
+    calls = [{"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]}]
+    pq.write_table(pa.Table.from_pylist(calls), HERE / "tools.parquet")
+
 
 if __name__ == "__main__":
     main()

@@ -57,6 +57,30 @@ impl Message {
     pub fn new(role: &str, text: &str) -> Self {
         Self { role: role.to_owned(), content: text.into(), extra: Map::new() }
     }
+
+    /// A message as data sets have it: `role` and `content`, or ShareGPT's `from` and `value`.
+    ///
+    /// # Errors
+    /// Says what it has instead.
+    pub fn from_data(value: Value) -> Result<Self, String> {
+        let Value::Object(mut fields) = value else {
+            return Err("it is no message with `role` and `content`".to_owned());
+        };
+        if let (Some(Value::String(from)), Some(value)) = (fields.get("from"), fields.get("value"))
+        {
+            let role = match from.as_str() {
+                "human" => "user",
+                "gpt" | "bard" | "model" => "assistant",
+                other => other,
+            };
+            return Ok(Self { role: role.to_owned(), content: value.clone(), extra: Map::new() });
+        }
+        let Some(Value::String(role)) = fields.remove("role") else {
+            return Err("it is no message with `role` and `content`: `role` is no text".to_owned());
+        };
+        let content = fields.remove("content").unwrap_or_default();
+        Ok(Self { role, content, extra: fields })
+    }
 }
 
 /// The special tokens' texts under the names templates know them by.

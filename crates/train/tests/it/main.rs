@@ -1,5 +1,7 @@
 //! Losses against transformers', gradients against differences of losses, and training that learns.
 
+mod data;
+mod log;
 mod training;
 
 use std::path::{Path, PathBuf};

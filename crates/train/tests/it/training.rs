@@ -15,7 +15,7 @@ use bevel_train::{
     write_adapter,
 };
 
-fn tiny_austen() -> Checkpoint {
+pub(crate) fn tiny_austen() -> Checkpoint {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-austen");
     Checkpoint::open(&dir).unwrap()
 }
@@ -70,9 +70,12 @@ fn every_shape_of_data_is_read() {
     assert_eq!(count, all.len() - 1);
 
     for (line, expected) in [
-        (r#"{"text": "a"}"#.to_owned() + "\n{", "line 2: it is not JSON"),
+        (r#"{"text": "a"}"#.to_owned() + "\n{", "line 2: the line is no JSON"),
         (r#"{"question": "x"}"#.to_owned(), "line 1: expected the members"),
-        (r#"{"messages": [{"role": "user", "content": "x"}]}"#.to_owned(), "no message is the"),
+        (
+            r#"{"messages": [{"role": "user", "content": "x"}]}"#.to_owned(),
+            "no message that is to be learnt is the",
+        ),
         (r#"{"conversations": [{"from": "bot", "value": "x"}]}"#.to_owned(), "`bot`"),
     ] {
         let error = reader.lines(&line, "data").unwrap_err().to_string();

@@ -14,7 +14,7 @@ fn data_set() -> Fixture {
 }
 
 fn fetch(fixture: &Fixture, name: &str) -> hub::Result<Vec<PathBuf>> {
-    hub::fetch_data_set(&fixture.config, &repo(name), &mut ())
+    hub::fetch_data_set(&fixture.config, &repo(name), hub::ENOUGH, &mut ())
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn without_a_hub_the_cache_serves() {
     let files = fetch(&fixture, REPO).unwrap();
     fixture.config.endpoint = "http://127.0.0.1:9".to_owned();
     let mut heard = Heard::default();
-    let again = hub::fetch_data_set(&fixture.config, &repo(REPO), &mut heard).unwrap();
+    let again = hub::fetch_data_set(&fixture.config, &repo(REPO), hub::ENOUGH, &mut heard).unwrap();
     assert_eq!(again, files);
     assert_contains(&heard.notes.concat(), &["cannot be reached", "the cache"]);
 }

@@ -8,30 +8,30 @@ use std::rc::Rc;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::input::open;
-use crate::{Error, Result};
+use super::files::{NO_UTF8, open};
+use super::{LONGEST, OnRecord, Place, Unit, wrong_file};
+use crate::Error;
 
-/// The longest record.
-const LONGEST: u64 = 64 << 20;
-
-/// Where a record was found, and what to do with it.
-pub(super) type OnRecord<'a> = dyn FnMut(&str, Value) -> Result<()> + 'a;
-
-/// JSON Lines: each line that is not blank is a record.
-pub(super) fn lines(path: &Path, on_record: &mut OnRecord<'_>) -> Result<()> {
-    let mut reader = open(path)?;
+/// JSON Lines: each line that is not blank is a record. `path` is used in messages.
+///
+/// # Errors
+/// [`Error::Record`] names the line.
+pub fn lines_of<'a, E: From<Error>>(
+    reader: &mut dyn BufRead,
+    path: &'a Path,
+    on_record: &mut OnRecord<'_, 'a, E>,
+) -> Result<(), E> {
     let mut line = Vec::new();
     for number in 1u64.. {
-        let place = || format!("{}:{number}", path.display());
-        let wrong = |reason: String| Error::Calibration { data: place(), reason };
+        let place = Place { path, unit: Unit::Line, number };
         line.clear();
-        let limited = &mut (&mut reader).take(LONGEST + 1);
+        let limited = &mut (&mut *reader).take(LONGEST + 1);
         let read = limited.read_until(b'\n', &mut line);
-        if read.map_err(|error| wrong(error.to_string()))? == 0 {
+        if read.map_err(|error| place.wrong(error.to_string()))? == 0 {
             return Ok(());
         }
         if line.len() as u64 > LONGEST {
-            return Err(wrong(format!("the line is longer than {LONGEST} bytes")));
+            return Err(place.wrong(format!("the line is longer than {LONGEST} bytes")).into());
         }
         let text = match number {
             1 => line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&line),
@@ -40,19 +40,25 @@ pub(super) fn lines(path: &Path, on_record: &mut OnRecord<'_>) -> Result<()> {
         if text.trim_ascii().is_empty() {
             continue;
         }
-        let record = serde_json::from_slice(text)
-            .map_err(|error| wrong(format!("the line is no JSON: {}", without_line(&error))))?;
-        on_record(&place(), record)?;
+        if str::from_utf8(text).is_err() {
+            return Err(place.wrong(format!("the line is {NO_UTF8}")).into());
+        }
+        let record = serde_json::from_slice(text).map_err(|error| {
+            place.wrong(format!("the line is no JSON: {}", without_line(&error)))
+        })?;
+        on_record(place, record)?;
     }
     Ok(())
 }
 
 /// A file with an array of records, or with records one after another.
-pub(super) fn array(path: &Path, on_record: &mut OnRecord<'_>) -> Result<()> {
+pub(super) fn array<'a, E: From<Error>>(
+    path: &'a Path,
+    on_record: &mut OnRecord<'_, 'a, E>,
+) -> Result<(), E> {
     let mut reader = open(path)?;
-    let wrong = |reason: String| Error::Calibration { data: path.display().to_string(), reason };
     let is_array = loop {
-        let buffer = reader.fill_buf().map_err(|error| wrong(error.to_string()))?;
+        let buffer = reader.fill_buf().map_err(|error| wrong_file(path, error.to_string()))?;
         match buffer.first() {
             None => return Ok(()),
             Some(b' ' | b'\n' | b'\r' | b'\t') => reader.consume(1),
@@ -64,15 +70,14 @@ pub(super) fn array(path: &Path, on_record: &mut OnRecord<'_>) -> Result<()> {
             Some(&first) => break first == b'[',
         }
     };
-    let left = Rc::new(Cell::new(LONGEST));
-    let limited = Limited { reader, left: Rc::clone(&left) };
+    let (limited, left) = Limited::new(reader);
     let mut failed = None;
     let mut number = 0u64;
     let mut take = |record: Value| {
-        left.set(LONGEST);
+        left.refill();
         number += 1;
-        let place = format!("{}: record {number}", path.display());
-        on_record(&place, record).map_err(|error| failed = Some(error)).is_ok()
+        let place = Place { path, unit: Unit::Record, number };
+        on_record(place, record).map_err(|error| failed = Some(error)).is_ok()
     };
     let outcome = if is_array {
         let mut json = serde_json::Deserializer::from_reader(limited);
@@ -97,7 +102,7 @@ pub(super) fn array(path: &Path, on_record: &mut OnRecord<'_>) -> Result<()> {
     };
     match (failed, outcome) {
         (Some(error), _) => Err(error),
-        (None, Err(error)) => Err(wrong(format!("it is no JSON: {error}"))),
+        (None, Err(error)) => Err(wrong_file(path, format!("it is no JSON: {error}")).into()),
         (None, Ok(())) => Ok(()),
     }
 }
@@ -123,17 +128,35 @@ impl<'de, F: FnMut(Value) -> bool> Visitor<'de> for Each<'_, F> {
 }
 
 /// Refuses a record longer than [`LONGEST`].
-struct Limited<R> {
+pub(super) struct Limited<R> {
     reader: R,
-    left: Rc<Cell<u64>>,
+    left: Left,
+}
+
+/// Bytes that the current record may still have.
+#[derive(Clone)]
+pub(super) struct Left(Rc<Cell<u64>>);
+
+impl Left {
+    /// The next record begins.
+    pub(super) fn refill(&self) {
+        self.0.set(LONGEST);
+    }
+}
+
+impl<R: Read> Limited<R> {
+    pub(super) fn new(reader: R) -> (Self, Left) {
+        let left = Left(Rc::new(Cell::new(LONGEST)));
+        (Self { reader, left: left.clone() }, left)
+    }
 }
 
 impl<R: Read> Read for Limited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let read = self.reader.read(buffer)? as u64;
-        let left = self.left.get().checked_sub(read);
+        let left = self.left.0.get().checked_sub(read);
         let too_long = || std::io::Error::other(format!("a record of over {LONGEST} bytes"));
-        self.left.set(left.ok_or_else(too_long)?);
+        self.left.0.set(left.ok_or_else(too_long)?);
         Ok(read as usize)
     }
 }
