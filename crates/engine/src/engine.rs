@@ -346,7 +346,13 @@ impl<'m> Engine<'m> {
         for &Chunk { id, start, len, wants_next } in chunks {
             tokens.extend_from_slice(&self.scheduler.tokens(id)[start..start + len]);
             let blocks = self.scheduler.table(id);
-            parts.push(Part { tokens: len, context: start + len, blocks, tree: &[] });
+            parts.push(Part {
+                tokens: len,
+                context: start + len,
+                blocks,
+                tree: &[],
+                adapters: &[],
+            });
             if wants_next && self.streams[&id].request.embed.is_none() {
                 outputs.push(tokens.len() - 1);
                 rows.push(id);

@@ -23,11 +23,6 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
-    /// An adapter that PEFT has no names for.
-    #[error(
-        "this family's projections are fused, and their adapters cannot be written for PEFT yet"
-    )]
-    Fused,
     /// A file that cannot be written.
     #[error(transparent)]
     Format(#[from] bevel_formats::Error),

@@ -1,22 +1,17 @@
-//! Adapters as PEFT has them: a directory with `adapter_config.json` and `adapter_model.safetensors`.
-
-use std::io::Write;
 use std::path::Path;
 
 use bevel_base::DType;
-use bevel_formats::{AtomicFile, TensorSpec, safetensors::SafetensorsWriter};
-use bevel_model::{ModelConfig, Transform, regroup_rows};
+use bevel_model::{AdapterFile, LowRank, ModelConfig};
 use indexmap::IndexMap;
-use serde_json::json;
 
-use crate::lora::{LoraConfig, Target};
-use crate::{Error, Parameters, Result};
+use crate::lora::LoraConfig;
+use crate::{Parameters, Result};
 
-/// Writes adapters of a model into a directory, which is made where it is not there. `base` is what the model is
-/// called.
+/// Writes adapters of a model into a directory as PEFT has it, which is made where it is not there. `base` is what
+/// the model is called.
 ///
 /// # Errors
-/// [`Error::Fused`] for families whose projections PEFT knows as one, and those of writing.
+/// Those of writing.
 pub fn write_adapter(
     directory: &Path,
     base: &str,
@@ -24,58 +19,66 @@ pub fn write_adapter(
     lora: &LoraConfig,
     parameters: &Parameters,
 ) -> Result<()> {
-    let mut tensors = Vec::new();
-    for parameter in parameters.all() {
-        let (stem, kind) = parameter.name.rsplit_once('.').expect("adapters have two names");
-        let kind = if kind == "lora_a" { "lora_A" } else { "lora_B" };
-        let source = model.hf_tensor(&format!("{stem}.weight"), "model.").ok_or(Error::Fused)?;
-        let module = source.names[0].strip_suffix(".weight").unwrap_or(&source.names[0]);
-        let values = &parameters.values[parameter.range.clone()];
-        let mut bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let (rows, cols) = parameter.shape;
-        // The rows of B are those of the weight.
-        if let (Transform::InterleaveRows { .. }, "lora_B") = (source.transform, kind) {
-            bytes = regroup_rows(&bytes, rows, model.head_dim, false);
-        }
-        let name = format!("base_model.model.{module}.{kind}.weight");
-        tensors.push((TensorSpec { name, dtype: DType::F32, shape: [rows, cols].into() }, bytes));
-    }
-    std::fs::create_dir_all(directory).map_err(|error| io(directory, error))?;
-    let metadata = IndexMap::from([("format".to_owned(), "pt".to_owned())]);
-    let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
-    let path = directory.join("adapter_model.safetensors");
-    let mut writer = SafetensorsWriter::create(&path, &metadata, &specs, None)?;
-    for (spec, bytes) in &tensors {
-        writer.write(&spec.name, bytes)?;
-    }
-    writer.finish()?;
-    let module = |target: &Target| {
-        let tensor = model.family.layer.iter().find(|tensor| tensor.gguf == target.name());
-        tensor.map(|tensor| tensor.hf.rsplit('.').next().unwrap_or(tensor.hf))
-    };
-    let config = json!({
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "use_rslora": lora.rank_stabilized,
-        "target_modules": lora.targets.iter().filter_map(module).collect::<Vec<_>>(),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": false,
-        "inference_mode": true,
-        "init_lora_weights": true,
-        "modules_to_save": null,
-        "use_dora": false,
-    });
-    let path = directory.join("adapter_config.json");
-    let mut file = AtomicFile::create(&path)?;
-    file.write_all(format!("{config:#}\n").as_bytes()).map_err(|error| io(&path, error))?;
-    file.finish()?;
-    Ok(())
+    Ok(adapter(model, lora, parameters)?.write_peft(directory, base, model)?)
 }
 
-fn io(path: &Path, error: std::io::Error) -> Error {
-    Error::Io { path: path.display().to_string(), error }
+/// A trained adapter of some rows of a tensor.
+struct Part<'a> {
+    first_row: usize,
+    a: &'a [f32],
+    b: &'a [f32],
+}
+
+/// What was trained, by the tensors of the model's files.
+///
+/// A tensor that holds several linear layers has one adapter: its A has the rows of all of theirs, and its B is zero
+/// but where a layer's rows meet the layer's own A.
+fn adapter(model: &ModelConfig, lora: &LoraConfig, parameters: &Parameters) -> Result<AdapterFile> {
+    let mut tensors: IndexMap<String, Vec<Part<'_>>> = IndexMap::new();
+    // A comes before B of the same layer.
+    for pair in parameters.all().chunks_exact(2) {
+        let (layer, _) = pair[0].name.rsplit_once('.').expect("adapters have two names");
+        let (weight, first_row) = place(model, layer);
+        let [a, b] = [&pair[0], &pair[1]].map(|p| &parameters.values[p.range.clone()]);
+        tensors.entry(weight).or_default().push(Part { first_row, a, b });
+    }
+    let mut file = AdapterFile::new("the trained adapter");
+    for (weight, parts) in tensors {
+        let (rank, count) = (lora.rank * parts.len(), parts.len() as f32);
+        let rows = model.tensor_shape(&weight).map_or(0, |shape| shape[0]);
+        let mut b = vec![0.0; rows * rank];
+        for (i, part) in parts.iter().enumerate() {
+            let lines = b.chunks_exact_mut(rank).skip(part.first_row);
+            for (line, values) in lines.zip(part.b.chunks_exact(lora.rank)) {
+                line[i * lora.rank..][..lora.rank].copy_from_slice(values);
+            }
+        }
+        // The scale is what it was with the rank of one.
+        let more = if lora.rank_stabilized { count.sqrt() } else { count };
+        let matrix = LowRank {
+            rank,
+            alpha: lora.alpha * more,
+            rank_stabilized: lora.rank_stabilized,
+            dtype: DType::F32,
+            a: parts.iter().flat_map(|part| part.a).copied().collect(),
+            b,
+        };
+        file.insert(model, &weight, matrix)?;
+    }
+    Ok(file)
+}
+
+/// The tensor that a linear layer's weight lies in, and its first row there.
+fn place(model: &ModelConfig, layer: &str) -> (String, usize) {
+    let (block, name) = layer.rsplit_once('.').expect("layers are in blocks");
+    let (q, kv) = (model.q_dim(), model.kv_dim());
+    let (tensor, first_row) = match name {
+        "attn_q" if model.family.is_fused() => ("attn_qkv", 0),
+        "attn_k" if model.family.is_fused() => ("attn_qkv", q),
+        "attn_v" if model.family.is_fused() => ("attn_qkv", q + kv),
+        "ffn_gate" if model.family.is_fused() => ("ffn_up", 0),
+        "ffn_up" if model.family.is_fused() => ("ffn_up", model.ffn_dim),
+        name => (name, 0),
+    };
+    (format!("{block}.{tensor}.weight"), first_row)
 }
