@@ -3,12 +3,12 @@
 
 use std::path::Path;
 
-use bevel_base::{DType, pack};
+use bevel_base::DType;
 use bevel_formats::TensorSpec;
 use bevel_formats::gguf::{GgufFile, GgufWriter, Metadata, Value};
 
 use super::{AdapterFile, LowRank, common_type};
-use crate::{Error, ModelConfig, Result};
+use crate::{ModelConfig, Result};
 
 const TYPE: &str = "general.type";
 const ARCHITECTURE: &str = "general.architecture";
@@ -53,8 +53,7 @@ pub(super) fn open(path: &Path, config: &ModelConfig) -> Result<AdapterFile> {
         if !file.tensors().contains_key(&other) {
             return Err(adapter.refused(unpaired(name)));
         }
-        let wrap =
-            |source| Error::Tensor { path: adapter.path.clone(), tensor: name.clone(), source };
+        let wrap = |source| adapter.failed(name, source);
         let (a, b) = (file.tensor(name)?, file.tensor(&other)?);
         let rank = a.shape().rows();
         let matrix = LowRank {
@@ -76,16 +75,11 @@ fn unpaired(name: &str) -> String {
 }
 
 impl AdapterFile {
-    /// Writes the adapter as a GGUF file, its values in a type of floating point; `None` keeps those it has.
+    /// Writes the adapter as a GGUF file.
     ///
     /// # Errors
     /// Those of writing.
-    pub fn write_gguf(
-        &self,
-        path: &Path,
-        config: &ModelConfig,
-        dtype: Option<DType>,
-    ) -> Result<()> {
+    pub fn write_gguf(&self, path: &Path, config: &ModelConfig) -> Result<()> {
         // Where matrices differ in what α would have to be, B makes up for it.
         let alpha_of = |matrix: &LowRank| matrix.scale() * matrix.rank as f32;
         let alpha = self.matrices.values().map(alpha_of).find(|&alpha| alpha != 0.0).unwrap_or(1.0);
@@ -103,8 +97,8 @@ impl AdapterFile {
             let kept = if factor == 1.0 { matrix.dtype } else { DType::F32 };
             for (kind, values, shape) in [("a", &matrix.a, [rank, cols]), ("b", &b, [rows, rank])] {
                 let name = format!("{weight}.lora_{kind}");
-                let spec = TensorSpec::new(&name, dtype.unwrap_or(kept), shape);
-                tensors.push((spec, self.packed(&name, values, dtype.unwrap_or(kept))?));
+                let spec = TensorSpec::new(&name, kept, shape);
+                tensors.push((spec, self.packed(&name, values, kept)?));
             }
         }
         let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
@@ -114,14 +108,5 @@ impl AdapterFile {
         }
         writer.finish()?;
         Ok(())
-    }
-
-    /// Values in a type of floating point.
-    pub(super) fn packed(&self, name: &str, values: &[f32], dtype: DType) -> Result<Vec<u8>> {
-        let wrap =
-            |source| Error::Tensor { path: self.path.clone(), tensor: name.to_owned(), source };
-        let mut bytes = vec![0; dtype.row_bytes(values.len()).map_err(wrap)?];
-        pack::quantize(dtype, values, None, &mut bytes).map_err(wrap)?;
-        Ok(bytes)
     }
 }

@@ -8,7 +8,7 @@ mod running;
 
 use std::path::{Path, PathBuf};
 
-use bevel_base::DType;
+use bevel_base::{DType, pack};
 use indexmap::IndexMap;
 
 use crate::{Error, ModelConfig, Place, Result, Stage};
@@ -139,6 +139,36 @@ impl AdapterFile {
     /// What is added to weights, by their GGUF names.
     pub fn matrices(&self) -> &IndexMap<String, LowRank> {
         &self.matrices
+    }
+
+    /// The same with values of another type of floating point.
+    ///
+    /// # Errors
+    /// Those of packing.
+    pub fn rounded(mut self, dtype: DType) -> Result<Self> {
+        let mut matrices = std::mem::take(&mut self.matrices);
+        for (weight, matrix) in &mut matrices {
+            for values in [&mut matrix.a, &mut matrix.b] {
+                let bytes = self.packed(weight, values, dtype)?;
+                pack::dequantize(dtype, &bytes, values)
+                    .map_err(|source| self.failed(weight, source))?;
+            }
+            matrix.dtype = dtype;
+        }
+        Ok(Self { matrices, ..self })
+    }
+
+    /// Values in a type of floating point, as they are stored.
+    fn packed(&self, tensor: &str, values: &[f32], dtype: DType) -> Result<Vec<u8>> {
+        let wrap = |source| self.failed(tensor, source);
+        let mut bytes = vec![0; dtype.row_bytes(values.len()).map_err(wrap)?];
+        pack::quantize(dtype, values, None, &mut bytes).map_err(wrap)?;
+        Ok(bytes)
+    }
+
+    /// What goes wrong with one of its tensors.
+    fn failed(&self, tensor: &str, source: bevel_base::Error) -> Error {
+        Error::Tensor { path: self.path.clone(), tensor: tensor.to_owned(), source }
     }
 
     fn refused(&self, problem: impl Into<String>) -> Error {

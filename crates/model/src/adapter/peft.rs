@@ -55,8 +55,7 @@ pub(super) fn open(dir: &Path, config: &ModelConfig) -> Result<AdapterFile> {
                 "`{name}` adapts a module that this model does not have; the adapter belongs to another model"
             )));
         };
-        let wrap =
-            |source| Error::Tensor { path: adapter.path.clone(), tensor: name.clone(), source };
+        let wrap = |source| adapter.failed(name, source);
         let (a, b) = (file.tensor(name)?, file.tensor(&other)?);
         let rank = a.shape().rows();
         let (expected, alpha) =

@@ -217,10 +217,10 @@ fn both_formats_keep_what_an_adapter_is() {
         let (dir, gguf) = (temp.path().join("peft"), temp.path().join("adapter.gguf"));
         file.write_peft(&dir, case, &config).unwrap();
         assert_same(&AdapterFile::open(&dir, &config).unwrap(), &file);
-        file.write_gguf(&gguf, &config, None).unwrap();
+        file.write_gguf(&gguf, &config).unwrap();
         assert_same(&AdapterFile::open(&gguf, &config).unwrap(), &file);
         // As halves, which the kernels read as they are.
-        file.write_gguf(&gguf, &config, Some(DType::F16)).unwrap();
+        file.clone().rounded(DType::F16).unwrap().write_gguf(&gguf, &config).unwrap();
         let halves = AdapterFile::open(&gguf, &config).unwrap();
         halves.write_peft(&dir, case, &config).unwrap();
         assert_same(&AdapterFile::open(&dir, &config).unwrap(), &halves);
