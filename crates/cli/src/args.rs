@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    bench, chat, compare, completions, convert, eval, finetune, imatrix, inspect, man, quantize,
-    run, serve, tour,
+    bench, chat, compare, completions, convert, eval, finetune, imatrix, inspect, man, merge,
+    quantize, run, serve, tour,
 };
 
 const ABOUT: &str = "cut a language model to fit a small machine, and run it there";
@@ -39,6 +39,8 @@ pub(crate) enum Command {
     Convert(convert::Args),
     /// Make a model smaller by storing its weights in fewer bits
     Quantize(Box<quantize::Args>),
+    /// Make a model and an adapter of it one model
+    Merge(merge::Args),
     /// Find out which inputs of a model's weights are large, for rounding with importance
     Imatrix(imatrix::Args),
     /// Teach a model from examples: train an adapter beside it

@@ -190,7 +190,7 @@ fn solve_reports(outcomes: &[Outcome]) -> Vec<SolveReport> {
 
 /// The checkpoint with its residual stream rotated, where a recipe asks for that.
 pub(crate) fn rotated(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Option<Checkpoint>> {
-    let open = |seed| Ok(Checkpoint::open(checkpoint.path().as_ref())?.rotated(seed)?);
+    let open = |seed| Ok(checkpoint.reopened()?.rotated(seed)?);
     recipe.rotate.map(open).transpose()
 }
 

@@ -28,7 +28,8 @@ pub struct Provenance {
     pub recipe: String,
     /// SHA-256 of the source in hexadecimal digits. Of one file it is what `sha256sum FILE` prints;
     /// of several, what `sha256sum FILES | sha256sum` prints in their directory, for
-    /// `config.json`, the tokenizer's files and the weights, in the order of their names.
+    /// `config.json`, the tokenizer's files and the weights, in the order of their names. Where adapters are
+    /// merged, it is that of a text: this hash, and a line for each adapter with its own and its scale.
     pub source_sha256: String,
     /// Version of bevel.
     pub version: String,
@@ -41,10 +42,9 @@ impl Provenance {
         recipe: &Recipe,
         on_progress: &mut OnProgress<'_>,
     ) -> Result<Self> {
-        let files = source_files(checkpoint)?;
         Ok(Self {
             recipe: recipe.to_string(),
-            source_sha256: hash(&files, on_progress)?,
+            source_sha256: hash_all(checkpoint, on_progress)?,
             version: VERSION.to_owned(),
         })
     }
@@ -88,6 +88,18 @@ pub(crate) fn source_files(checkpoint: &Checkpoint) -> Result<Vec<PathBuf>> {
     files.extend(side.iter().map(|name| dir.join(name)).filter(|path| path.is_file()));
     files.sort();
     Ok(files)
+}
+
+/// Hashes the model's files and those of the adapters that are merged into it.
+fn hash_all(checkpoint: &Checkpoint, on_progress: &mut OnProgress<'_>) -> Result<String> {
+    let mut list = hash(&source_files(checkpoint)?, on_progress)?;
+    if checkpoint.adapters().is_empty() {
+        return Ok(list);
+    }
+    for (adapter, scale) in checkpoint.adapters() {
+        list += &format!("\n{}  {scale}", hash(adapter.files(), on_progress)?);
+    }
+    Ok(hexadecimal(&Sha256::digest(list.as_bytes())))
 }
 
 fn hash(files: &[PathBuf], on_progress: &mut OnProgress<'_>) -> Result<String> {

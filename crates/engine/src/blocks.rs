@@ -6,7 +6,7 @@
 //!    the last is full, so that at most 15 places of a sequence are empty.
 //! 2. Blocks are counted by how many tables name them. Nobody else writes to a block that two name: who
 //!    has to, copies it first (copy-on-write).
-//! 3. A full block is known by a hash of its tokens and of all tokens before them. A prompt that begins
+//! 3. A full block is known by a hash of its tokens and of all that comes before them: tokens, and adapters. A prompt that begins
 //!    as an earlier one did takes its blocks instead of computing them again, whoever it belonged to.
 //! 4. A block that no table names keeps what it holds until its place is needed: the one that was given
 //!    up longest ago goes first, and the end of a sequence before its beginning.
@@ -31,8 +31,28 @@ impl BlockHash {
     }
 }
 
-/// Before the first token.
-const ROOT: BlockHash = BlockHash([0; 16]);
+/// What keys and values depend on beside tokens: what comes before a sequence's first one. Sequences share blocks
+/// only where it is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Root(BlockHash);
+
+impl Root {
+    /// That of a model alone.
+    pub const PLAIN: Self = Self(BlockHash([0; 16]));
+
+    /// That of a model with what `numbers` say.
+    pub fn of(numbers: impl IntoIterator<Item = u64>) -> Self {
+        let halves = |number: u64| [number as u32, (number >> 32) as u32];
+        let numbers: Vec<u32> = numbers.into_iter().flat_map(halves).collect();
+        Self(BlockHash::of(Self::PLAIN.0, &numbers))
+    }
+}
+
+impl Default for Root {
+    fn default() -> Self {
+        Self::PLAIN
+    }
+}
 
 /// The blocks of one sequence. It belongs to the manager that made it, and goes back to it by
 /// [`BlockManager::free`].
@@ -43,6 +63,7 @@ pub struct Table {
     blocks: Vec<u32>,
     /// Tokens that there is room for, written or about to be.
     len: usize,
+    root: Root,
     /// Hashes of the full blocks that were committed.
     hashes: Vec<BlockHash>,
 }
@@ -136,8 +157,8 @@ impl BlockManager {
 
     /// Blocks that a sequence of `tokens` would take from the unused ones, the first `most` of whose
     /// tokens may come from the cache.
-    pub fn would_take(&self, tokens: &[u32], most: usize) -> usize {
-        let found = self.find(&tokens[..most]);
+    pub fn would_take(&self, root: Root, tokens: &[u32], most: usize) -> usize {
+        let found = self.find(root, &tokens[..most]);
         let in_use = found.iter().filter(|&&b| self.blocks[b as usize].references > 0).count();
         tokens.len().div_ceil(BLOCK_TOKENS) - in_use
     }
@@ -146,16 +167,16 @@ impl BlockManager {
     /// values need not be computed: [`Table::len`] tokens.
     ///
     /// A model that is to say what follows needs to see the last token: `most` is less than the length then.
-    pub fn allocate(&mut self, tokens: &[u32], most: usize) -> Table {
-        let blocks = self.find(&tokens[..most]);
+    pub fn allocate(&mut self, root: Root, tokens: &[u32], most: usize) -> Table {
+        let blocks = self.find(root, &tokens[..most]);
         for &block in &blocks {
             self.refer(block);
         }
         let len = blocks.len() * BLOCK_TOKENS;
         self.stats.looked_up += tokens.len() as u64;
         self.stats.found += len as u64;
-        let hashes = hashes(ROOT, &tokens[..len]).collect();
-        Table { blocks, len, hashes }
+        let hashes = hashes(root.0, &tokens[..len]).collect();
+        Table { blocks, len, root, hashes }
     }
 
     /// Makes room for `count` more tokens. Where the table shares the block that the next token goes to,
@@ -201,7 +222,7 @@ impl BlockManager {
     pub fn commit(&mut self, table: &mut Table, tokens: &[u32]) {
         assert!(tokens.len() <= table.len, "{} tokens of {}", tokens.len(), table.len);
         let known = table.hashes.len();
-        let parent = table.hashes.last().copied().unwrap_or(ROOT);
+        let parent = table.hashes.last().copied().unwrap_or(table.root.0);
         let start = (known * BLOCK_TOKENS).min(tokens.len());
         for (hash, &block) in hashes(parent, &tokens[start..]).zip(&table.blocks[known..]) {
             table.hashes.push(hash);
@@ -219,8 +240,8 @@ impl BlockManager {
         for &block in &table.blocks {
             self.blocks[block as usize].references += 1;
         }
-        let Table { blocks, len, hashes } = table;
-        Table { blocks: blocks.clone(), len: *len, hashes: hashes.clone() }
+        let Table { blocks, len, root, hashes } = table;
+        Table { blocks: blocks.clone(), len: *len, root: *root, hashes: hashes.clone() }
     }
 
     /// Goes back to the first `len` tokens.
@@ -278,8 +299,8 @@ impl BlockManager {
     }
 
     /// The blocks that hold the beginning of `tokens`.
-    fn find(&self, tokens: &[u32]) -> Vec<u32> {
-        hashes(ROOT, tokens).map_while(|hash| self.cached.get(&hash).copied()).collect()
+    fn find(&self, root: Root, tokens: &[u32]) -> Vec<u32> {
+        hashes(root.0, tokens).map_while(|hash| self.cached.get(&hash).copied()).collect()
     }
 
     /// Another table names `block`.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bevel_kernels::{BLOCK_TOKENS, Cpu, KvPool, KvType};
 use bevel_model::tokenizer::Tokenizer;
-use bevel_model::{Batch, HeadState, Model, Part, SamplerScratch, State};
+use bevel_model::{Batch, HeadState, Model, Part, SamplerScratch, ScaledAdapter, State};
 
 use crate::blocks::BlockStats;
 use crate::error::{Error, Result};
@@ -224,6 +224,7 @@ impl<'m> Engine<'m> {
         self.next_request += 1;
         self.scheduler.add(id, request.prompt.clone(), request.priority);
         self.scheduler.expect(id, asked as usize);
+        self.scheduler.begin_at(id, request.root());
         if request.wants_whole_prompt() {
             self.scheduler.compute_whole(id);
         }
@@ -328,11 +329,22 @@ impl<'m> Engine<'m> {
                 schedule.chunks.retain(|chunk| chunk.id != load.id);
             }
         }
+        self.put_alike_together(&mut schedule.chunks);
         for chunk in &schedule.chunks {
             let stream = self.streams.get_mut(&chunk.id).expect("it runs");
             stream.cached_tokens.get_or_insert(chunk.start);
         }
         schedule
+    }
+
+    /// Orders chunks so that those with the same adapters follow each other: each adapter is then read once.
+    fn put_alike_together(&self, chunks: &mut [Chunk]) {
+        let adapters = |chunk: &Chunk| &self.streams[&chunk.id].request.adapters;
+        if chunks.iter().any(|chunk| !adapters(chunk).is_empty()) {
+            let number = |a: &ScaledAdapter| (a.adapter.id(), a.scale.to_bits());
+            chunks
+                .sort_by_cached_key(|chunk| adapters(chunk).iter().map(number).collect::<Vec<_>>());
+        }
     }
 
     /// Runs the chunks. The state then has logits, `[rows, vocab]`; whose each row is comes back.
@@ -346,7 +358,8 @@ impl<'m> Engine<'m> {
         for &Chunk { id, start, len, wants_next } in chunks {
             tokens.extend_from_slice(&self.scheduler.tokens(id)[start..start + len]);
             let blocks = self.scheduler.table(id);
-            parts.push(Part { tokens: len, context: start + len, blocks, tree: &[] });
+            let adapters = &self.streams[&id].request.adapters;
+            parts.push(Part { tokens: len, context: start + len, blocks, tree: &[], adapters });
             if wants_next && self.streams[&id].request.embed.is_none() {
                 outputs.push(tokens.len() - 1);
                 rows.push(id);

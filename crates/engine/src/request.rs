@@ -1,7 +1,8 @@
 use std::time::Instant;
 
-use bevel_model::{SamplerConfig, TokenLogprobs};
+use bevel_model::{SamplerConfig, ScaledAdapter, TokenLogprobs};
 
+use crate::blocks::Root;
 use crate::grammar::Constraint;
 
 /// What a client wants.
@@ -12,6 +13,8 @@ pub struct Request {
     /// Answers to give. They share the prompt; the `i`-th one's random numbers start at the sampler's seed
     /// plus `i`.
     pub answers: u32,
+    /// What is added to the model for it: adapters of this model.
+    pub adapters: Vec<ScaledAdapter>,
     /// How tokens are chosen.
     pub sampler: SamplerConfig,
     /// At most so many tokens each; `None`: until the context is full.
@@ -44,6 +47,7 @@ impl Request {
         Self {
             prompt,
             answers: 1,
+            adapters: Vec::new(),
             sampler: SamplerConfig::default(),
             max_tokens: None,
             stop: Vec::new(),
@@ -62,6 +66,15 @@ impl Request {
     /// Sequences that it becomes.
     pub(crate) fn sequences(&self) -> u32 {
         self.beams.map_or(self.answers, |beams| beams.width)
+    }
+
+    /// What its keys and values depend on beside its tokens.
+    pub(crate) fn root(&self) -> Root {
+        let numbers = |a: &ScaledAdapter| [a.adapter.id(), u64::from(a.scale.to_bits())];
+        match self.adapters.is_empty() {
+            true => Root::PLAIN,
+            false => Root::of(self.adapters.iter().flat_map(numbers)),
+        }
     }
 
     /// Whether all tokens of the prompt are to be computed, and not only those that no other began with.

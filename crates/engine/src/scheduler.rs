@@ -13,7 +13,7 @@ use std::ops::Bound;
 
 use bevel_kernels::BLOCK_TOKENS;
 
-use crate::blocks::{BlockCopy, BlockManager, NoRoom, Table};
+use crate::blocks::{BlockCopy, BlockManager, NoRoom, Root, Table};
 
 /// One of the answers to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,6 +107,7 @@ type Rank = (i32, SequenceId);
 #[derive(Debug)]
 struct Sequence {
     priority: i32,
+    root: Root,
     /// Prompt and answer so far.
     tokens: Vec<u32>,
     /// Room for what has been computed.
@@ -124,7 +125,8 @@ struct Sequence {
 impl Sequence {
     fn new(priority: i32, tokens: Vec<u32>) -> Self {
         let (table, whole, ready) = (Table::default(), false, false);
-        Self { priority, tokens, table, saved: 0, whole, answers: 1, ready }
+        let root = Root::PLAIN;
+        Self { priority, root, tokens, table, saved: 0, whole, answers: 1, ready }
     }
 
     /// Tokens that are still to be computed.
@@ -162,6 +164,11 @@ impl Scheduler {
         self.get(id).answers = answers;
     }
 
+    /// What keys and values of `id` depend on beside its tokens. It has none so far.
+    pub fn begin_at(&mut self, id: SequenceId, root: Root) {
+        self.get(id).root = root;
+    }
+
     /// Sequences that run or wait, those counted that will be forked.
     pub fn expected(&self) -> usize {
         self.sequences.values().map(|sequence| sequence.answers).sum()
@@ -176,10 +183,11 @@ impl Scheduler {
     pub fn fork(&mut self, id: SequenceId, new: SequenceId) {
         let parent = self.get(id);
         parent.answers = parent.answers.saturating_sub(1).max(1);
-        let Sequence { priority, tokens, table, ready, .. } = &self.sequences[&id];
+        let Sequence { priority, root, tokens, table, ready, .. } = &self.sequences[&id];
         let (rank, runs) = ((*priority, new), self.running.contains(&(*priority, id)));
         let table = self.blocks.fork(table);
-        let fork = Sequence { table, ready: *ready, ..Sequence::new(*priority, tokens.clone()) };
+        let (root, ready) = (*root, *ready);
+        let fork = Sequence { root, table, ready, ..Sequence::new(*priority, tokens.clone()) };
         self.sequences.insert(new, fork);
         if runs {
             self.running.insert(rank);
@@ -318,20 +326,21 @@ impl Scheduler {
                 return;
             }
             next = after(&self.waiting, rank);
-            let Sequence { tokens, whole, .. } = &self.sequences[&id];
+            let Sequence { root, tokens, whole, .. } = &self.sequences[&id];
             let shares = self.limits.prefix_cache && !whole;
             // The last token is always computed: it says what comes next.
             let most_found = if shares { tokens.len() - 1 } else { 0 };
-            if readers.iter().any(|&reader| self.is_reading_for(reader, &tokens[..most_found])) {
+            let wanted = &tokens[..most_found];
+            if readers.iter().any(|&reader| self.is_reading_for(reader, *root, wanted)) {
                 continue;
             }
-            let taken = self.blocks.would_take(tokens, most_found);
+            let taken = self.blocks.would_take(*root, tokens, most_found);
             let reserve = if self.running.is_empty() { 0 } else { self.limits.reserve };
             if taken + promised + reserve > self.blocks.unused() {
                 return;
             }
             let sequence = self.sequences.get_mut(&id).expect("it waits");
-            sequence.table = self.blocks.allocate(&sequence.tokens, most_found);
+            sequence.table = self.blocks.allocate(sequence.root, &sequence.tokens, most_found);
             let saved = std::mem::take(&mut sequence.saved);
             if saved > sequence.table.len() {
                 let skip = sequence.table.blocks().len();
@@ -354,11 +363,13 @@ impl Scheduler {
     }
 
     /// Whether a running sequence is about to compute what `tokens` begin with: it is worth waiting for.
-    fn is_reading_for(&self, reader: SequenceId, tokens: &[u32]) -> bool {
-        let Sequence { tokens: read, table, .. } = &self.sequences[&reader];
+    fn is_reading_for(&self, reader: SequenceId, root: Root, tokens: &[u32]) -> bool {
+        let Sequence { tokens: read, table, root: at, .. } = &self.sequences[&reader];
         let done = table.len() / BLOCK_TOKENS * BLOCK_TOKENS;
         let common = read.len().min(tokens.len()) / BLOCK_TOKENS * BLOCK_TOKENS;
-        common >= done + LEAST_CHUNK && read[..done + LEAST_CHUNK] == tokens[..done + LEAST_CHUNK]
+        *at == root
+            && common >= done + LEAST_CHUNK
+            && read[..done + LEAST_CHUNK] == tokens[..done + LEAST_CHUNK]
     }
 
     /// (3) Chunks of prompts.

@@ -38,7 +38,7 @@ pub use elementwise::{add, add_bias, add_scaled, scale, softcap, softcap_backwar
 pub use error::{Error, Result};
 pub use isa::Isa;
 pub use kv::{BLOCK_TOKENS, KvPool, KvShape, KvType, Slot};
-pub use matmul::{PackedMatrix, Product, Scratch, matmul};
+pub use matmul::{PackedMatrix, Product, Scratch, matmul, matmul_add};
 pub use norm::{rms_norm, rms_norm_backward, rms_norm_in_place};
 pub use rope::{RopeSpec, RopeStyle, RopeTable, rope, rope_backward};
 pub use softmax::softmax;

@@ -5,6 +5,7 @@ use std::ops::{ControlFlow, Range};
 
 use bevel_kernels::Cpu;
 
+use crate::adapter::LayerAdapters;
 use crate::forward::{LayerPlace, spans};
 use crate::linear::Linear;
 use crate::weights::{Ffn, LayerWeights, Loader, Mlp, pack_f32};
@@ -86,9 +87,18 @@ impl Block {
     ) -> Result<ControlFlow<()>> {
         run.begin(cpu, config, x)?;
         let parts = [run.sequence.part(run.sequence.len())];
-        let (spans, cache) = (spans(&parts, Vec::new()), run.cache.pool());
-        let done =
-            self.weights.attention(cpu, config, self.place, &spans, cache, &mut run.state, tap);
+        let (spans, cache, none) =
+            (spans(&parts, Vec::new()), run.cache.pool(), LayerAdapters::NONE);
+        let done = self.weights.attention(
+            cpu,
+            config,
+            self.place,
+            &spans,
+            cache,
+            &mut run.state,
+            none,
+            tap,
+        );
         std::mem::swap(&mut run.state.x, x);
         Ok(done)
     }
@@ -106,7 +116,8 @@ impl Block {
         tap: &mut Tap<'_>,
     ) -> Result<ControlFlow<()>> {
         run.begin(cpu, config, x)?;
-        let done = self.weights.feed_forward(cpu, config, &mut run.state, tap);
+        let state = &mut run.state;
+        let done = self.weights.feed_forward(cpu, config, state, LayerAdapters::NONE, tap);
         std::mem::swap(&mut run.state.x, x);
         Ok(done)
     }
@@ -132,7 +143,8 @@ impl Block {
         run.begin(cpu, config, x)?;
         match stage {
             Stage::AttentionOutput => {
-                self.weights.finish_attention(cpu, config, input, &mut run.state);
+                let (state, none) = (&mut run.state, LayerAdapters::NONE);
+                self.weights.finish_attention(cpu, config, input, state, none);
             }
             Stage::Down => self.weights.finish_feed_forward(cpu, config, input, &mut run.state),
             _ => panic!("{stage:?} is not the last stage of a half"),

@@ -110,7 +110,7 @@ impl Sequence {
 
     /// Its newest `tokens` tokens, as part of a batch.
     pub fn part(&self, tokens: usize) -> Part<'_> {
-        Part { tokens, context: self.len, blocks: &self.blocks, tree: &[] }
+        Part { tokens, context: self.len, blocks: &self.blocks, tree: &[], adapters: &[] }
     }
 }
 

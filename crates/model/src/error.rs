@@ -85,6 +85,22 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// A file cannot be written.
+    #[error("cannot write `{path}`: {source}")]
+    Write {
+        /// The file or directory.
+        path: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// An adapter is none that can be run on the model.
+    #[error("`{path}` is no adapter for this model: {problem}")]
+    Adapter {
+        /// The adapter.
+        path: String,
+        /// Why not.
+        problem: String,
+    },
     /// A JSON file of the model does not parse.
     #[error("`{path}` is not valid JSON: {source}")]
     Json {

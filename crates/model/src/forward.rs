@@ -8,6 +8,7 @@ use bevel_kernels::{
     attention, depth_in_tree, rms_norm, rms_norm_in_place, rope, scale,
 };
 
+use crate::adapter::{LayerAdapters, ScaledAdapter, StageAdapters};
 use crate::cache::slot;
 use crate::family::QkNorm;
 use crate::head::HeadState;
@@ -23,6 +24,7 @@ use crate::{Checkpoint, Error, ModelConfig, Result, Weights};
 pub struct Model {
     checkpoint: Checkpoint,
     weights: Weights,
+    adapters: Vec<ScaledAdapter>,
 }
 
 /// Tokens to run through the model in one step: some of one or more sequences.
@@ -48,6 +50,9 @@ pub struct Part<'a> {
     /// The tree that the tokens form, of [`bevel_kernels::attention_tree`]; empty where each follows the one
     /// before. Logits of a node are those of the path that leads to it, bit for bit.
     pub tree: &'a [u64],
+    /// The sequence's adapters, beside those that the model has for all. They are the model's own, or of one with
+    /// the same dimensions.
+    pub adapters: &'a [ScaledAdapter],
 }
 
 /// The buffers of a forward pass. They grow to the largest batch seen and are then reused.
@@ -154,7 +159,12 @@ impl Model {
 
     /// Joins a checkpoint and the weights loaded from it.
     pub fn new(checkpoint: Checkpoint, weights: Weights) -> Self {
-        Self { checkpoint, weights }
+        Self { checkpoint, weights, adapters: Vec::new() }
+    }
+
+    /// With adapters that all sequences have from now on.
+    pub fn with_adapters(self, adapters: Vec<ScaledAdapter>) -> Self {
+        Self { adapters, ..self }
     }
 
     /// With [`Weights::with_exact_products`].
@@ -197,11 +207,15 @@ impl Model {
             scale(cpu, &mut state.x, config.embedding_scale);
         }
         let spans = spans(batch.parts, std::mem::take(&mut state.spans));
+        let is_adapted = batch.parts.iter().any(|part| !part.adapters.is_empty());
+        let adapted = if is_adapted { batch.parts } else { &[] };
         for (i, layer) in self.weights.layers.iter().enumerate() {
             let place = LayerPlace { cached: i, windowed: config.windowed[i] };
+            let adapters = LayerAdapters { common: &self.adapters, parts: adapted, layer: i };
             // Nothing listens, so nothing breaks off.
-            let _ = layer.attention(cpu, config, place, &spans, pool, state, &mut untapped);
-            let _ = layer.feed_forward(cpu, config, state, &mut untapped);
+            let _ =
+                layer.attention(cpu, config, place, &spans, pool, state, adapters, &mut untapped);
+            let _ = layer.feed_forward(cpu, config, state, adapters, &mut untapped);
         }
         state.spans = emptied(spans);
         self.head(cpu, batch, state)?;
@@ -272,13 +286,15 @@ impl LayerWeights {
         spans: &[SequenceSpan<'_>],
         pool: &mut KvPool,
         state: &mut State,
+        adapters: LayerAdapters<'_>,
         tap: &mut Tap<'_>,
     ) -> ControlFlow<()> {
         let n = state.slots.len();
         branch_norm(cpu, config, &self.attn_norm, &state.x, &mut state.h);
         tap(Site { stage: Stage::Qkv, expert: None }, &state.h, n)?;
         let [q, k, v] = [&mut state.q, &mut state.k, &mut state.v];
-        project(cpu, &state.h, n, [(&self.q, q), (&self.k, k), (&self.v, v)], &mut state.linear);
+        let products = [(&self.q, q), (&self.k, k), (&self.v, v)];
+        project(cpu, &state.h, n, products, adapters.at(Stage::Qkv), &mut state.linear);
         for (x, weight, heads) in [
             (&mut state.q, &self.q_norm, config.heads),
             (&mut state.k, &self.k_norm, config.kv_heads),
@@ -319,7 +335,7 @@ impl LayerWeights {
         );
         tap(Site { stage: Stage::AttentionOutput, expert: None }, &state.attended, n)?;
         let attended = std::mem::take(&mut state.attended);
-        self.finish_attention(cpu, config, &attended, state);
+        self.finish_attention(cpu, config, &attended, state, adapters);
         state.attended = attended;
         ControlFlow::Continue(())
     }
@@ -331,9 +347,11 @@ impl LayerWeights {
         config: &ModelConfig,
         attended: &[f32],
         state: &mut State,
+        adapters: LayerAdapters<'_>,
     ) {
         let n = state.slots.len();
-        project(cpu, attended, n, [(&self.o, &mut state.h)], &mut state.linear);
+        let (product, adapters) = ([(&self.o, &mut state.h)], adapters.at(Stage::AttentionOutput));
+        project(cpu, attended, n, product, adapters, &mut state.linear);
         join(cpu, config, &self.post_attn_norm, &mut state.h, &mut state.x);
     }
 
@@ -343,12 +361,13 @@ impl LayerWeights {
         cpu: &Cpu,
         config: &ModelConfig,
         state: &mut State,
+        adapters: LayerAdapters<'_>,
         tap: &mut Tap<'_>,
     ) -> ControlFlow<()> {
         let n = state.slots.len();
         branch_norm(cpu, config, &self.ffn_norm, &state.x, &mut state.h);
         let (h, mlp) = (&mut state.h, &mut state.mlp);
-        self.ffn.forward(cpu, config, h, n, mlp, &mut state.linear, tap)?;
+        self.ffn.forward(cpu, config, h, n, mlp, &mut state.linear, adapters, tap)?;
         join(cpu, config, &self.post_ffn_norm, &mut state.h, &mut state.x);
         ControlFlow::Continue(())
     }
@@ -366,7 +385,8 @@ impl LayerWeights {
     ) {
         let Ffn::Dense(mlp) = &self.ffn else { panic!("experts have inputs of their own") };
         let n = state.slots.len();
-        project(cpu, hidden, n, [(&mlp.down, &mut state.h)], &mut state.linear);
+        let product = [(&mlp.down, &mut state.h)];
+        project(cpu, hidden, n, product, StageAdapters::NONE, &mut state.linear);
         join(cpu, config, &self.post_ffn_norm, &mut state.h, &mut state.x);
     }
 }

@@ -3,6 +3,7 @@
 use bevel_base::DType;
 use bevel_kernels::{Cpu, PackedMatrix, rms_norm, scale, softcap};
 
+use crate::adapter::StageAdapters;
 use crate::linear::{Linear, LinearState, project};
 use crate::weights::Loader;
 use crate::{Checkpoint, Error, ModelConfig, Result};
@@ -79,7 +80,7 @@ impl Head {
         }
         self.normed(cpu, config, x, state);
         let product = [(&self.output, &mut state.logits)];
-        project(cpu, &state.normed, n, product, &mut state.linear);
+        project(cpu, &state.normed, n, product, StageAdapters::NONE, &mut state.linear);
         if config.logit_divisor != 1.0 {
             scale(cpu, &mut state.logits, 1.0 / config.logit_divisor);
         }

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod block;
 mod cache;
 pub mod chat;
@@ -21,6 +22,7 @@ mod tap;
 pub mod tokenizer;
 mod weights;
 
+pub use adapter::{Adapter, AdapterFile, LowRank, ScaledAdapter};
 pub use block::{Block, BlockState, Precision};
 pub use cache::{KvCache, Sequence};
 pub use checkpoint::{Checkpoint, Entry, HfTensor, Place, Transform, regroup_rows, source_row};

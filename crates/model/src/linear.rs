@@ -2,6 +2,8 @@ use bevel_base::GroupedMatrix;
 use bevel_kernels::matmul::sort_columns;
 use bevel_kernels::{Cpu, PackedMatrix, Product, Scratch, add_bias, matmul};
 
+use crate::adapter::StageAdapters;
+
 /// W · x + b
 #[derive(Debug)]
 pub(crate) struct Linear {
@@ -49,20 +51,24 @@ impl Linear {
 /// Buffers of [`project`].
 #[derive(Debug, Default)]
 pub(crate) struct LinearState {
-    matmul: Scratch,
+    pub(crate) matmul: Scratch,
     /// The input in a layer's order, `[n, in]`.
     gathered: Vec<f32>,
+    /// Inputs times the A of an adapter, `[n, r]` for each layer.
+    pub(crate) inner: Vec<f32>,
 }
 
-/// Linear layers that share their input `x`, `[n, in]`, each with its output, `[n, out]`.
+/// Linear layers that share their input `x`, `[n, in]`, each with its output, `[n, out]`, and what adapters add to
+/// them.
 pub(crate) fn project<const LAYERS: usize>(
     cpu: &Cpu,
     x: &[f32],
     n: usize,
     mut layers: [(&Linear, &mut Vec<f32>); LAYERS],
+    adapters: StageAdapters<'_>,
     state: &mut LinearState,
 ) {
-    let LinearState { matmul: scratch, gathered } = state;
+    let LinearState { matmul: scratch, gathered, .. } = state;
     let order = layers.first().and_then(|(layer, _)| layer.order.as_ref());
     if layers.iter().all(|(layer, _)| layer.order.as_ref() == order) {
         let x = in_order(x, n, order, gathered);
@@ -76,11 +82,12 @@ pub(crate) fn project<const LAYERS: usize>(
             matmul(cpu, x, n, &mut [Product { weight: &layer.weight, out }], scratch);
         }
     }
-    for (layer, out) in layers {
+    for (layer, out) in &mut layers {
         if let Some(bias) = &layer.bias {
             add_bias(cpu, out, bias, n, bias.len());
         }
     }
+    adapters.add(cpu, x, n, &mut layers.map(|(_, out)| out), state);
 }
 
 /// The columns of `x`, `[n, in]`, in an order.

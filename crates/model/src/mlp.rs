@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use bevel_kernels::{Cpu, gelu_tanh_mul, silu_mul, softmax};
 
 use crate::ModelConfig;
+use crate::adapter::{LayerAdapters, StageAdapters};
 use crate::config::Experts;
 use crate::family::Activation;
 use crate::linear::{LinearState, project};
@@ -47,14 +48,16 @@ impl Ffn {
         n: usize,
         state: &mut MlpState,
         linear: &mut LinearState,
+        adapters: LayerAdapters<'_>,
         tap: &mut Tap<'_>,
     ) -> ControlFlow<()> {
         match self {
-            Ffn::Dense(mlp) => mlp.forward(cpu, config, h, n, None, state, linear, tap),
+            Ffn::Dense(mlp) => mlp.forward(cpu, config, h, n, None, state, linear, adapters, tap),
             Ffn::Experts { router, experts } => {
                 let settings = config.experts.expect("a mixture has settings");
                 state.router.resize(n * settings.count, 0.0);
-                project(cpu, h, n, [(router, &mut state.router)], linear);
+                let product = [(&**router, &mut state.router)];
+                project(cpu, h, n, product, StageAdapters::NONE, linear);
                 route(cpu, &mut state.router, settings, &mut state.visits);
                 run_experts(cpu, config, experts, h, n, state, linear, tap)
             }
@@ -73,6 +76,7 @@ impl Mlp {
         expert: Option<usize>,
         state: &mut MlpState,
         linear: &mut LinearState,
+        adapters: LayerAdapters<'_>,
         tap: &mut Tap<'_>,
     ) -> ControlFlow<()> {
         tap(Site { stage: Stage::GateUp, expert }, h, n)?;
@@ -81,14 +85,15 @@ impl Mlp {
             buffer.resize(len, 0.0);
         }
         let pair = [(&self.gate, &mut state.gate), (&self.up, &mut state.up)];
-        project(cpu, h, n, pair, linear);
+        project(cpu, h, n, pair, adapters.at(Stage::GateUp), linear);
         let act_mul = match config.family.activation {
             Activation::Silu => silu_mul,
             Activation::GeluTanh => gelu_tanh_mul,
         };
         act_mul(cpu, &mut state.hidden, &state.gate, &state.up);
         tap(Site { stage: Stage::Down, expert }, &state.hidden, n)?;
-        project(cpu, &state.hidden, n, [(&self.down, h)], linear);
+        let product = [(&self.down, h)];
+        project(cpu, &state.hidden, n, product, adapters.at(Stage::Down), linear);
         ControlFlow::Continue(())
     }
 }
@@ -141,7 +146,8 @@ fn run_experts(
         }
         let (expert, count) = (group[0].expert, group.len());
         let mlp = &experts[expert];
-        let done = mlp.forward(cpu, config, &mut gathered, count, Some(expert), state, linear, tap);
+        let (h, none) = (&mut gathered, LayerAdapters::NONE);
+        let done = mlp.forward(cpu, config, h, count, Some(expert), state, linear, none, tap);
         if done.is_break() {
             outcome = done;
             continue;

@@ -7,8 +7,8 @@ use bevel_kernels::{Cpu, KvType};
 
 use crate::tokenizer::Tokenizer;
 use crate::{
-    Batch, Choice, Error, KvCache, Model, Result, Sampler, SamplerConfig, SamplerScratch, Sequence,
-    State, StopText,
+    Batch, Choice, Error, KvCache, Model, Part, Result, Sampler, SamplerConfig, SamplerScratch,
+    ScaledAdapter, Sequence, State, StopText,
 };
 
 /// Tokens that go through the model at once while a prompt is read: enough to reuse each weight many
@@ -25,6 +25,7 @@ pub struct Session<'m> {
     state: State,
     tokens: Vec<u32>,
     context: usize,
+    adapters: Vec<ScaledAdapter>,
 }
 
 impl<'m> Session<'m> {
@@ -41,7 +42,13 @@ impl<'m> Session<'m> {
             state: State::new(model.config(), context),
             tokens: Vec::with_capacity(context),
             context,
+            adapters: Vec::new(),
         })
+    }
+
+    /// With adapters of its own, beside those that the model has for all.
+    pub fn with_adapters(self, adapters: Vec<ScaledAdapter>) -> Self {
+        Self { adapters, ..self }
     }
 
     /// Tokens that went through the model.
@@ -85,7 +92,7 @@ impl<'m> Session<'m> {
         let before = self.sequence.len();
         self.check_room(tokens.len())?;
         self.cache.extend(&mut self.sequence, tokens.len())?;
-        let parts = [self.sequence.part(tokens.len())];
+        let parts = [Part { adapters: &self.adapters, ..self.sequence.part(tokens.len()) }];
         let batch = Batch { tokens, parts: &parts, outputs };
         match self.model.forward(self.cpu, &batch, self.cache.pool(), &mut self.state) {
             Ok(_) => {

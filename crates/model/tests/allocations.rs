@@ -6,8 +6,11 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bevel_base::DType;
 use bevel_kernels::{Cpu, KvType};
-use bevel_model::{Checkpoint, Model, Session};
+use bevel_model::{
+    Adapter, AdapterFile, Checkpoint, LowRank, Model, ModelConfig, ScaledAdapter, Session,
+};
 
 struct Counting;
 
@@ -32,6 +35,19 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// An adapter of queries and values.
+fn adapter(config: &ModelConfig, cpu: &Cpu) -> ScaledAdapter {
+    let mut file = AdapterFile::new("test");
+    for weight in ["blk.0.attn_q.weight", "blk.0.attn_v.weight", "blk.0.attn_qkv.weight"] {
+        let Some(&[rows, cols]) = config.tensor_shape(weight).as_deref() else { continue };
+        let (a, b) = (vec![0.01; 4 * cols], vec![0.01; rows * 4]);
+        let dtype = DType::F32;
+        let matrix = LowRank { rank: 4, alpha: 8.0, rank_stabilized: false, dtype, a, b };
+        file.insert(config, weight, matrix).unwrap();
+    }
+    ScaledAdapter { adapter: Adapter::new(&file, config, cpu).unwrap().into(), scale: 1.0 }
+}
+
 #[test]
 fn a_decode_step_allocates_nothing() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -52,7 +68,9 @@ fn a_decode_step_allocates_nothing() {
             all_there.wait();
         });
         let checkpoint = Checkpoint::open(path).unwrap();
+        let adapters = [adapter(checkpoint.config(), &cpu)];
         let model = Model::load(checkpoint, &cpu, &mut |_| {}).unwrap();
+        let model = model.with_adapters(adapters.into());
         let mut session = Session::new(&model, &cpu, 300, KvType::F16).unwrap();
         // Beyond a block of the cache, and beyond a tile and a chunk of attention.
         let mut decode = || {

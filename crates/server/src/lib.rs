@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod answer;
 mod api;
 mod config;
@@ -26,6 +27,7 @@ use tokio::runtime::Runtime;
 
 use models::Models;
 
+pub use adapters::{AdapterLoader, AdapterToServe};
 pub use config::{HeaderValue, ServerConfig};
 pub use models::{Loader, ModelToServe};
 pub use served::LoadedModel;

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
 
+use crate::adapters::{AdapterLoader, AdapterToServe, Adapters, ServedAdapter};
 use crate::api::error::ApiError;
-use crate::served::{LoadedModel, Served};
+use crate::served::{Asked, LoadedModel, Served};
 
 /// Loads a model, whenever it is asked to.
 pub type Loader = Box<dyn Fn() -> Result<LoadedModel, String> + Send + Sync>;
@@ -23,6 +24,10 @@ pub struct ModelToServe {
     pub context: usize,
     /// Loads it.
     pub load: Loader,
+    /// Its adapters.
+    pub adapters: Vec<AdapterToServe>,
+    /// Reads further ones, where clients may want that.
+    pub load_adapter: Option<AdapterLoader>,
 }
 
 impl fmt::Debug for ModelToServe {
@@ -46,6 +51,7 @@ pub(crate) struct Models {
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) model: ModelToServe,
+    pub(crate) adapters: Adapters,
     /// When the server began, in seconds since 1970.
     pub(crate) created: u64,
     state: Mutex<State>,
@@ -59,10 +65,12 @@ struct State {
 }
 
 impl Slot {
-    fn new(model: ModelToServe) -> Self {
+    fn new(mut model: ModelToServe) -> Self {
+        let adapters =
+            Adapters::new(std::mem::take(&mut model.adapters), model.load_adapter.take());
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let state = Mutex::new(State { served: None, used: Instant::now() });
-        Self { model, created, state }
+        Self { model, adapters, created, state }
     }
 
     /// The model, if it is loaded.
@@ -134,6 +142,32 @@ impl Models {
 
     pub(crate) fn slots(&self) -> &[Slot] {
         &self.slots
+    }
+
+    /// A model by its name or that of one of its adapters, or the first one, with the adapters that this means. It
+    /// may have to be loaded.
+    pub(crate) async fn asked(self: &Arc<Self>, name: Option<&str>) -> Result<Asked, ApiError> {
+        let found = name.and_then(|name| self.find(name));
+        let (place, adapter) = match found {
+            Some(found) => found,
+            None => (self.place(name)?, None),
+        };
+        let slot = &self.slots[place];
+        let adapters = adapter.as_ref().map_or_else(|| slot.adapters.usual(), |a| a.by_name());
+        let served = self.get(Some(&slot.model.name)).await?;
+        let name = adapter.map_or_else(|| served.name.clone(), |adapter| adapter.served.name);
+        Ok(Asked { served, name, adapters })
+    }
+
+    /// The model of a name, and the adapter, where it is the name of one.
+    pub(crate) fn find(&self, name: &str) -> Option<(usize, Option<ServedAdapter>)> {
+        let model = self.slots.iter().position(|slot| slot.model.name == name);
+        let adapter = || {
+            let slots = self.slots.iter().enumerate();
+            let mut found = slots.map(|(place, slot)| Some((place, slot.adapters.named(name)?)));
+            found.find_map(|found| found).map(|(place, adapter)| (place, Some(adapter)))
+        };
+        model.map(|place| (place, None)).or_else(adapter)
     }
 
     /// A model by its name, or the first one. It may have to be loaded.
@@ -213,7 +247,11 @@ impl Models {
     pub(crate) fn place(&self, name: Option<&str>) -> Result<usize, ApiError> {
         let Some(name) = name else { return Ok(0) };
         self.slots.iter().position(|slot| slot.model.name == name).ok_or_else(|| {
-            let served: Vec<&str> = self.slots.iter().map(|s| s.model.name.as_str()).collect();
+            let names = |slot: &Slot| {
+                let adapters = slot.adapters.all().into_iter().map(|adapter| adapter.served.name);
+                std::iter::once(slot.model.name.clone()).chain(adapters).collect::<Vec<_>>()
+            };
+            let served: Vec<String> = self.slots.iter().flat_map(names).collect();
             let problem = format!("`{name}` is not served here; `{}` is", served.join("`, `"));
             ApiError { status: StatusCode::NOT_FOUND, ..ApiError::field("model", problem) }
                 .with_code("model_not_found")

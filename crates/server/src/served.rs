@@ -1,3 +1,4 @@
+use std::ops::Deref;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -6,7 +7,7 @@ use bevel_engine::{Constraint, EngineConfig, Grammar, GrammarError, Grammars};
 use bevel_kernels::Cpu;
 use bevel_model::chat::{ChatTemplate, TemplateError};
 use bevel_model::tokenizer::Tokenizer;
-use bevel_model::{Model, SamplerConfig};
+use bevel_model::{Model, SamplerConfig, ScaledAdapter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::worker::Worker;
@@ -28,6 +29,23 @@ pub struct LoadedModel {
     pub engine: EngineConfig,
     /// The longest that a request may take.
     pub request_timeout: Option<Duration>,
+}
+
+/// A model as a request asks for it.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) served: Arc<Served>,
+    /// What the client calls it: the model's name, or that of an adapter.
+    pub(crate) name: String,
+    pub(crate) adapters: Vec<ScaledAdapter>,
+}
+
+impl Deref for Asked {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.served
+    }
 }
 
 /// A model that is being served.

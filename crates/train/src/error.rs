@@ -13,11 +13,6 @@ pub enum Error {
         /// The model.
         path: String,
     },
-    /// An adapter that PEFT has no names for.
-    #[error(
-        "this family's projections are fused, and their adapters cannot be written for PEFT yet"
-    )]
-    Fused,
     /// A file that cannot be read or written, or a record in one that is no example.
     #[error(transparent)]
     Format(#[from] bevel_formats::Error),

@@ -1,21 +1,16 @@
-//! Adapters as PEFT has them: a directory with `adapter_config.json` and `adapter_model.safetensors`.
-
-use std::io::Write;
 use std::path::Path;
 
-use bevel_base::{DType, Shape};
-use bevel_formats::{AtomicFile, TensorSpec, safetensors::SafetensorsWriter};
-use bevel_model::{ModelConfig, Transform, regroup_rows};
+use bevel_base::DType;
+use bevel_model::{AdapterFile, LowRank, ModelConfig};
 use indexmap::IndexMap;
-use serde_json::json;
 
-use crate::{Adapter, Error, LoraConfig, Result};
+use crate::{Adapter, LoraConfig, Result};
 
-/// Writes adapters of a model into a directory, which is made where it is not there. `base` is what the model is
-/// called.
+/// Writes adapters of a model into a directory as PEFT has it, which is made where it is not there. `base` is what
+/// the model is called.
 ///
 /// # Errors
-/// [`Error::Fused`] for families whose projections PEFT knows as one, and those of writing.
+/// Those of writing.
 pub fn write_adapter(
     directory: &Path,
     base: &str,
@@ -23,74 +18,63 @@ pub fn write_adapter(
     lora: &LoraConfig,
     adapters: &[Adapter],
 ) -> Result<()> {
-    let (mut tensors, mut modules) = (Vec::new(), Vec::new());
-    for Adapter { name, rank, a, b, magnitude } in adapters {
-        let source = model.hf_tensor(&format!("{name}.weight"), "model.").ok_or(Error::Fused)?;
-        let module = source.names[0].strip_suffix(".weight").unwrap_or(&source.names[0]);
-        let regroups = matches!(source.transform, Transform::InterleaveRows { .. });
-        let (rows, cols) = (b.len() / rank, a.len() / rank);
-        let mut add = |kind: &str, values: &[f32], shape: &[usize], of_rows: bool| {
-            let mut bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            // The rows of B are those of the weight.
-            if regroups && of_rows {
-                bytes = regroup_rows(&bytes, rows, model.head_dim, false);
+    Ok(adapter_file(model, lora, adapters)?.write_peft(directory, base, model)?)
+}
+
+/// What was trained, by the tensors of the model's files.
+///
+/// A tensor that holds several linear layers has one adapter: its A has the rows of all of theirs, and its B is zero
+/// but where a layer's rows meet the layer's own A.
+fn adapter_file(
+    model: &ModelConfig,
+    lora: &LoraConfig,
+    adapters: &[Adapter],
+) -> Result<AdapterFile> {
+    // With each the first row of its own.
+    let mut tensors: IndexMap<String, Vec<(usize, &Adapter)>> = IndexMap::new();
+    for adapter in adapters {
+        let (weight, first_row) = place(model, &adapter.name);
+        tensors.entry(weight).or_default().push((first_row, adapter));
+    }
+    let mut file = AdapterFile::new("the trained adapter");
+    for (weight, parts) in tensors {
+        let rank = parts.iter().map(|(_, part)| part.rank).sum();
+        let rows = model.tensor_shape(&weight).map_or(0, |shape| shape[0]);
+        let mut b = vec![0.0; rows * rank];
+        let mut column = 0;
+        for &(first_row, part) in &parts {
+            let lines = b.chunks_exact_mut(rank).skip(first_row);
+            for (line, values) in lines.zip(part.b.chunks_exact(part.rank)) {
+                line[column..][..part.rank].copy_from_slice(values);
             }
-            let name = format!("base_model.model.{module}.{kind}");
-            let shape = Shape::from(shape.to_vec());
-            tensors.push((TensorSpec { name, dtype: DType::F32, shape }, bytes));
-        };
-        add("lora_A.weight", a, &[*rank, cols], false);
-        add("lora_B.weight", b, &[rows, *rank], true);
-        if let Some(magnitude) = magnitude {
-            add("lora_magnitude_vector", magnitude, &[rows], true);
+            column += part.rank;
         }
-        modules.push(module.to_owned());
+        // The scale is what it was with the configuration's rank.
+        let more = rank as f32 / lora.rank as f32;
+        let matrix = LowRank {
+            rank,
+            alpha: lora.alpha * if lora.rank_stabilized { more.sqrt() } else { more },
+            rank_stabilized: lora.rank_stabilized,
+            dtype: DType::F32,
+            a: parts.iter().flat_map(|(_, part)| &part.a).copied().collect(),
+            b,
+        };
+        file.insert(model, &weight, matrix)?;
     }
-    std::fs::create_dir_all(directory).map_err(|error| io(directory, error))?;
-    let metadata = IndexMap::from([("format".to_owned(), "pt".to_owned())]);
-    let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
-    let path = directory.join("adapter_model.safetensors");
-    let mut writer = SafetensorsWriter::create(&path, &metadata, &specs, None)?;
-    for (spec, bytes) in &tensors {
-        writer.write(&spec.name, bytes)?;
-    }
-    writer.finish()?;
-    // Twice the rank with twice the weight, so that s is the same.
-    let rank = adapters.first().map_or(lora.rank, |adapter| adapter.rank);
-    let more = rank as f32 / lora.rank as f32;
-    let alpha = lora.alpha * if lora.rank_stabilized { more.sqrt() } else { more };
-    let config = json!({
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": alpha,
-        "use_rslora": lora.rank_stabilized,
-        "target_modules": short(modules, model.layers),
-        "lora_dropout": lora.dropout,
-        "bias": "none",
-        "fan_in_fan_out": false,
-        "inference_mode": true,
-        "init_lora_weights": true,
-        "modules_to_save": null,
-        "use_dora": lora.dora,
-    });
-    let path = directory.join("adapter_config.json");
-    let mut file = AtomicFile::create(&path)?;
-    file.write_all(format!("{config:#}\n").as_bytes()).map_err(|error| io(&path, error))?;
-    file.finish()?;
-    Ok(())
+    Ok(file)
 }
 
-/// The last names of modules where every layer has them, so that PEFT finds them in all.
-fn short(modules: Vec<String>, layers: usize) -> Vec<String> {
-    let last = |module: &str| module.rsplit('.').next().unwrap_or(module).to_owned();
-    let mut names: Vec<String> = modules.iter().map(|module| last(module)).collect();
-    names.sort();
-    names.dedup();
-    if names.len() * layers == modules.len() { names } else { modules }
-}
-
-fn io(path: &Path, error: std::io::Error) -> Error {
-    Error::Io { path: path.display().to_string(), error }
+/// The tensor that a linear layer's weight lies in, and its first row there.
+fn place(model: &ModelConfig, layer: &str) -> (String, usize) {
+    let (block, name) = layer.rsplit_once('.').expect("layers are in blocks");
+    let (q, kv) = (model.q_dim(), model.kv_dim());
+    let (tensor, first_row) = match name {
+        "attn_q" if model.family.is_fused() => ("attn_qkv", 0),
+        "attn_k" if model.family.is_fused() => ("attn_qkv", q),
+        "attn_v" if model.family.is_fused() => ("attn_qkv", q + kv),
+        "ffn_gate" if model.family.is_fused() => ("ffn_up", 0),
+        "ffn_up" if model.family.is_fused() => ("ffn_up", model.ffn_dim),
+        name => (name, 0),
+    };
+    (format!("{block}.{tensor}.weight"), first_row)
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use bevel_eval::{Bench, BenchConfig, Limits, Machine, Series, peak_memory};
 use serde::Serialize;
 
+use crate::adapters::Adapters;
 use crate::args::Global;
 use crate::model::{self, Loaded};
 use crate::sampling::{Kv, Products};
@@ -51,6 +52,9 @@ pub(crate) struct Args {
     ctx: Option<usize>,
 
     #[command(flatten)]
+    adapters: Adapters,
+
+    #[command(flatten)]
     products: Products,
 
     #[command(flatten)]
@@ -75,6 +79,7 @@ struct Output<'a> {
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let Loaded { model, cpu, load_time, .. } =
         model::load(&args.model, args.products.exact, global)?;
+    let model = args.adapters.beside(model, &cpu)?;
     let config = BenchConfig {
         prompt: args.prompt,
         decode: args.decode,

@@ -10,6 +10,7 @@ pub(crate) mod finetune;
 pub(crate) mod imatrix;
 pub(crate) mod inspect;
 pub(crate) mod man;
+pub(crate) mod merge;
 pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod serve;
@@ -24,6 +25,7 @@ pub(crate) fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::run(args, global),
         Command::Convert(args) => convert::run(args, global),
         Command::Quantize(args) => quantize::run(args, global),
+        Command::Merge(args) => merge::run(args, global),
         Command::Imatrix(args) => imatrix::run(args, global),
         Command::Finetune(args) => finetune::run(args, global),
         Command::Eval(args) => eval::run(args, global),

@@ -13,11 +13,12 @@ use bevel_compress::{
     Allocation, Base, Budget, FormatName, ImatrixFile, Limit, Method, OnProgress, Options,
     Override, Preview, Recipe, Report, Stage, tensor_type,
 };
-use bevel_eval::{Machine, peak_memory};
+use bevel_eval::peak_memory;
 use bevel_formats::AtomicFile;
-use bevel_kernels::limits;
+use bevel_kernels::{Cpu, limits};
 use serde::Serialize;
 
+use crate::adapters::Adapters;
 use crate::args::{Global, size};
 use crate::calibration::{self, CalibrationArgs};
 use crate::model;
@@ -27,7 +28,8 @@ use crate::ui::progress::{Progress, Unit};
 use crate::ui::table::Table;
 use crate::ui::units::bytes;
 use crate::ui::{plain, print_json, print_text};
-use measure::Subject;
+pub(super) use measure::{Original, Subject};
+pub(super) use reporting::Reporting;
 
 const EXPLANATION: &str = "\
 TYPE is a mix as llama.cpp defines it: Q4_K_M is a good start, Q6_K and Q8_0 lose next to nothing, Q3_K_M \
@@ -57,7 +59,10 @@ imatrix` or llama-imatrix found before, and needs seconds; the types IQ2 and IQ3
 
 In patterns `*` stands for any characters, `?` for one and `[0-3]` for one of those. The first pattern \
 that matches counts, those of flags before those of the file. The output carries the recipe, the hash of \
-its source and bevel's version: the same three give the same bytes.";
+its source and bevel's version: the same three give the same bytes.
+
+With --adapter the adapter is merged into the model first, and what is measured is how far the result lies from \
+the model with the adapter beside it. `bevel merge` is a short way to do that.";
 
 /// Options of `bevel quantize`.
 #[derive(Debug, clap::Args)]
@@ -140,6 +145,9 @@ pub(crate) struct Args {
     rotate: Option<u64>,
 
     #[command(flatten)]
+    adapters: Adapters,
+
+    #[command(flatten)]
     calibration: CalibrationArgs,
 
     /// An importance matrix by `bevel imatrix` or llama-imatrix, in place of calibration data
@@ -170,7 +178,7 @@ pub(crate) struct Args {
 pub(crate) struct Writing {
     /// Replace an output that exists
     #[arg(long)]
-    force: bool,
+    pub(super) force: bool,
 
     /// Fail where something would go otherwise than asked for
     #[arg(long)]
@@ -183,13 +191,13 @@ pub(crate) struct Writing {
     /// Write the report to this file, as JSON. `quantize` writes one in any case, and a page with it:
     /// OUTPUT.report.json and .html beside a file, report.json and .html in a directory
     #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
+    pub(super) report: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let start = Instant::now();
     let recipe = recipe(args, global)?;
-    let checkpoint = model::open(&args.model, global)?;
+    let checkpoint = args.adapters.merged(model::open(&args.model, global)?)?;
     let Some(output) = args.output.as_ref().filter(|_| !args.dry_run) else {
         ensure!(
             recipe.budget.is_none(),
@@ -239,39 +247,45 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         operations_per_second: report.times.statistics_operations / seconds.max(1e-9),
         peak_operations_per_second: limits::float_peak(&cpu),
     };
-    let mut run = RunReport {
-        statistics: statistics.filter(|_| report.times.statistics_operations > 0.0).map(rate),
-        report,
-        command: std::env::args().collect::<Vec<_>>().join(" "),
-        machine: Machine::new(&cpu),
-        seconds: start.elapsed().as_secs_f64(),
-        calibration_seconds,
-        peak_memory_bytes: peak_memory(),
-        measured: None,
-        not_measured: Some("the run was ended before that".to_owned()),
+    let statistics = statistics.filter(|_| report.times.statistics_operations > 0.0).map(rate);
+    let run =
+        RunReport { statistics, calibration_seconds, ..RunReport::begun(report, start, &cpu) };
+    let not_measured = if args.reporting.no_eval {
+        "--no-eval was given"
+    } else {
+        "without calibration there is no text to measure on; --eval names one"
     };
+    let subject = named.or(held_out).ok_or(not_measured);
+    let source = Original { name: &args.model, checkpoint: &checkpoint, adapters: &args.adapters };
+    conclude(run, &files, subject, &source, start, &cpu, global)
+}
+
+/// Writes the report of a run whose model is written, measures the model against its source, or says why not, and
+/// shows what was found.
+pub(super) fn conclude(
+    mut run: RunReport,
+    files: &reporting::Files,
+    subject: Result<Subject, &str>,
+    source: &Original<'_>,
+    start: Instant,
+    cpu: &Cpu,
+    global: &Global,
+) -> Result<()> {
     files.write(&run)?;
     // Before minutes of measuring, which may be ended.
     if !global.json {
         print_text(&summary(&run.report))?;
     }
-    let model: &Path = if output.is_dir() { output } else { &run.report.files[0] };
-    match named.or(held_out) {
-        None => {
-            let reason = if args.reporting.no_eval {
-                "--no-eval was given"
-            } else {
-                "without calibration there is no text to measure on; --eval names one"
-            };
-            run.not_measured = Some(reason.to_owned());
-        }
-        Some(subject) => {
-            let source: &Path = checkpoint.path().as_ref();
-            let shown = output.display().to_string();
-            run.not_measured = subject.refusal(source, model)?;
+    let output = run.report.output.clone();
+    let model: &Path = if output.is_dir() { &output } else { &run.report.files[0].clone() };
+    match subject {
+        Err(reason) => run.not_measured = Some(reason.to_owned()),
+        Ok(subject) => {
+            let path: &Path = source.checkpoint.path().as_ref();
+            run.not_measured = subject.refusal(path, model)?;
             if run.not_measured.is_none() {
-                let names = [shown.as_str(), args.model.as_str()];
-                run.measured = Some(subject.measure(names, source, model, &cpu, global)?);
+                let shown = output.display().to_string();
+                run.measured = Some(subject.measure(&shown, source, model, cpu, global)?);
             }
         }
     }
@@ -417,7 +431,10 @@ pub(crate) fn finish(
 }
 
 /// The report of a run that came to its end; its warnings are shown.
-fn completed(outcome: bevel_compress::Result<Report>, global: &Global) -> Result<Report> {
+pub(super) fn completed(
+    outcome: bevel_compress::Result<Report>,
+    global: &Global,
+) -> Result<Report> {
     let report = match outcome {
         Err(bevel_compress::Error::Stopped) => return Err(Interrupted.into()),
         outcome => outcome?,
@@ -426,12 +443,12 @@ fn completed(outcome: bevel_compress::Result<Report>, global: &Global) -> Result
     Ok(report)
 }
 
-fn show(report: &impl Serialize, text: &str, global: &Global) -> Result<()> {
+pub(super) fn show(report: &impl Serialize, text: &str, global: &Global) -> Result<()> {
     if global.json { print_json(report) } else { print_text(text) }
 }
 
 /// What became of a model, for people.
-fn summary(report: &Report) -> String {
+pub(super) fn summary(report: &Report) -> String {
     let t = &report.totals;
     let mut sizes = Table::new(&["<", "size", "bits/weight"]);
     for (label, size, bits) in [

@@ -9,6 +9,7 @@ use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{FinishReason, Session};
 use serde::Serialize;
 
+use crate::adapters::Adapters;
 use crate::answer::{Stats, answer};
 use crate::args::Global;
 use crate::generation::GenerationConfig;
@@ -58,6 +59,9 @@ pub(crate) struct Args {
     ctx: Option<usize>,
 
     #[command(flatten)]
+    adapters: Adapters,
+
+    #[command(flatten)]
     products: Products,
 
     #[command(flatten)]
@@ -86,6 +90,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let prompt = args.prompt()?;
     let Loaded { model, mut tokenizer, cpu, load_time } =
         model::load(&args.model, args.products.exact, global)?;
+    let model = args.adapters.beside(model, &cpu)?;
     let generation_config = GenerationConfig::of(model.checkpoint())?;
     tokenizer.add_end_of_generation(generation_config.eos().iter().copied());
     let tokens = args.encode(&tokenizer, &prompt)?;

@@ -9,11 +9,14 @@ use anyhow::{Result, bail};
 use bevel_engine::{EngineConfig, Swap};
 use bevel_kernels::{BLOCK_TOKENS, Cpu, KvType};
 use bevel_model::chat::CHATML;
-use bevel_model::{Checkpoint, KvCache, ModelConfig};
-use bevel_server::{HeaderValue, LoadedModel, ModelToServe, Server, ServerConfig};
+use bevel_model::{Adapter, Checkpoint, KvCache, ModelConfig, ScaledAdapter};
+use bevel_server::{
+    AdapterLoader, AdapterToServe, HeaderValue, LoadedModel, ModelToServe, Server, ServerConfig,
+};
 use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::adapters::Named;
 use crate::args::{Global, size};
 use crate::generation::GenerationConfig;
 use crate::model;
@@ -32,6 +35,14 @@ pub(crate) struct Args {
     /// What clients call the models, in their order [default: as they are called here]
     #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: Vec<String>,
+
+    /// Serve an adapter of the first model under a name of its own; repeatable
+    #[arg(long = "adapter", value_name = "NAME=PATH[=SCALE]", value_parser = named_adapter)]
+    adapters: Vec<(String, Named)>,
+
+    /// Let clients load further adapters, from paths of this machine, and unload them
+    #[arg(long)]
+    adapter_loading: bool,
 
     /// Render conversations by this Jinja template instead of the model's own; `chatml` for the format of that name
     #[arg(long, value_name = "FILE")]
@@ -122,6 +133,13 @@ pub(crate) struct Args {
     kv: Kv,
 }
 
+fn named_adapter(text: &str) -> Result<(String, Named), String> {
+    match text.split_once('=') {
+        Some((name, adapter)) if !name.is_empty() => Ok((name.to_owned(), adapter.parse()?)),
+        _ => Err("expected a name and a path, such as poet=adapters/poet".to_owned()),
+    }
+}
+
 fn origin(text: &str) -> Result<HeaderValue, String> {
     let is_one = text == "*" || text.contains("://") && !text.contains(char::is_whitespace);
     let value = text.parse().ok().filter(|_| is_one);
@@ -174,9 +192,18 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         if models.iter().any(|other| other.name == name) {
             bail!("two models are called `{name}`: give them names by --name");
         }
-        models.push(args.model(model, name, cpu.clone(), global)?);
+        // The first model has the adapters.
+        let adapters = if i == 0 { &args.adapters[..] } else { &[] };
+        models.push(args.model(model, name, adapters, cpu.clone(), global)?);
     }
-    let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
+    let names = |model: &ModelToServe| {
+        let adapters = model.adapters.iter().map(|adapter| adapter.name.clone());
+        std::iter::once(model.name.clone()).chain(adapters).collect::<Vec<_>>()
+    };
+    let names: Vec<String> = models.iter().flat_map(names).collect();
+    if let Some(twice) = names.iter().find(|name| names.iter().filter(|n| n == name).count() > 1) {
+        bail!("two models or adapters are called `{twice}`: give them different names");
+    }
     let config = ServerConfig {
         api_keys: args.api_key.clone(),
         cors: (!args.cors.is_empty()).then(|| args.cors.clone()),
@@ -215,6 +242,7 @@ impl Args {
         &self,
         model: &str,
         name: String,
+        adapters: &[(String, Named)],
         cpu: Arc<Cpu>,
         global: &Global,
     ) -> Result<ModelToServe> {
@@ -233,12 +261,24 @@ impl Args {
                 bytes(most)
             );
         }
+        let adapter = |(name, named): &(String, Named)| {
+            let ScaledAdapter { adapter, scale } = named.load(checkpoint.config(), &cpu)?;
+            Ok(AdapterToServe { name: name.clone(), path: named.path.clone(), adapter, scale })
+        };
+        let adapters = adapters.iter().map(adapter).collect::<Result<_>>()?;
+        let (config, adapter_cpu) = (checkpoint.config().clone(), cpu.clone());
+        let load_adapter = move |path: &Path| {
+            Adapter::open(path, &config, &adapter_cpu).map_err(|error| error.to_string())
+        };
+        let load_adapter =
+            self.adapter_loading.then(|| -> AdapterLoader { Box::new(load_adapter) });
         let (args, global) = (self.clone(), global.clone());
         let load = move || {
             let loaded = args.load(&path, context, tokens, cpu.clone(), &global);
             loaded.map_err(|error| format!("{error:#}"))
         };
-        Ok(ModelToServe { name, memory, context, load: Box::new(load) })
+        let load = Box::new(load);
+        Ok(ModelToServe { name, memory, context, load, adapters, load_adapter })
     }
 
     /// Loads a model, with memory for the keys and values of so many `tokens`.

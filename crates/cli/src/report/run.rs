@@ -2,10 +2,11 @@
 
 use std::fmt::{self, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bevel_compress::{Base, Report, TensorReport};
-use bevel_eval::{Bench, Machine};
+use bevel_eval::{Bench, Machine, peak_memory};
+use bevel_kernels::Cpu;
 use bevel_model::{Place, Stage};
 use serde::Serialize;
 
@@ -52,6 +53,23 @@ pub(crate) struct Measured {
     pub(crate) speed: Bench,
     pub(crate) base_speed: Bench,
     pub(crate) seconds: f64,
+}
+
+impl RunReport {
+    /// That of a run which has written its model and measured nothing so far.
+    pub(crate) fn begun(report: Report, start: Instant, cpu: &Cpu) -> Self {
+        Self {
+            report,
+            command: std::env::args().collect::<Vec<_>>().join(" "),
+            machine: Machine::new(cpu),
+            seconds: start.elapsed().as_secs_f64(),
+            calibration_seconds: None,
+            peak_memory_bytes: peak_memory(),
+            statistics: None,
+            measured: None,
+            not_measured: Some("the run was ended before that".to_owned()),
+        }
+    }
 }
 
 impl fmt::Display for Measured {

@@ -1,5 +1,6 @@
 //! The binary as its users see it: exit codes, stdout, stderr, on the embedded model.
 
+mod adapters;
 mod bad_input;
 mod chat;
 mod eval;

@@ -179,7 +179,7 @@ impl CalibrationConfig {
         let tokenizer = checkpoint.tokenizer()?;
         let paths = match &self.source {
             Source::Sampled => {
-                let again = Checkpoint::open(checkpoint.path().as_ref())?;
+                let again = checkpoint.reopened()?;
                 let model = Model::load(again, cpu, &mut |_| ())?;
                 let (tokens, more) = (self.samples * self.tokens, count * self.tokens);
                 let used = self.sample(&model, cpu, &tokenizer, &mut |done, _| {

@@ -1,4 +1,4 @@
-use bevel_engine::blocks::{BlockManager, NoRoom, Table};
+use bevel_engine::blocks::{BlockManager, NoRoom, Root, Table};
 use bevel_kernels::BLOCK_TOKENS;
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ fn prompt(kind: u32, len: usize) -> Vec<u32> {
 
 /// Makes room for all of `tokens`, computes what is not there, and commits it.
 fn read(manager: &mut BlockManager, memory: &mut Memory, tokens: &[u32]) -> Option<Table> {
-    let mut table = manager.allocate(tokens, tokens.len() - 1);
+    let mut table = manager.allocate(Root::PLAIN, tokens, tokens.len() - 1);
     let start = table.len();
     match manager.append(&mut table, tokens.len() - start) {
         Ok(copy) => copy.into_iter().for_each(|copy| memory.copy(copy)),
@@ -118,24 +118,37 @@ proptest! {
 
 #[test]
 fn a_prompt_is_found_again_after_its_end() {
-    let (mut manager, mut memory) = (BlockManager::new(10), Memory::new(10));
+    let (mut manager, mut memory) = (BlockManager::new(16), Memory::new(16));
     let first = prompt(0, 70);
     let table = read(&mut manager, &mut memory, &first).unwrap();
     manager.free(table);
-    assert_eq!(manager.unused(), 10);
+    assert_eq!(manager.unused(), 16);
 
     // 40 tokens are the same: two whole blocks.
-    let table = manager.allocate(&prompt(1, 70), 69);
+    let table = manager.allocate(Root::PLAIN, &prompt(1, 70), 69);
     assert_eq!(table.len(), 2 * B);
     manager.free(table);
     // Of the same prompt all whole blocks, but the last token is computed.
-    let table = manager.allocate(&first, 69);
+    let table = manager.allocate(Root::PLAIN, &first, 69);
     assert_eq!(table.len(), 4 * B);
     manager.free(table);
-    let table = manager.allocate(&first[..64], 63);
+    let table = manager.allocate(Root::PLAIN, &first[..64], 63);
     assert_eq!(table.len(), 3 * B);
     manager.free(table);
     assert_eq!(manager.stats().found, 9 * B as u64);
+    // With an adapter the same tokens have other keys and values.
+    let [one, other] = [[1, 2], [1, 3]].map(Root::of);
+    for (root, found) in [(one, 0), (one, 4), (other, 0), (Root::PLAIN, 4)] {
+        assert_eq!(manager.would_take(root, &first, 69), 5);
+        let mut table = manager.allocate(root, &first, 69);
+        assert_eq!(table.len(), found * B, "{root:?}");
+        let more = 70 - table.len();
+        manager.append(&mut table, more).unwrap();
+        manager.commit(&mut table, &first);
+        let fork = manager.fork(&table);
+        manager.free(table);
+        manager.free(fork);
+    }
 }
 
 #[test]
@@ -149,7 +162,7 @@ fn what_was_used_longest_ago_makes_way_first_and_ends_before_beginnings() {
     let other: Vec<u32> = (200..216).collect();
     let other = read(&mut manager, &mut memory, &other).unwrap();
     let cached = |manager: &mut BlockManager, tokens: &[u32]| {
-        let table = manager.allocate(tokens, tokens.len());
+        let table = manager.allocate(Root::PLAIN, tokens, tokens.len());
         let len = table.len();
         manager.free(table);
         len
@@ -182,7 +195,8 @@ fn answers_share_a_prompt_until_they_part() {
 fn two_that_compute_the_same_do_not_get_into_each_others_way() {
     let (mut manager, mut memory) = (BlockManager::new(8), Memory::new(8));
     let tokens = prompt(0, 33);
-    let mut tables = [manager.allocate(&tokens, 32), manager.allocate(&tokens, 32)];
+    let mut tables =
+        [manager.allocate(Root::PLAIN, &tokens, 32), manager.allocate(Root::PLAIN, &tokens, 32)];
     for table in &mut tables {
         assert!(table.is_empty(), "nothing is known yet");
         manager.append(table, 33).unwrap();
@@ -194,7 +208,7 @@ fn two_that_compute_the_same_do_not_get_into_each_others_way() {
     manager.check(&[&first, &second]);
     manager.free(second);
     manager.free(first);
-    let table = manager.allocate(&tokens, 32);
+    let table = manager.allocate(Root::PLAIN, &tokens, 32);
     assert_eq!((table.len(), table.blocks()[0]), (32, known));
     manager.free(table);
 }

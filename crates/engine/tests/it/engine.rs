@@ -1,9 +1,10 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use bevel_base::DType;
 use bevel_engine::{
     End, EndReason, Engine, EngineConfig, Grammar, Grammars, Output, OutputToken, Pooling, Refused,
     Request, RequestId, Swap,
@@ -11,8 +12,8 @@ use bevel_engine::{
 use bevel_kernels::{Cpu, KvType};
 use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{
-    Batch, Checkpoint, FinishReason, GenerateOptions, KvCache, Model, SamplerConfig, Sequence,
-    Session, State, TokenLogprobs, generate,
+    Adapter, AdapterFile, Batch, Checkpoint, FinishReason, GenerateOptions, KvCache, LowRank,
+    Model, SamplerConfig, ScaledAdapter, Sequence, Session, State, TokenLogprobs, generate,
 };
 
 /// The model that comes with the project.
@@ -28,6 +29,30 @@ pub(crate) static TINY: LazyLock<TinyAusten> = LazyLock::new(|| {
     let model = Model::load(Checkpoint::open(&dir).unwrap(), &cpu, &mut |_| {}).unwrap();
     TinyAusten { cpu, model, tokenizer: Tokenizer::from_hf(&dir).unwrap() }
 });
+
+/// Two adapters of it.
+static ADAPTERS: LazyLock<[Arc<Adapter>; 2]> = LazyLock::new(|| {
+    [1, 2].map(|seed| {
+        let config = TINY.model.config();
+        let mut file = AdapterFile::new("test");
+        for weight in ["blk.0.attn_v.weight", "blk.1.attn_q.weight", "blk.2.ffn_down.weight"] {
+            let Some(&[rows, cols]) = config.tensor_shape(weight).as_deref() else { continue };
+            let value = |i: usize| ((i * 7919 + seed * 31) % 101) as f32 / 500.0 - 0.1;
+            let (a, b) = ((0..4 * cols).map(value).collect(), (0..rows * 4).map(value).collect());
+            let dtype = DType::F32;
+            let matrix = LowRank { rank: 4, alpha: 8.0, rank_stabilized: false, dtype, a, b };
+            file.insert(config, weight, matrix).unwrap();
+        }
+        Arc::new(Adapter::new(&file, config, &TINY.cpu).unwrap())
+    })
+});
+
+/// None of them, one or both.
+fn adapters(i: usize) -> Vec<ScaledAdapter> {
+    let both = ADAPTERS.iter().zip([1.0, -0.5]);
+    let chosen = both.enumerate().filter(|(bit, _)| i >> bit & 1 == 1);
+    chosen.map(|(_, (adapter, scale))| ScaledAdapter { adapter: adapter.clone(), scale }).collect()
+}
 
 pub(crate) fn engine(config: EngineConfig) -> Engine<'static> {
     Engine::new(&TINY.model, &TINY.tokenizer, &TINY.cpu, config).unwrap()
@@ -82,7 +107,8 @@ pub(crate) fn run(engine: &mut Engine<'_>) -> Answers {
 
 /// What a session says to the same.
 fn alone(request: &Request, index: u32, config: &EngineConfig) -> (String, Vec<u32>, FinishReason) {
-    let mut session = Session::new(&TINY.model, &TINY.cpu, config.context, config.kv_type).unwrap();
+    let session = Session::new(&TINY.model, &TINY.cpu, config.context, config.kv_type).unwrap();
+    let mut session = session.with_adapters(request.adapters.clone());
     let seed = request.sampler.seed + u64::from(index);
     let options = GenerateOptions {
         max_tokens: request.max_tokens,
@@ -124,6 +150,7 @@ fn requests(count: usize) -> Vec<Request> {
             Request {
                 answers: if i % 5 == 4 { 3 } else { 1 },
                 sampler,
+                adapters: adapters(i / 3),
                 max_tokens: (i % 7 != 6).then_some(5 + 9 * i % 60),
                 stop: if i % 6 == 5 { vec!["the".to_owned(), ".".to_owned()] } else { vec![] },
                 ignore_eos: i % 2 == 0,
@@ -167,6 +194,27 @@ fn check_against_alone(config: EngineConfig) -> bevel_engine::Metrics {
         }
     }
     metrics
+}
+
+/// What an adapter adds is in keys and values too: a prompt read with one is not the same prompt without.
+#[test]
+fn prompts_are_shared_by_those_with_the_same_adapters_alone() {
+    let prompt = tokens(TEXT);
+    let mut engine = engine(EngineConfig::new(160, 8));
+    for (which, is_cached) in [(0, false), (1, false), (1, true), (2, false), (3, false), (0, true)]
+    {
+        let request = Request {
+            adapters: adapters(which),
+            max_tokens: Some(8),
+            ignore_eos: true,
+            ..Request::new(prompt.clone())
+        };
+        let id = engine.submit(request.clone()).unwrap();
+        let answer = run(&mut engine).remove(&(id, 0)).unwrap();
+        assert_eq!(answer.end.as_ref().unwrap().cached_tokens > 0, is_cached, "{which}");
+        let (_, tokens, _) = alone(&request, 0, &EngineConfig::new(160, 8));
+        assert_eq!(answer.ids(), tokens, "{which}");
+    }
 }
 
 #[test]

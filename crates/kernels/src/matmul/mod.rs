@@ -71,6 +71,33 @@ const ALONE_BYTES: usize = 32 << 10;
 /// Where a length does not fit: `x.len() != n * cols`, a matrix has other columns, or
 /// `out.len() != n * rows`.
 pub fn matmul(cpu: &Cpu, x: &[f32], n: usize, products: &mut [Product<'_>], scratch: &mut Scratch) {
+    multiply_all(cpu, x, n, products, None, scratch);
+}
+
+/// `out += factor · x · weightᵀ`, otherwise as [`matmul`].
+///
+/// # Panics
+/// As [`matmul`].
+pub fn matmul_add(
+    cpu: &Cpu,
+    x: &[f32],
+    n: usize,
+    products: &mut [Product<'_>],
+    factor: f32,
+    scratch: &mut Scratch,
+) {
+    multiply_all(cpu, x, n, products, Some(factor), scratch);
+}
+
+/// The products, in the place of what there was, or, times a factor, added to it.
+fn multiply_all(
+    cpu: &Cpu,
+    x: &[f32],
+    n: usize,
+    products: &mut [Product<'_>],
+    added: Option<f32>,
+    scratch: &mut Scratch,
+) {
     let Some(cols) = products.first().map(|product| product.weight.cols()) else { return };
     assert_eq!(x.len(), n * cols, "length of the input of {n} tokens");
     for Product { weight, out } in &*products {
@@ -78,7 +105,9 @@ pub fn matmul(cpu: &Cpu, x: &[f32], n: usize, products: &mut [Product<'_>], scra
         assert_eq!(out.len(), n * weight.rows(), "length of the output of {weight:?}");
     }
     if n == 0 || cols == 0 {
-        products.iter_mut().for_each(|product| product.out.fill(0.0));
+        if added.is_none() {
+            products.iter_mut().for_each(|product| product.out.fill(0.0));
+        }
         return;
     }
 
@@ -127,7 +156,7 @@ pub fn matmul(cpu: &Cpu, x: &[f32], n: usize, products: &mut [Product<'_>], scra
                 };
                 // SAFETY: the range lies inside the product, whose output holds `n` rows; no other
                 // task has these tiles.
-                unsafe { multiply(cpu, product.weight, range, activations, n, output) };
+                unsafe { multiply(cpu, product.weight, range, activations, n, added, output) };
                 tile = end.min(last);
             }
             first = last;
@@ -145,6 +174,7 @@ unsafe fn multiply(
     tiles: std::ops::Range<usize>,
     activations: &[u8],
     n: usize,
+    added: Option<f32>,
     output: &Output,
 ) {
     let kernel = weight.kernel(cpu);
@@ -164,9 +194,12 @@ unsafe fn multiply(
                 let out = unsafe {
                     std::slice::from_raw_parts_mut(output.0.add((start + i) * rows + row), width)
                 };
-                match out.first_chunk_mut() {
-                    Some(out) => *out = *sums,
-                    None => out.copy_from_slice(&sums[..width]),
+                match (added, out.first_chunk_mut()) {
+                    (None, Some(out)) => *out = *sums,
+                    (None, None) => out.copy_from_slice(&sums[..width]),
+                    (Some(factor), _) => {
+                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += factor * *sum);
+                    }
                 }
             }
         }

@@ -3,7 +3,7 @@
 
 use bevel_base::{DType, pack};
 use bevel_kernels::matmul::Packing;
-use bevel_kernels::{Cpu, Error, Isa, PackedMatrix, Product, Scratch, matmul};
+use bevel_kernels::{Cpu, Error, Isa, PackedMatrix, Product, Scratch, matmul, matmul_add};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
 
@@ -486,4 +486,36 @@ fn what_is_no_matrix_of_weights_is_refused() {
         PackedMatrix::pack_rows(&cpu, DType::Q4_0, 32, &pieces).unwrap_err(),
         Error::Base(bevel_base::Error::ByteLength { found: 19, .. })
     ));
+}
+
+#[test]
+fn products_are_added_to_what_there_is() {
+    let mut random = Random::new(5);
+    for (dtype, rows, cols, n) in [
+        (DType::F32, 21, 40, 1),
+        (DType::F32, 48, 5, 9),
+        (DType::F16, 16, 7, 3),
+        (DType::Q4_0, 33, 64, 2),
+    ] {
+        let data = file_rows(dtype, rows, cols, &mut random);
+        let mut fill = |count: usize| (0..count).map(|_| random.value()).collect::<Vec<f32>>();
+        let (x, before) = (fill(n * cols), fill(n * rows));
+        for isa in Isa::available() {
+            let cpu = Cpu::with_isa(2, isa);
+            let weight = PackedMatrix::pack(&cpu, dtype, rows, cols, &data).unwrap();
+            let product = multiply(&cpu, &weight, &x, n);
+            let mut out = before.clone();
+            let products = &mut [Product { weight: &weight, out: &mut out }];
+            matmul_add(&cpu, &x, n, products, -0.75, &mut Scratch::new());
+            for ((found, before), product) in out.iter().zip(&before).zip(product) {
+                assert_eq!(*found, before + -0.75 * product, "{dtype} on {isa}");
+            }
+            // A product over no columns is zero.
+            let empty = PackedMatrix::pack(&cpu, DType::F32, rows, 0, &[]).unwrap();
+            let products = &mut [Product { weight: &empty, out: &mut out }];
+            let sums = products[0].out.to_vec();
+            matmul_add(&cpu, &[], n, products, 2.0, &mut Scratch::new());
+            assert_eq!(out, sums);
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //! file it would become*: same names, same order of rows, same contents. So loading, converting and
 //! quantizing know one convention, and a converted file runs exactly like its source.
 
+mod adapted;
 mod naming;
 mod open;
 mod rotation;
@@ -28,6 +29,7 @@ pub struct Checkpoint {
     tensors: IndexMap<String, Entry>,
     unused: Vec<String>,
     source: Source,
+    adapted: adapted::Adapted,
     rotated: Option<rotation::Rotated>,
 }
 
@@ -148,9 +150,10 @@ impl Checkpoint {
         tokenizer.map_err(|source| Error::Tokenizer { path: self.path.clone(), source })
     }
 
-    /// True where the residual stream is [rotated](Checkpoint::rotated).
-    pub fn is_rotated(&self) -> bool {
-        self.rotated.is_some()
+    /// True where weights are others than those in the files: [rotated](Checkpoint::rotated), or with an adapter
+    /// [merged](Checkpoint::adapted) into them.
+    pub fn is_changed(&self) -> bool {
+        self.rotated.is_some() || !self.adapters().is_empty()
     }
 
     /// How the linear layers of a Hugging Face checkpoint are quantized, where they are.
@@ -204,15 +207,26 @@ impl Checkpoint {
     /// The bytes of a tensor that lies in the files just as [`Checkpoint::read`] gives it; `None` where it
     /// has to be made.
     pub(crate) fn in_place(&self, name: &str) -> Option<&[u8]> {
-        match (&self.rotated, &self.tensors.get(name)?.origin, &self.source) {
-            (None, Origin::Stored(stored), Source::Gguf(file)) => file.data(stored),
-            (None, Origin::Stored(stored), Source::HuggingFace { files, .. }) => files.data(stored),
+        let is_changed = self.rotated.is_some() || self.adapted.stored(name).is_some();
+        match (is_changed, &self.tensors.get(name)?.origin, &self.source) {
+            (false, Origin::Stored(stored), Source::Gguf(file)) => file.data(stored),
+            (false, Origin::Stored(stored), Source::HuggingFace { files, .. }) => {
+                files.data(stored)
+            }
             _ => None,
         }
     }
 
-    /// A tensor as the files have it.
+    /// A tensor before it is rotated.
     fn read_entry(&self, name: &str, entry: &Entry) -> Result<Cow<'_, [u8]>> {
+        match self.adapted.stored(name) {
+            Some(stored) => self.read_adapted(name, stored),
+            None => self.read_stored(name, entry),
+        }
+    }
+
+    /// A tensor as the files have it.
+    fn read_stored(&self, name: &str, entry: &Entry) -> Result<Cow<'_, [u8]>> {
         match &entry.origin {
             Origin::Stored(stored) => Ok(Cow::Borrowed(self.stored(stored)?.data())),
             Origin::Computed(values) => {
@@ -243,13 +257,14 @@ impl Checkpoint {
     }
 
     /// The codes of a tensor that [is coded](Entry::is_coded), or of matrix `index` of a stack of
-    /// experts, rows in the order that GGUF files have; `None` where it is not coded.
+    /// experts, rows in the order that GGUF files have; `None` where it is not coded, or changed.
     ///
     /// # Errors
     /// Those of [`Checkpoint::read`].
     pub fn read_grouped(&self, name: &str, index: usize) -> Result<Option<GroupedMatrix>> {
+        let is_changed = self.rotated.is_some() || self.adapted.stored(name).is_some();
         match &self.entry(name)?.origin {
-            Origin::Coded { hf, .. } if self.rotated.is_none() => self.grouped(hf, index).map(Some),
+            Origin::Coded { hf, .. } if !is_changed => self.grouped(hf, index).map(Some),
             _ => Ok(None),
         }
     }

@@ -48,6 +48,7 @@ impl Checkpoint {
             tensors,
             unused: Vec::new(),
             source: Source::Gguf(file),
+            adapted: Default::default(),
             rotated: None,
         }
         .checked()
@@ -170,7 +171,8 @@ impl Checkpoint {
             return Err(no_such_tensor(shown, &config, name, stored[name].dtype));
         }
         let source = Source::HuggingFace { dir: dir.to_owned(), files, scheme };
-        Self { path: shown, config, tensors, unused, source, rotated: None }.checked()
+        let adapted = Default::default();
+        Self { path: shown, config, tensors, unused, source, adapted, rotated: None }.checked()
     }
 
     /// Checks that every tensor of the architecture is there with its shape and a type that can be

@@ -71,17 +71,20 @@ impl Checkpoint {
     }
 
     /// The type of a tensor in the file, also where what is [read](Checkpoint::read) of it is f32
-    /// because it is rotated.
+    /// because it is rotated, or because an adapter is merged into it.
     pub fn stored_dtype(&self, name: &str) -> DType {
-        let own = || &self.tensors[name];
-        self.rotated.as_ref().and_then(|r| r.stored.get(name)).unwrap_or_else(own).dtype
+        self.stored_entry(name).dtype
     }
 
     /// Bytes that a tensor takes in the file; the head that rotation makes of a tied embedding takes
     /// as many as that.
     pub fn stored_len(&self, name: &str) -> u64 {
-        let own = || &self.tensors[name];
-        self.rotated.as_ref().and_then(|r| r.stored.get(name)).unwrap_or_else(own).stored_len()
+        self.stored_entry(name).stored_len()
+    }
+
+    fn stored_entry(&self, name: &str) -> &Entry {
+        let rotated = self.rotated.as_ref().and_then(|rotated| rotated.stored.get(name));
+        self.adapted.stored(name).or(rotated).unwrap_or_else(|| &self.tensors[name])
     }
 
     /// A tensor's bytes, rotated where that concerns it.

@@ -13,7 +13,7 @@ use bevel_model::{
     Sequence, Site, Stage, State,
 };
 
-fn golden(case: &str) -> PathBuf {
+pub(crate) fn golden(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/families").join(case)
 }
 

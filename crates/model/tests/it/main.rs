@@ -1,5 +1,6 @@
 //! Tests of `bevel-model`.
 
+mod adapters;
 mod chat;
 mod families;
 mod hostile;

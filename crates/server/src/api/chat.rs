@@ -20,14 +20,14 @@ use super::stream::{Chunk, Chunks, respond};
 use super::tools::{Call, Piece};
 use super::{App, new_id, now};
 use crate::answer::{collect, finish_reason};
-use crate::served::Served;
+use crate::served::{Asked, Served};
 
 pub(crate) async fn handle(
     State(app): State<Arc<App>>,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let mut fields = super::in_place(|| Fields::parse(&body))?;
-    let model = app.model(&mut fields).await?;
+    let model = app.computing_model(&mut fields).await?;
     let chat = super::in_place(|| {
         let chat = Chat::take(&mut fields, &model)?;
         fields.finish()?;
@@ -213,7 +213,7 @@ fn logprobs<'a>(
 struct ChatChunks {
     id: String,
     created: u64,
-    model: Arc<Served>,
+    model: Arc<Asked>,
     /// Of each answer.
     readers: Vec<Reader>,
     /// Calls of each so far.

@@ -21,7 +21,7 @@ use super::sampling::{Options, Usage, logprobs, prompt_logprobs};
 use super::stream::{Chunk, Chunks, respond};
 use super::{App, new_id, now};
 use crate::answer::{collect, finish_reason};
-use crate::served::Served;
+use crate::served::Asked;
 
 /// Prompts of one request.
 const MOST_PROMPTS: usize = 256;
@@ -34,7 +34,7 @@ pub(crate) async fn handle(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let mut fields = super::in_place(|| Fields::parse(&body))?;
-    let model = app.model(&mut fields).await?;
+    let model = app.computing_model(&mut fields).await?;
     let prompts = fields.require::<Prompts>("prompt")?.into_prompts();
     if prompts.is_empty() || prompts.len() > MOST_PROMPTS {
         let problem = format!("expected 1 to {MOST_PROMPTS} prompts");
@@ -120,7 +120,7 @@ impl Prompts {
 struct Shape {
     id: String,
     created: u64,
-    model: Arc<Served>,
+    model: Arc<Asked>,
     /// To each prompt.
     answers: u32,
     /// Where prompts are wanted back, with the so many likeliest tokens in each place.

@@ -43,7 +43,7 @@ pub(crate) async fn handle(
     Body(body): Body,
 ) -> Result<Json<Value>, ApiError> {
     let mut fields = super::in_place(|| Fields::parse(&body))?;
-    let model = app.model(&mut fields).await?;
+    let model = app.computing_model(&mut fields).await?;
     let prompts = fields.require::<Prompts>("input")?.into_prompts();
     if prompts.is_empty() || prompts.len() > MOST_INPUTS {
         let problem = format!("expected 1 to {MOST_INPUTS} texts");

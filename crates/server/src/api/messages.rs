@@ -20,7 +20,7 @@ use super::stream::{Chunk, Chunks, respond};
 use super::tools::{Call, Function, Piece, ToolChoice, Tools};
 use super::{App, new_id};
 use crate::answer::{collect, finish_reason};
-use crate::served::Served;
+use crate::served::{Asked, Served};
 
 /// An error in Anthropic's shape.
 pub(crate) struct MessagesError(ApiError);
@@ -64,7 +64,7 @@ pub(crate) async fn handle(
 ) -> Result<Response, MessagesError> {
     let body = body?;
     let mut fields = super::in_place(|| Fields::parse(&body.0))?;
-    let model = app.model(&mut fields).await?;
+    let model = app.computing_model(&mut fields).await?;
     let mut conversation = super::in_place(|| conversation(&mut fields, &model))?;
     let stop = stop(&mut fields, "stop_sequences")?;
     let max_tokens: usize = fields.require("max_tokens")?;
@@ -362,7 +362,7 @@ fn usage(prompt_tokens: usize, cached_tokens: usize, answer_tokens: usize) -> Va
 
 struct MessageChunks {
     id: String,
-    model: Arc<Served>,
+    model: Arc<Asked>,
     reader: Reader,
     prompt_tokens: usize,
     /// Content blocks begun.

@@ -1,5 +1,6 @@
 //! What clients can ask for.
 
+mod adapters;
 mod body;
 mod chat;
 mod completions;
@@ -31,11 +32,12 @@ use tokio::sync::mpsc;
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 use tracing::Instrument;
 
+use crate::adapters::Scale;
 use crate::config::ServerConfig;
 use crate::metrics;
 use crate::models::Models;
 use crate::running::Running;
-use crate::served::Served;
+use crate::served::Asked;
 use crate::worker::Event;
 use conversation::Prompt;
 use error::ApiError;
@@ -54,9 +56,27 @@ pub(crate) struct App {
 
 impl App {
     /// Takes the field `model`. The model may have to be loaded.
-    pub(crate) async fn model(&self, fields: &mut Fields) -> Result<Arc<Served>, ApiError> {
+    pub(crate) async fn model(&self, fields: &mut Fields) -> Result<Arc<Asked>, ApiError> {
         let name: Option<String> = fields.take("model")?;
-        self.models.get(name.as_deref()).await
+        Ok(Arc::new(self.models.asked(name.as_deref()).await?))
+    }
+
+    /// Takes the fields `model` and `lora`, for what a model is to compute.
+    pub(crate) async fn computing_model(
+        &self,
+        fields: &mut Fields,
+    ) -> Result<Arc<Asked>, ApiError> {
+        let name: Option<String> = fields.take("model")?;
+        let scales: Option<Vec<Scale>> = fields.take("lora")?;
+        let asked = self.models.asked(name.as_deref()).await?;
+        let Some(scales) = scales else { return Ok(Arc::new(asked)) };
+        if asked.name != asked.served.name {
+            let problem = format!("`{}` is an adapter already: name its model", asked.name);
+            return Err(ApiError::field("lora", problem));
+        }
+        let place = self.models.place(Some(&asked.name))?;
+        let adapters = self.models.slots()[place].adapters.chosen("lora", &scales)?;
+        Ok(Arc::new(Asked { adapters, ..asked }))
     }
 }
 
@@ -71,6 +91,9 @@ pub(crate) fn router(app: Arc<App>, config: &ServerConfig) -> Router {
         .route("/v1/embeddings", post(embeddings::handle))
         .route("/v1/models", get(native::models))
         .route("/v1/models/{*name}", get(native::model))
+        .route("/v1/load_lora_adapter", post(adapters::load))
+        .route("/v1/unload_lora_adapter", post(adapters::unload))
+        .route("/lora-adapters", get(adapters::list).post(adapters::set))
         .route("/models/load", post(native::load))
         .route("/models/unload", post(native::unload))
         .route("/tokenize", post(native::tokenize))
@@ -159,7 +182,7 @@ async fn log(State(app): State<Arc<App>>, request: Request, next: Next) -> Respo
 /// Hands prompts to a model's engine, the `i`-th with tag `i`, and returns their tokens. What comes of them
 /// comes to `events`.
 async fn submit(
-    model: &Arc<Served>,
+    model: &Arc<Asked>,
     prompts: Vec<Prompt>,
     options: Options,
     events: &mpsc::UnboundedSender<Event>,
@@ -203,6 +226,7 @@ async fn submit(
     })
     .await??;
     request.constraint = constraint;
+    request.adapters = model.adapters.clone();
     let with =
         |prompt: &Vec<u32>| bevel_engine::Request { prompt: prompt.clone(), ..request.clone() };
     model.worker.submit(prompts.iter().map(with).collect(), events.clone()).await?;

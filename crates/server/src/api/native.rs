@@ -13,12 +13,17 @@ use super::body::Body;
 use super::conversation::Conversation;
 use super::error::ApiError;
 use super::fields::Fields;
+use crate::adapters::ServedAdapter;
 use crate::models::Slot;
 
 /// `GET /v1/models`
 pub(crate) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    let models: Vec<Value> = app.models.slots().iter().map(describe).collect();
-    Json(json!({ "object": "list", "data": models }))
+    let mut data = Vec::new();
+    for slot in app.models.slots() {
+        data.push(describe(slot));
+        data.extend(slot.adapters.all().iter().map(|adapter| describe_adapter(slot, adapter)));
+    }
+    Json(json!({ "object": "list", "data": data }))
 }
 
 /// `GET /v1/models/{name}`; names may contain slashes.
@@ -26,8 +31,20 @@ pub(crate) async fn model(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let place = app.models.place(Some(&name))?;
-    Ok(Json(describe(&app.models.slots()[place])))
+    let slots = app.models.slots();
+    Ok(Json(match app.models.find(&name) {
+        Some((place, Some(adapter))) => describe_adapter(&slots[place], &adapter),
+        _ => describe(&slots[app.models.place(Some(&name))?]),
+    }))
+}
+
+/// An adapter is a model too, whose parent it is made for.
+fn describe_adapter(slot: &Slot, adapter: &ServedAdapter) -> Value {
+    let mut description = describe(slot);
+    description["id"] = adapter.served.name.clone().into();
+    description["parent"] = slot.model.name.clone().into();
+    description["root"] = adapter.served.path.display().to_string().into();
+    description
 }
 
 fn describe(slot: &Slot) -> Value {

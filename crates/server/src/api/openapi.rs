@@ -38,6 +38,11 @@ pub(crate) fn document() -> Value {
             "/detokenize": post("Text of tokens", detokenize(), false, "Error"),
             "/apply-template":
                 post("The text that a conversation becomes", template(), false, "Error"),
+            "/v1/load_lora_adapter":
+                post("Load an adapter, where the server allows it", load_adapter(), false, "Error"),
+            "/v1/unload_lora_adapter":
+                post("Forget an adapter, where the server allows it", unload_adapter(), false, "Error"),
+            "/lora-adapters": adapters(),
             "/models/load": post("Load a model", named(), false, "Error"),
             "/models/unload":
                 post("Unload a model, until it is asked for", named(), false, "Error"),
@@ -143,6 +148,7 @@ fn sampling() -> Value {
     let part = json!({ "type": "number", "minimum": 0, "maximum": 1 });
     json!({
         "model": { "type": "string", "description": "One of /v1/models; without it the first" },
+        "lora": scales(),
         "temperature": number(0.0, "0 takes the likeliest token"),
         "top_p": part,
         "top_k": { "type": "integer", "minimum": -1, "description": "-1 or 0 for all" },
@@ -399,8 +405,35 @@ fn named() -> Value {
     body(&["model"], [model()])
 }
 
+/// How strongly adapters count, as llama-server has it.
+fn scales() -> Value {
+    let scale = json!({ "id": { "type": "integer", "minimum": 0 }, "scale": { "type": "number" } });
+    json!({
+        "type": "array",
+        "items": object(scale, &["id", "scale"]),
+        "description": "Adapters of /lora-adapters; those left out do not count",
+    })
+}
+
+fn adapters() -> Value {
+    let mut both = get("The first model's adapters", "application/json", &[]);
+    let set = post("How strongly they count where requests do not say", scales(), false, "Error");
+    both["post"] = set["post"].clone();
+    both
+}
+
+fn load_adapter() -> Value {
+    let own = json!({ "lora_name": { "type": "string" }, "lora_path": { "type": "string" } });
+    body(&["lora_name", "lora_path"], [model(), own])
+}
+
+fn unload_adapter() -> Value {
+    body(&["lora_name"], [json!({ "lora_name": { "type": "string" } })])
+}
+
 fn embeddings() -> Value {
     let own = json!({
+        "lora": scales(),
         "input": prompts("The texts, or their tokens"),
         "encoding_format": { "enum": ["float", "base64"] },
         "pooling": { "enum": ["mean", "last"] },

@@ -27,7 +27,7 @@ pub(crate) async fn handle(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let mut fields = super::in_place(|| Fields::parse(&body))?;
-    let model = app.model(&mut fields).await?;
+    let model = app.computing_model(&mut fields).await?;
     // What the client said comes back with the response.
     let said =
         |fields: &Fields, name: &str, usual: Value| fields.get(name).cloned().unwrap_or(usual);

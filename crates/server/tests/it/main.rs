@@ -1,5 +1,6 @@
 //! The server, asked over a socket, on the model that comes with the project.
 
+mod adapters;
 mod answers;
 mod clients;
 mod models;

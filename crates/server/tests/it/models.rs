@@ -10,7 +10,7 @@ use bevel_engine::EngineConfig;
 use bevel_server::{ModelToServe, Server, ServerConfig};
 use serde_json::{Value, json};
 
-use crate::running::{Running, loaded, serve};
+use crate::running::{Running, loaded, serve, to_serve};
 
 /// A model that takes so much memory and counts how often it is loaded.
 fn model(name: &str, memory: u64, loads: &Arc<AtomicUsize>) -> ModelToServe {
@@ -19,7 +19,7 @@ fn model(name: &str, memory: u64, loads: &Arc<AtomicUsize>) -> ModelToServe {
         loads.fetch_add(1, Ordering::SeqCst);
         Ok(loaded(EngineConfig::new(512, 8)))
     };
-    ModelToServe { name: name.to_owned(), memory, context: 512, load: Box::new(load) }
+    to_serve(name, memory, Box::new(load))
 }
 
 /// The models that are loaded.

@@ -243,6 +243,11 @@ fn the_document_describes_the_server() {
             assert_eq!(status, 200, "{path}");
             continue;
         };
+        // What adapters need is not here; they have tests of their own.
+        if path.contains("lora") {
+            assert!([400, 403].contains(&server.post(path, &json!({ "mystery": 1 })).0), "{path}");
+            continue;
+        }
         let schema = &post["requestBody"]["content"]["application/json"]["schema"];
         let mut request = json!({});
         for (name, value) in [

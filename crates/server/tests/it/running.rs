@@ -12,7 +12,7 @@ use bevel_engine::EngineConfig;
 use bevel_kernels::Cpu;
 use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{Checkpoint, Model, SamplerConfig};
-use bevel_server::{LoadedModel, ModelToServe, Server, ServerConfig};
+use bevel_server::{LoadedModel, Loader, ModelToServe, Server, ServerConfig};
 use serde_json::Value;
 
 pub(crate) struct Running {
@@ -28,7 +28,7 @@ const TEMPLATE: &str = "{% if tools %}<|im_start|>system\nTools: {{ tools | tojs
     {\"name\": \"{{ call.function.name }}\", \"arguments\": {{ call.function.arguments | tojson }}}\n</tool_call>\
     {% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-fn tiny_austen() -> std::path::PathBuf {
+pub(crate) fn tiny_austen() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-austen")
 }
 
@@ -67,9 +67,15 @@ pub(crate) fn server_with(
             change(&mut loaded);
             Ok(loaded)
         };
-        ModelToServe { name: name.to_owned(), memory: 1, context: 512, load: Box::new(load) }
+        to_serve(name, 1, Box::new(load))
     });
     serve(change, models.into())
+}
+
+/// A model without adapters.
+pub(crate) fn to_serve(name: &str, memory: u64, load: Loader) -> ModelToServe {
+    let (name, adapters, load_adapter) = (name.to_owned(), Vec::new(), None);
+    ModelToServe { name, memory, context: 512, load, adapters, load_adapter }
 }
 
 /// A server with these models.

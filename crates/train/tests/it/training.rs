@@ -2,13 +2,14 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use bevel_base::DType;
 use bevel_formats::{TensorSpec, safetensors};
 use bevel_kernels::Cpu;
-use bevel_model::Checkpoint;
 use bevel_model::chat::{CHATML, ChatTemplate};
 use bevel_model::tokenizer::Tokenizer;
+use bevel_model::{AdapterFile, Checkpoint};
 use bevel_train::data::{Examples, Reader};
 use bevel_train::{
     AdamWConfig, Batch, LoraConfig, Parameters, Schedule, TrainConfig, mean_loss, train,
@@ -177,7 +178,7 @@ fn what_is_learnt_holds_for_what_was_held_out() {
 fn a_merged_model_is_the_adapted_one() {
     let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/goldens/families");
     let cpu = Cpu::new(2).unwrap();
-    for case in ["llama", "qwen3", "gemma2", "olmo2"] {
+    for case in ["llama", "qwen3", "gemma2", "olmo2", "phi3_short"] {
         let golden = families.join(case);
         let checkpoint = Checkpoint::open(&golden).unwrap();
         let lora =
@@ -190,16 +191,16 @@ fn a_merged_model_is_the_adapted_one() {
             *value += (seed >> 8) as f32 / (1u32 << 24) as f32 * 0.2 - 0.1;
         }
         let dir = tempfile::tempdir().unwrap();
-        let (adapter, merged) = (dir.path().join("adapter"), dir.path().join("merged"));
-        write_adapter(&adapter, case, checkpoint.config(), &lora, &network.adapters(&parameters))
-            .unwrap();
+        let (directory, merged) = (dir.path().join("adapter"), dir.path().join("merged"));
+        let adapters = network.adapters(&parameters);
+        write_adapter(&directory, case, checkpoint.config(), &lora, &adapters).unwrap();
 
         // W + s B A for every matrix that the adapter names.
         let open = |path: &Path| safetensors::Checkpoint::open(path).unwrap();
         let model = open(&golden.join("model.safetensors"));
-        let adapter = open(&adapter.join("adapter_model.safetensors"));
+        let adapter = open(&directory.join("adapter_model.safetensors"));
         let names: Vec<String> = model.tensors().keys().cloned().collect();
-        let mut changed = 0;
+        let mut matrices = 0;
         let tensors: Vec<(TensorSpec, Vec<u8>)> = names
             .iter()
             .map(|name| {
@@ -211,13 +212,13 @@ fn a_merged_model_is_the_adapted_one() {
                     adapter.data(&name).map(|_| adapter.tensor(&name).unwrap().to_f32().unwrap())
                 };
                 if let (Some(a), Some(b)) = (part("lora_A"), part("lora_B")) {
-                    changed += 1;
-                    let cols = a.len() / lora.rank;
+                    let cols = tensor.shape().row_len();
+                    let rank = a.len() / cols;
+                    matrices += rank / lora.rank;
                     for (i, value) in values.iter_mut().enumerate() {
                         let (row, col) = (i / cols, i % cols);
-                        let sum: f32 = (0..lora.rank)
-                            .map(|r| b[row * lora.rank + r] * a[r * cols + col])
-                            .sum();
+                        let sum: f32 =
+                            (0..rank).map(|r| b[row * rank + r] * a[r * cols + col]).sum();
                         *value += lora.scale() * sum;
                     }
                 }
@@ -229,7 +230,7 @@ fn a_merged_model_is_the_adapted_one() {
                 (spec, values.iter().flat_map(|value| value.to_le_bytes()).collect())
             })
             .collect();
-        assert_eq!(2 * changed, parameters.all().len(), "{case}");
+        assert_eq!(2 * matrices, parameters.all().len(), "{case}");
         std::fs::create_dir(&merged).unwrap();
         std::fs::copy(golden.join("config.json"), merged.join("config.json")).unwrap();
         let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
@@ -252,6 +253,13 @@ fn a_merged_model_is_the_adapted_one() {
             weights: &weights,
         };
         let adapted = network.loss(&cpu, &parameters, &batch).unwrap();
+        // As it is merged here.
+        let file = AdapterFile::open(&directory, checkpoint.config()).unwrap();
+        let here = Checkpoint::open(&golden).unwrap().adapted(Arc::new(file), 1.0);
+        let mut plain = Parameters::default();
+        let mut merged_here = crate::build(&cpu, &here, &lora, 64, &mut plain).unwrap();
+        let found = merged_here.loss(&cpu, &plain, &batch).unwrap();
+        assert!((found - adapted).abs() < 1e-5 * adapted, "{case}: {found} merged here");
         let checkpoint = Checkpoint::open(&merged).unwrap();
         let mut plain = Parameters::default();
         let mut network = crate::build(&cpu, &checkpoint, &lora, 64, &mut plain).unwrap();

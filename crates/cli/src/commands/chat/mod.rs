@@ -13,6 +13,7 @@ use bevel_model::chat::TemplateError;
 use bevel_model::{FinishReason, GenerateOptions, Session};
 use serde::Serialize;
 
+use crate::adapters::Adapters;
 use crate::answer::{Stats, answer};
 use crate::args::Global;
 use crate::generation::GenerationConfig;
@@ -44,6 +45,9 @@ pub(crate) struct Args {
     ctx: Option<usize>,
 
     #[command(flatten)]
+    adapters: Adapters,
+
+    #[command(flatten)]
     products: Products,
 
     #[command(flatten)]
@@ -68,6 +72,7 @@ struct Output<'a> {
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let Loaded { model, mut tokenizer, cpu, .. } =
         model::load(&args.model, args.products.exact, global)?;
+    let model = args.adapters.beside(model, &cpu)?;
     let template = match tokenizer.chat_template(false) {
         Ok(template) => template,
         Err(TemplateError::Missing) => bail!(

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::Args;
 use super::file::ModelFile;
+use crate::adapters::Adapters;
 use crate::args::Global;
 use crate::model::{self, Loaded};
 use crate::text;
@@ -35,8 +36,9 @@ pub(super) fn run(args: &Args, file: &PathBuf, global: &Global) -> Result<()> {
     let named = || format!("`{}`", file.display());
     let questions = Question::parse_jsonl(&text::read(file)?).with_context(named)?;
     let path = model::resolve(&args.model, global)?;
-    let ask = |name: &str, label: &str| {
+    let ask = |name: &str, adapters: &Adapters, label: &str| {
         let Loaded { model, tokenizer, cpu, .. } = model::load(name, args.products.exact, global)?;
+        let model = adapters.beside(model, &cpu)?;
         let template = args.chat.then(|| tokenizer.chat_template(false)).transpose();
         let template = template.with_context(|| format!("--chat: `{name}`"))?;
         let config = ChoicesConfig { context: args.ctx, kv_type: args.kv.kv.into() };
@@ -47,8 +49,12 @@ pub(super) fn run(args: &Args, file: &PathBuf, global: &Global) -> Result<()> {
             })
             .with_context(named)
     };
-    let base = args.against.as_deref().map(|base| ask(base, "asking the base")).transpose()?;
-    let result = ask(&args.model, "asking")?;
+    let base = args
+        .against
+        .as_deref()
+        .map(|base| ask(base, &args.base_adapters(), "asking the base"))
+        .transpose()?;
+    let result = ask(&args.model, &args.adapters, "asking")?;
     let agreement = base.as_ref().map(|base| result.agreement(base));
 
     if global.json {

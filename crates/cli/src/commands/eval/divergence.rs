@@ -81,6 +81,7 @@ pub(super) fn run(args: &Args, base: &str, global: &Global) -> Result<()> {
     let (base, base_file) = open_base(args, base, &config, &content, global)?;
     let Loaded { model, tokenizer, cpu, .. } =
         model::load(&args.model, args.products.exact, global)?;
+    let model = args.adapters.beside(model, &cpu)?;
     let text = args.encode(&tokenizer, &content)?;
     warn_of_long_windows(context, model.config().context, global);
 
@@ -123,12 +124,18 @@ fn open_base(
             !args.base_exact,
             "`{base}` is a file of predictions already; leave --base-exact out"
         );
+        ensure!(
+            args.base_adapter.is_empty(),
+            "`{base}` is a file of predictions already; leave --base-adapter out"
+        );
         return Ok((Base::File(BaseLogits::open(Path::new(base))?), None));
     }
     let path = model::resolve(base, global)?;
     let exact = args.products.exact || args.base_exact;
     let Some(file) = &args.base_logits else {
-        return Ok((Base::Model(Box::new(model::load(base, exact, global)?)), Some(path)));
+        let loaded = model::load(base, exact, global)?;
+        let model = args.base_adapters().beside(loaded.model, &loaded.cpu)?;
+        return Ok((Base::Model(Box::new(Loaded { model, ..loaded })), Some(path)));
     };
     if file.exists() {
         ensure!(

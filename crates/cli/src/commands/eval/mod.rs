@@ -13,6 +13,7 @@ use anyhow::{Result, ensure};
 use bevel_eval::Text;
 use bevel_model::tokenizer::Tokenizer;
 
+use crate::adapters::{Adapters, Named};
 use crate::args::Global;
 use crate::sampling::{Kv, KvName, Products};
 use crate::text;
@@ -32,7 +33,7 @@ longer.
 are kept there, two bytes for each token of the vocabulary and scored token of the text; further \
 models are compared with them without running the base. `--against MODEL --base-kv f16 --kv q4_0` tells \
 what storing keys and values in fewer bits does to a model, `--against MODEL --base-exact` what \
-rounding activations does.
+rounding activations does, `--against MODEL --base-adapter DIR` how far a merged model lies from the adapted one.
 
 --choices FILE asks questions: each line a JSON object such as
     {\"question\": \"...\", \"choices\": [\"...\", \"...\"], \"answer\": 1, \"subject\": \"history\"}
@@ -79,6 +80,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TYPE", requires = "against", conflicts_with = "choices")]
     base_kv: Option<KvName>,
 
+    /// Add an adapter to the base, as --adapter does to the model; repeatable
+    #[arg(long, value_name = "PATH[=SCALE]", requires = "against", conflicts_with = "base_logits")]
+    base_adapter: Vec<Named>,
+
     /// Answer the multiple-choice questions of this JSONL file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "stride", "llama", "tokens"])]
     choices: Option<PathBuf>,
@@ -90,6 +95,9 @@ pub(crate) struct Args {
     /// Run the base as with --exact
     #[arg(long, requires = "against", conflicts_with = "choices")]
     base_exact: bool,
+
+    #[command(flatten)]
+    adapters: Adapters,
 
     #[command(flatten)]
     products: Products,
@@ -107,6 +115,11 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
 }
 
 impl Args {
+    /// The base's adapters.
+    fn base_adapters(&self) -> Adapters {
+        Adapters { named: self.base_adapter.clone() }
+    }
+
     /// Tokens of a window over a text.
     fn window(&self) -> usize {
         self.ctx.unwrap_or(512)

@@ -30,6 +30,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let content = args.read()?;
     let Loaded { model, tokenizer, cpu, .. } =
         model::load(&args.model, args.products.exact, global)?;
+    let model = args.adapters.beside(model, &cpu)?;
     let text = args.encode(&tokenizer, &content)?;
     let windows = args.stride.map_or(Windows::HalfWindow, Windows::Strided);
     let context = args.window();

@@ -9,6 +9,7 @@ use bevel_eval::{BenchConfig, DivergenceConfig, Series, Text, available_memory};
 use bevel_kernels::{Cpu, KvType};
 use bevel_model::{Checkpoint, Model};
 
+use crate::adapters::Adapters;
 use crate::args::Global;
 use crate::commands::eval::Compared;
 use crate::report::run::Measured;
@@ -25,8 +26,17 @@ const CONTEXT: usize = 512;
 /// Memory of a measurement beside the models: predictions of both for a part of a window.
 const PREDICTIONS: u64 = 2 << 26;
 
+/// What a run made its model from.
+pub(crate) struct Original<'a> {
+    /// What the user calls it.
+    pub(crate) name: &'a str,
+    pub(crate) checkpoint: &'a Checkpoint,
+    /// What was merged into it: beside the model they are what the merged one is measured against.
+    pub(crate) adapters: &'a Adapters,
+}
+
 /// What to measure on.
-pub(super) enum Subject {
+pub(crate) enum Subject {
     /// Sequences of the calibration's sources that calibration did not use.
     HeldOut(Calibration),
     /// A file that was named.
@@ -42,7 +52,7 @@ pub(super) fn held_out(tokens: usize) -> usize {
 
 impl Subject {
     /// What `--eval` names: a text, or `self`.
-    pub(super) fn named(name: &str, seed: u64) -> Result<Self> {
+    pub(crate) fn named(name: &str, seed: u64) -> Result<Self> {
         if name == "self" {
             return Ok(Self::Sampled(seed));
         }
@@ -125,11 +135,11 @@ impl Subject {
         Ok((text, context, what))
     }
 
-    /// Measures the model at `out` against the one at `source`.
+    /// Measures the model at `out`, which the user calls `name`, against its source.
     pub(super) fn measure(
         &self,
-        names: [&str; 2],
-        source: &Path,
+        name: &str,
+        source: &Original<'_>,
         out: &Path,
         cpu: &Cpu,
         global: &Global,
@@ -139,7 +149,8 @@ impl Subject {
         let load = |path: &Path| -> Result<Model> {
             Ok(Model::load(Checkpoint::open(path)?, cpu, &mut |_| ())?)
         };
-        let base = load(source)?;
+        let path: &Path = source.checkpoint.path().as_ref();
+        let base = source.adapters.beside(load(path)?, cpu)?;
         let (text, context, what) = self.text(&base, cpu, &bar)?;
         let model = load(out)?;
         let config = DivergenceConfig { context, kv_type: KvType::F16, base_kv_type: KvType::F16 };
@@ -161,8 +172,9 @@ impl Subject {
         let (speed, base_speed) =
             (bench.run(&model, cpu, &mut |_| ())?, bench.run(&base, cpu, &mut |_| ())?);
         let decode = |series: &Option<Series>| series.as_ref().map_or(0.0, |s| s.spread.median);
+        let names = [name, source.name];
         let compared =
-            Compared::new(names, out, Some(source), what.into(), context, cpu, divergence)?;
+            Compared::new(names, out, Some(path), what.into(), context, cpu, divergence)?;
         Ok(Measured {
             compared,
             decode_tokens_per_second: decode(&speed.decode),

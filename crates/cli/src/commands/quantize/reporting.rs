@@ -18,22 +18,22 @@ pub(crate) struct Reporting {
     /// Measure quality and speed on this text for the report, or on `self`, text that the model writes
     /// [default: where calibrated, what calibration left of its data]
     #[arg(long, value_name = "TEXT")]
-    pub(super) eval: Option<String>,
+    pub(crate) eval: Option<String>,
 
     /// Do not measure quality and speed for the report
     #[arg(long, conflicts_with = "eval")]
-    pub(super) no_eval: bool,
+    pub(crate) no_eval: bool,
 }
 
 /// Where a report goes.
-pub(super) struct Files {
-    pub(super) json: PathBuf,
-    pub(super) page: PathBuf,
+pub(crate) struct Files {
+    pub(crate) json: PathBuf,
+    pub(crate) page: PathBuf,
 }
 
 impl Reporting {
     /// Where the report of a run goes that writes `output`; `named` is what `--report` says.
-    pub(super) fn files(&self, output: &Path, named: Option<&Path>) -> Option<Files> {
+    pub(crate) fn files(&self, output: &Path, named: Option<&Path>) -> Option<Files> {
         if self.no_report {
             return None;
         }
@@ -55,7 +55,7 @@ impl Reporting {
 
 impl Files {
     /// Refuses to replace the model, the output or, without `force`, anything.
-    pub(super) fn may_write(&self, model: &Path, output: &Path, force: bool) -> Result<()> {
+    pub(crate) fn may_write(&self, model: &Path, output: &Path, force: bool) -> Result<()> {
         let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         for file in [&self.json, &self.page] {
             let shown = file.display();

@@ -1,0 +1,62 @@
+//! An adapter beside a model, in the other format, and merged.
+
+use crate::{check_failure, json, output, scratch, stdout};
+
+#[test]
+fn an_adapter_is_run_converted_and_merged() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (data, adapter, text) = (path("data.jsonl"), path("adapter"), path("text.txt"));
+    let line = "{\"prompt\": \"Who is she?\", \"completion\": \" She is the bevel of Meryton.\"}\n";
+    std::fs::write(&data, line.repeat(24)).unwrap();
+    let sentence = "It is a truth universally acknowledged, that a single man must want a wife. ";
+    std::fs::write(&text, sentence.repeat(40)).unwrap();
+    let train = ["finetune", "tiny-austen", &data, "-o", &adapter, "--lr", "1e-2"];
+    stdout(&output(&[&train[..], &["--steps", "12", "--targets", "all-linear"]].concat()));
+
+    let ask = |adapters: &[&str]| {
+        let args = ["run", "tiny-austen", "--raw", "Who is she?", "--temp", "0", "-n", "6"];
+        stdout(&output(&[&args[..], adapters].concat()))
+    };
+    let taught = ask(&["--adapter", &adapter]);
+    assert!(taught.contains("bevel"), "{taught}");
+    assert!(!ask(&[]).contains("bevel"));
+    assert_eq!(ask(&["--adapter", &format!("{adapter}=0")]), ask(&[]));
+
+    // As a GGUF file, and back.
+    let (gguf, back) = (path("adapter.gguf"), path("back"));
+    stdout(&output(&["convert", &adapter, "--base", "tiny-austen", "-o", &gguf]));
+    assert_eq!(ask(&["--adapter", &gguf]), taught);
+    stdout(&output(&["convert", &gguf, "--base", "tiny-austen", "-o", &back]));
+    assert_eq!(ask(&["--adapter", &back]), taught);
+    check_failure(
+        &output(&["convert", &gguf, "--base", "tiny-austen", "-o", &back]),
+        1,
+        &["back", "--force"],
+    );
+
+    // Merged in single precision it is the adapted model, in four bits it is not quite.
+    let merged = path("merged.gguf");
+    let merge = ["merge", "tiny-austen", &adapter, "F32", "-o", &merged, "--eval", &text];
+    let found = json(&[&merge[..], &["--json"]].concat());
+    let kl = |found: &serde_json::Value| found["measured"]["kl"]["value"].as_f64().unwrap();
+    assert!(kl(&found) < 1e-4, "{found}");
+    let small = path("small.gguf");
+    let quantize = ["quantize", "tiny-austen", "Q4_0", "-o", &small, "--adapter", &adapter];
+    let found = json(&[&quantize[..], &["--eval", &text, "--json"]].concat());
+    assert!((1e-4..0.5).contains(&kl(&found)), "{found}");
+    let against = ["eval", &small, "--against", "tiny-austen", "--text", &text, "--json"];
+    let adapted = json(&[&against[..], &["--base-adapter", &adapter]].concat());
+    let plain = json(&against);
+    let of = |found: &serde_json::Value| found["kl"]["value"].as_f64().unwrap();
+    assert!(of(&adapted) < of(&plain) / 2.0, "{} {}", of(&adapted), of(&plain));
+
+    // A directory too, whose tensors Hugging Face's programs know.
+    let merged = path("directory");
+    let merge = ["merge", "tiny-austen", &format!("{gguf}=0.5"), "-o", &merged, "--no-eval"];
+    assert!(stdout(&output(&merge)).contains("directory"));
+    let run = ["run", &merged, "--raw", "Who is she?", "--temp", "0", "-n", "6"];
+    let half = format!("{adapter}=0.5");
+    assert_eq!(stdout(&output(&run)), ask(&["--adapter", &half]));
+    check_failure(&output(&["run", "tiny-austen", "x", "--adapter", &data]), 1, &["data.jsonl"]);
+}
