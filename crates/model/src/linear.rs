@@ -54,8 +54,10 @@ pub(crate) struct LinearState {
     pub(crate) matmul: Scratch,
     /// The input in a layer's order, `[n, in]`.
     gathered: Vec<f32>,
-    /// Inputs times the A of an adapter, `[n, r]` for each layer.
+    /// Inputs times the A of an adapter, `[n, ranks]`.
     pub(crate) inner: Vec<f32>,
+    /// Those of one layer, `[n, r]`.
+    pub(crate) columns: Vec<f32>,
 }
 
 /// Linear layers that share their input `x`, `[n, in]`, each with its output, `[n, out]`, and what adapters add to

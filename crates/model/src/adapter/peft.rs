@@ -172,14 +172,20 @@ impl Settings {
         }
         let other =
             ["lora_bias", "modules_to_save", "layer_replication", "alora_invocation_tokens"];
-        let more = ["trainable_token_indices", "target_parameters", "use_qalora"];
+        let more = ["trainable_token_indices", "target_parameters", "use_qalora", "use_bdlora"];
+        let variants = ["arrow_config", "kasa_config", "monteclora_config", "velora_config"];
         let asks = |value: &Value| match value {
             Value::Null | Value::Bool(false) => false,
             Value::Array(list) => !list.is_empty(),
             Value::Object(map) => !map.is_empty(),
             _ => true,
         };
-        match other.iter().chain(&more).find(|key| self.0.get(**key).is_some_and(asks)) {
+        match other
+            .iter()
+            .chain(&more)
+            .chain(&variants)
+            .find(|key| self.0.get(**key).is_some_and(asks))
+        {
             Some(key) => refuse(key, "asks for more than low-rank matrices, which is not run"),
             None => Ok(()),
         }

@@ -4,18 +4,21 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bevel_base::DType;
 use bevel_kernels::{Cpu, PackedMatrix, Product, matmul, matmul_add};
 
-use super::{AdapterFile, LowRank};
+use super::{AdapterFile, LowRank, common_type};
 use crate::linear::LinearState;
 use crate::{Error, ModelConfig, Part, Place, Result, Stage};
+
+const STAGES: usize = Stage::ALL.len();
 
 /// An adapter that is ready to run. Any number of sequences may have it.
 #[derive(Debug)]
 pub struct Adapter {
     id: u64,
     path: String,
-    layers: Vec<[Vec<Branch>; Stage::ALL.len()]>,
+    layers: Vec<[Option<Branches>; STAGES]>,
     bytes: usize,
 }
 
@@ -34,11 +37,22 @@ impl PartialEq for ScaledAdapter {
     }
 }
 
-/// What is added to one linear layer's output; nothing where the rank is 0.
+/// What is added to the outputs of linear layers that share an input.
+#[derive(Debug)]
+struct Branches {
+    /// The A of all of them, one below the other: `[ranks, in]`.
+    a: PackedMatrix,
+    /// By the layers' places in their stage, as far as they have one.
+    all: Vec<Branch>,
+}
+
+/// What is added to the output of one of them.
 #[derive(Debug)]
 struct Branch {
-    /// `[r, in]`
-    a: PackedMatrix,
+    /// Which one.
+    place: usize,
+    /// The rows of its A.
+    rows: Range<usize>,
     /// `[out, r]`
     b: PackedMatrix,
     scale: f32,
@@ -60,25 +74,26 @@ impl Adapter {
     pub fn new(file: &AdapterFile, config: &ModelConfig, cpu: &Cpu) -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let none = || std::array::from_fn(|_| Vec::new());
-        let mut layers: Vec<[Vec<Branch>; _]> = (0..config.layers).map(|_| none()).collect();
-        for (weight, matrix) in file.matrices() {
-            let Place::Layer(layer, rest) = Place::of(weight) else { continue };
-            let Some(stage) = Stage::of(rest) else { continue };
-            let branches = &mut layers[layer][stage as usize];
-            if branches.is_empty() {
-                let cols = matrix.a.len() / matrix.rank;
-                *branches = outputs(config, stage)
-                    .into_iter()
-                    .map(|rows| Branch::new(cpu, file, weight, matrix, 0, cols, 0..rows))
-                    .collect::<Result<_>>()?;
-            }
-            for (place, rows) in places(config, rest) {
-                let (rank, cols) = (matrix.rank, matrix.a.len() / matrix.rank);
-                branches[place] = Branch::new(cpu, file, weight, matrix, rank, cols, rows)?;
+        let mut weights: Vec<[Vec<&str>; STAGES]> = (0..config.layers).map(|_| none()).collect();
+        for weight in file.matrices().keys() {
+            if let Place::Layer(layer, rest) = Place::of(weight)
+                && let Some(stage) = Stage::of(rest)
+            {
+                weights[layer][stage as usize].push(weight);
             }
         }
-        let all = layers.iter().flatten().flatten();
-        let bytes = all.map(|branch| branch.a.bytes() + branch.b.bytes()).sum();
+        let (mut layers, mut bytes) = (Vec::with_capacity(config.layers), 0);
+        for weights in weights {
+            let mut layer: [Option<Branches>; STAGES] = std::array::from_fn(|_| None);
+            for (branches, weights) in layer.iter_mut().zip(weights) {
+                if !weights.is_empty() {
+                    let new = Branches::new(cpu, file, config, &weights)?;
+                    bytes += new.bytes();
+                    *branches = Some(new);
+                }
+            }
+            layers.push(layer);
+        }
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Ok(Self { id, path: file.path().to_owned(), layers, bytes })
     }
@@ -99,28 +114,35 @@ impl Adapter {
     }
 }
 
-impl Branch {
-    /// Some rows of what is added to a matrix; nothing at all where `rank` is 0.
-    fn new(
-        cpu: &Cpu,
-        file: &AdapterFile,
-        weight: &str,
-        matrix: &LowRank,
-        rank: usize,
-        cols: usize,
-        rows: Range<usize>,
-    ) -> Result<Self> {
-        let pack = |rows: usize, cols: usize, values: &[f32]| {
-            let bytes = file.packed(weight, values, matrix.dtype)?;
-            PackedMatrix::pack(cpu, matrix.dtype, rows, cols, &bytes).map_err(|source| {
-                Error::Kernel { path: file.path().to_owned(), tensor: weight.to_owned(), source }
+impl Branches {
+    /// Packs what is added to the weights of a stage, at least one.
+    fn new(cpu: &Cpu, file: &AdapterFile, config: &ModelConfig, weights: &[&str]) -> Result<Self> {
+        let matrices: Vec<&LowRank> = weights.iter().map(|w| &file.matrices()[*w]).collect();
+        let dtype = matrices.iter().map(|m| m.dtype).reduce(common_type).unwrap_or(DType::F32);
+        let pack = |weight: &str, rows: usize, cols: usize, values: &[f32]| {
+            let bytes = file.packed(weight, values, dtype)?;
+            PackedMatrix::pack(cpu, dtype, rows, cols, &bytes).map_err(|source| Error::Kernel {
+                path: file.path().to_owned(),
+                tensor: weight.to_owned(),
+                source,
             })
         };
-        Ok(Self {
-            a: pack(rank, cols, &matrix.a[..rank * cols])?,
-            b: pack(rows.len(), rank, &matrix.b[rows.start * rank..rows.end * rank])?,
-            scale: matrix.scale(),
-        })
+        let (mut a, mut all, mut ranks) = (Vec::new(), Vec::new(), 0);
+        for (weight, matrix) in weights.iter().zip(&matrices) {
+            let (rank, scale) = (matrix.rank, matrix.scale());
+            for (place, rows) in places(config, weight) {
+                let values = &matrix.b[rows.start * rank..rows.end * rank];
+                let b = pack(weight, rows.len(), rank, values)?;
+                all.push(Branch { place, rows: ranks..ranks + rank, b, scale });
+            }
+            a.extend_from_slice(&matrix.a);
+            ranks += rank;
+        }
+        Ok(Self { a: pack(weights[0], ranks, a.len() / ranks, &a)?, all })
+    }
+
+    fn bytes(&self) -> usize {
+        self.a.bytes() + self.all.iter().map(|branch| branch.b.bytes()).sum::<usize>()
     }
 }
 
@@ -134,8 +156,9 @@ fn outputs(config: &ModelConfig, stage: Stage) -> Vec<usize> {
     }
 }
 
-/// Which linear layers of its stage a tensor holds, by its name within the block, and their rows.
-fn places(config: &ModelConfig, name: &str) -> Vec<(usize, Range<usize>)> {
+/// Which linear layers of its stage a weight holds, and their rows.
+fn places(config: &ModelConfig, weight: &str) -> Vec<(usize, Range<usize>)> {
+    let Place::Layer(_, name) = Place::of(weight) else { return Vec::new() };
     let stage = Stage::of(name).expect("adapters have names of linear layers");
     let outputs = outputs(config, stage);
     let one = |place: usize| vec![(place, 0..outputs[place])];
@@ -198,9 +221,8 @@ impl StageAdapters<'_> {
         let LayerAdapters { common, parts, layer } = self.of_layer;
         let mut add = |adapters: &[ScaledAdapter], rows: Range<usize>| {
             for ScaledAdapter { adapter, scale } in adapters {
-                let branches = &adapter.layers[layer][self.stage as usize];
-                if let Ok(branches) = <&[Branch; LAYERS]>::try_from(branches.as_slice()) {
-                    add_rows(cpu, branches, *scale, x, n, rows.clone(), outs, state);
+                if let Some(branches) = &adapter.layers[layer][self.stage as usize] {
+                    branches.add(cpu, *scale, x, n, rows.clone(), outs, state);
                 }
             }
         };
@@ -214,35 +236,33 @@ impl StageAdapters<'_> {
     }
 }
 
-/// Adds what one adapter adds to some of the `n` rows.
-fn add_rows<const LAYERS: usize>(
-    cpu: &Cpu,
-    branches: &[Branch; LAYERS],
-    scale: f32,
-    x: &[f32],
-    n: usize,
-    rows: Range<usize>,
-    outs: &mut [&mut Vec<f32>; LAYERS],
-    state: &mut LinearState,
-) {
-    let (count, cols) = (rows.len(), x.len() / n);
-    let LinearState { matmul: scratch, inner, .. } = state;
-    let ranks: usize = branches.iter().map(|branch| branch.a.rows()).sum();
-    inner.resize(inner.len().max(count * ranks), 0.0);
-    let mut rest = &mut inner[..];
-    let mut products = branches.each_ref().map(|branch| {
-        let (out, after) = std::mem::take(&mut rest).split_at_mut(count * branch.a.rows());
-        rest = after;
-        Product { weight: &branch.a, out }
-    });
-    matmul(cpu, &x[rows.start * cols..rows.end * cols], count, &mut products, scratch);
-    let mut first = 0;
-    for (branch, out) in branches.iter().zip(outs) {
-        let width = branch.b.rows();
-        let inner = &inner[first..][..count * branch.b.cols()];
-        first += inner.len();
-        let out = &mut out[rows.start * width..rows.end * width];
-        let product = Product { weight: &branch.b, out };
-        matmul_add(cpu, inner, count, &mut [product], scale * branch.scale, scratch);
+impl Branches {
+    /// Adds what an adapter adds to some of the `n` rows.
+    fn add<const LAYERS: usize>(
+        &self,
+        cpu: &Cpu,
+        scale: f32,
+        x: &[f32],
+        n: usize,
+        rows: Range<usize>,
+        outs: &mut [&mut Vec<f32>; LAYERS],
+        state: &mut LinearState,
+    ) {
+        let (count, cols, ranks) = (rows.len(), x.len() / n, self.a.rows());
+        let LinearState { matmul: scratch, inner, columns, .. } = state;
+        inner.resize(inner.len().max(count * ranks), 0.0);
+        let inner = &mut inner[..count * ranks];
+        let x = &x[rows.start * cols..rows.end * cols];
+        matmul(cpu, x, count, &mut [Product { weight: &self.a, out: inner }], scratch);
+        for branch in &self.all {
+            columns.clear();
+            for inner in inner.chunks_exact(ranks) {
+                columns.extend_from_slice(&inner[branch.rows.clone()]);
+            }
+            let width = branch.b.rows();
+            let out = &mut outs[branch.place][rows.start * width..rows.end * width];
+            let product = Product { weight: &branch.b, out };
+            matmul_add(cpu, columns, count, &mut [product], scale * branch.scale, scratch);
+        }
     }
 }

@@ -294,6 +294,7 @@ fn what_cannot_be_run_is_refused_by_name() {
     for (changes, expected) in [
         (json!({ "use_dora": true }), "DoRA"),
         (json!({ "bias": "all" }), "`bias`"),
+        (json!({ "kasa_config": { "beta": 1 } }), "`kasa_config`"),
         (json!({ "modules_to_save": ["lm_head"] }), "`modules_to_save`"),
         (json!({ "peft_type": "IA3" }), "`IA3`"),
         (json!({ "r": null }), "`r`"),
