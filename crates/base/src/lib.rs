@@ -7,6 +7,7 @@ mod error;
 pub mod grouped;
 mod mapping;
 pub mod pack;
+mod paged;
 mod pattern;
 mod pool;
 mod process;
@@ -18,6 +19,7 @@ pub use dtype::DType;
 pub use error::{Error, Result};
 pub use grouped::GroupedMatrix;
 pub use mapping::Mapping;
+pub use paged::PagedVec;
 pub use pattern::matches;
 pub use pool::Pool;
 pub use process::{

@@ -20,15 +20,17 @@ pub(crate) struct Recorder<'a> {
 }
 
 impl<'a> Recorder<'a> {
-    /// Into `training.jsonl` in a directory, and event files in another, if one is given.
+    /// Into `training.jsonl` in a directory, and event files in another, if one is given. Of a run that goes on, the
+    /// first steps, so many as are `done`, are kept.
     pub(crate) fn create(
         directory: &Path,
         tensorboard: Option<&Path>,
+        done: usize,
         global: &'a Global,
     ) -> Result<Self> {
-        let log = StepLog::create(&directory.join("training.jsonl"))?;
+        let (log, steps) = StepLog::go_on(&directory.join("training.jsonl"), done)?;
         let events = tensorboard.map(EventWriter::create).transpose()?;
-        Ok(Self { global, log: Some(log), events, steps: Vec::new() })
+        Ok(Self { global, log: Some(log), events, steps })
     }
 
     /// The loss of what is held out, before the first step.

@@ -1,21 +1,23 @@
 //! Times attention and stores to the cache for one layer: a prompt of 512 tokens, and decoding one
-//! token at contexts of 512 and 4,096.
+//! token at contexts of 512 and 4,096; and the gradients of 256 and 2,048 tokens.
 //!
 //! ```text
-//! cargo run --release -p bevel-kernels --example attention_speed -- [threads]
+//! cargo run --release -p bevel-kernels --example attention_speed -- [threads [backward]]
 //! ```
 
 use std::time::Instant;
 
 use bevel_kernels::{
-    AttentionScratch, AttentionSpec, BLOCK_TOKENS, Cpu, KvPool, KvShape, KvType, SequenceSpan,
-    Slot, attention,
+    Attended, AttentionGradients, AttentionScratch, AttentionSpec, BLOCK_TOKENS, Cpu, KvPool,
+    KvShape, KvType, SequenceSpan, Slot, attention, attention_backward,
 };
 
 fn main() {
     let threads =
         std::env::args().nth(1).map_or(0, |text| text.parse().expect("a number of threads"));
     let cpu = Cpu::new(threads).expect("BEVEL_ISA");
+    // Gradients alone, where that is asked for.
+    let forward = std::env::args().nth(2).is_none();
     println!("{}, {} threads; time of one layer, best and median", cpu.isa(), cpu.pool().threads());
     println!(
         "{:<22} {:<12} {:>8} {:>8} {:>10} {:>10}",
@@ -31,7 +33,10 @@ fn main() {
             KvType::Q8_0 { rotated: false },
             KvType::Q4_0 { rotated: false },
             KvType::Q4_0 { rotated: true },
-        ] {
+        ]
+        .into_iter()
+        .filter(|_| forward)
+        {
             let spec = AttentionSpec {
                 heads,
                 kv_heads,
@@ -53,7 +58,33 @@ fn main() {
                 );
             }
         }
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let spec = AttentionSpec { heads, kv_heads, head_dim, scale, softcap: None, window: None };
+        for n in [256, 2048] {
+            let (best, median) = time_backward(&cpu, &spec, n);
+            println!("{name:<22} {:<12} {n:>8} {n:>8} {best:>7.1} µs {median:>7.1} µs", "backward");
+        }
     }
+}
+
+/// Best and median time in microseconds of the gradients of `n` tokens.
+fn time_backward(cpu: &Cpu, spec: &AttentionSpec, n: usize) -> (f64, f64) {
+    let (wide, narrow) = (n * spec.heads * spec.head_dim, n * spec.kv_heads * spec.head_dim);
+    let values = |len: usize| (0..len).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<f32>>();
+    let (q, k) = (values(wide), values(narrow));
+    let (mut d_q, mut d_k, mut d_v) = (vec![0.0; wide], vec![0.0; narrow], vec![0.0; narrow]);
+    let sequences = [std::ops::Range { start: 0, end: n }];
+    let mut times: Vec<f64> = (0..20)
+        .map(|_| {
+            let gradients = AttentionGradients { q: &mut d_q, k: &mut d_k, v: &mut d_v };
+            let attended = Attended { sequences: &sequences, q: &q, k: &k, v: &k, out: &q };
+            let start = Instant::now();
+            attention_backward(cpu, gradients, &q, &attended, spec);
+            start.elapsed().as_secs_f64() * 1e6
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    (times[0], times[times.len() / 2])
 }
 
 /// Best and median time in microseconds of storing `queries` tokens and attending to `context`. Layers

@@ -13,9 +13,25 @@ pub enum Error {
         /// The model.
         path: String,
     },
+    /// An adapter that training cannot begin with.
+    #[error("`{path}` cannot be gone on from: {reason}")]
+    Start {
+        /// The adapter.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// An adapter that cannot be written yet.
+    #[error(
+        "adapters with lengths of their own (DoRA) cannot be written yet; train without `dora`"
+    )]
+    Dora,
     /// A file that cannot be read or written, or a record in one that is no example.
     #[error(transparent)]
     Format(#[from] bevel_formats::Error),
+    /// A file for the optimizer's state that cannot be made.
+    #[error(transparent)]
+    Base(#[from] bevel_base::Error),
     /// The system fails.
     #[error("`{path}`: {error}")]
     Io {
@@ -27,7 +43,31 @@ pub enum Error {
     /// A loss or gradient that is no number.
     #[error("the loss is no number: lower the learning rate, or look at the data")]
     NotFinite,
+    /// The same in a step of training.
+    #[error(
+        "step {step}: the loss or a gradient is no number; lower the learning rate, or look at the examples of this step: number {}, counted without those that are held out",
+        numbers(examples)
+    )]
+    BadStep {
+        /// From 1 on.
+        step: usize,
+        /// Its examples, from 1 on.
+        examples: Vec<usize>,
+    },
+    /// A checkpoint of another run.
+    #[error("`{path}` cannot be gone on with: {reason}")]
+    Checkpoint {
+        /// The checkpoint.
+        path: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// With this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn numbers(examples: &[usize]) -> String {
+    let shown: Vec<String> = examples.iter().take(32).map(usize::to_string).collect();
+    shown.join(", ")
+}

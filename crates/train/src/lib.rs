@@ -7,8 +7,8 @@
 
 #![forbid(unsafe_code)]
 
-mod adamw;
 pub mod data;
+mod eight_bit;
 mod error;
 mod frozen;
 mod layer;
@@ -17,8 +17,12 @@ mod log;
 mod lora;
 mod network;
 mod noise;
+mod optimizer;
+mod packed;
 mod parameters;
 mod peft;
+mod preferences;
+mod resume;
 mod room;
 mod svd;
 mod tensorboard;
@@ -26,15 +30,15 @@ mod trainable;
 mod trainer;
 mod weight;
 
-pub use adamw::{AdamW, AdamWConfig};
 pub use bevel_kernels::linalg::Precision;
 pub use error::{Error, Result};
 pub use frozen::Frozen;
 pub use log::StepLog;
 pub use lora::{Adapter, LoraConfig, Start, Target};
 pub use network::{Batch, Network, NetworkConfig, Noise, Recompute};
+pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind};
 pub use parameters::{Parameter, Parameters};
-pub use peft::write_adapter;
+pub use peft::{start_from, write_adapter};
 pub use tensorboard::EventWriter;
 pub use trainable::Trainable;
-pub use trainer::{Schedule, StepReport, TrainConfig, mean_loss, train};
+pub use trainer::{Lessons, Schedule, StepReport, TrainConfig, Trainer, mean_loss, train};

@@ -4,13 +4,13 @@ use bevel_base::DType;
 use bevel_model::{AdapterFile, LowRank, ModelConfig};
 use indexmap::IndexMap;
 
-use crate::{Adapter, LoraConfig, Result};
+use crate::{Adapter, Error, LoraConfig, Parameters, Result};
 
 /// Writes adapters of a model into a directory as PEFT has it, which is made where it is not there. `base` is what
 /// the model is called.
 ///
 /// # Errors
-/// Those of writing.
+/// [`Error::Dora`], and those of writing.
 pub fn write_adapter(
     directory: &Path,
     base: &str,
@@ -18,7 +18,51 @@ pub fn write_adapter(
     lora: &LoraConfig,
     adapters: &[Adapter],
 ) -> Result<()> {
+    if adapters.iter().any(|adapter| adapter.magnitude.is_some()) {
+        return Err(Error::Dora);
+    }
     Ok(adapter_file(model, lora, adapters)?.write_peft(directory, base, model)?)
+}
+
+/// Makes the adapters begin with those of a file. Families whose projections are fused cannot: their files have one
+/// matrix for several layers.
+///
+/// # Errors
+/// [`Error::Start`] where the file's adapters are not those of the configuration.
+pub fn start_from(
+    file: &AdapterFile,
+    lora: &LoraConfig,
+    parameters: &mut Parameters,
+) -> Result<()> {
+    let refused = |reason: String| Error::Start { path: file.path().to_owned(), reason };
+    let mut used = 0;
+    for parameter in parameters.all().to_vec() {
+        let Some((layer, kind @ ("lora_a" | "lora_b"))) = parameter.name.rsplit_once('.') else {
+            continue;
+        };
+        let weight = format!("{layer}.weight");
+        let Some(matrix) = file.matrices().get(&weight) else {
+            return Err(refused(format!(
+                "it has no adapter for `{layer}`; choose --targets as it has them"
+            )));
+        };
+        if matrix.rank != lora.rank || (matrix.scale() - lora.scale()).abs() > 1e-6 * lora.scale() {
+            return Err(refused(format!(
+                "`{layer}` has rank {} and counts {}, not rank {} and {}; give its --rank and --alpha",
+                matrix.rank,
+                matrix.scale(),
+                lora.rank,
+                lora.scale()
+            )));
+        }
+        used += 1;
+        let values = if kind == "lora_a" { &matrix.a } else { &matrix.b };
+        parameters.values[parameter.range].copy_from_slice(values);
+    }
+    if used != 2 * file.matrices().len() {
+        return Err(refused("it adapts more layers than --targets names".to_owned()));
+    }
+    Ok(())
 }
 
 /// What was trained, by the tensors of the model's files.

@@ -86,7 +86,7 @@ pub(crate) fn settings(
                 }
             ),
         ),
-        ("weight decay", config.adamw.weight_decay.to_string()),
+        ("weight decay", config.optimizer.weight_decay.to_string()),
         ("gradients", format!("clipped to norm {}", config.clip)),
         ("seed", config.seed.to_string()),
     ]
@@ -223,6 +223,7 @@ mod tests {
             tokens: 10,
             time: Duration::from_secs(1),
             held_out: before.filter(|_| step == done),
+            preferred: None,
         };
         TrainingReport {
             model: "dir/a<b>.gguf".to_owned(),

@@ -134,3 +134,126 @@ fn a_run_that_is_stopped_leaves_what_it_has() {
     check_page(dir.path().join("adapter/report.html"), &[&stopped]);
     assert!(dir.path().join("adapter/adapter_model.safetensors").exists());
 }
+
+/// Killed at any moment and gone on with, a run ends in the bytes of one that was left alone.
+#[test]
+fn a_run_that_is_killed_goes_on() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let data = path("data.jsonl");
+    std::fs::write(&data, lines()).unwrap();
+    let args = |adapter: &str, more: &[&str]| -> Vec<String> {
+        let adapter = path(adapter);
+        let args = ["finetune", "tiny-austen", &data, "-o", &adapter, "--chat-template", "chatml"];
+        let options =
+            ["--steps", "60", "--batch", "2", "--dropout", "0.1", "--checkpoint-every", "3"];
+        [&args[..], &options, more].concat().into_iter().map(str::to_owned).collect()
+    };
+    let run = |adapter: &str, more: &[&str]| {
+        let args = args(adapter, more);
+        output(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    stdout(&run("whole", &[]));
+    check_failure(&run("none", &["--resume"]), 1, &["no checkpoint", "--resume"]);
+
+    let log = dir.path().join("killed/training.jsonl");
+    let written = || std::fs::read_to_string(&log).unwrap_or_default().lines().count();
+    let saved = dir.path().join("killed/checkpoint.safetensors");
+    for (kill, until) in [4, 17, 40].into_iter().enumerate() {
+        let args = args("killed", if kill > 0 { &["--resume"] } else { &[] });
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut child = bevel(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let begin = Instant::now();
+        while !(written() >= until && saved.exists()) {
+            assert!(begin.elapsed() < Duration::from_secs(120), "no steps are written");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        assert!(!child.wait().unwrap().success(), "killed before it was done");
+    }
+    check_failure(&run("killed", &[]), 1, &["--resume", "--force"]);
+    check_failure(&run("killed", &["--resume", "--lr", "1e-3"]), 1, &["other options"]);
+    stdout(&run("killed", &["--resume", "-t", "1"]));
+    let weights = |adapter: &str| {
+        std::fs::read(dir.path().join(adapter).join("adapter_model.safetensors")).unwrap()
+    };
+    assert!(weights("whole") == weights("killed"), "the same bytes");
+    assert!(!saved.exists(), "the checkpoint is not needed any more");
+    // Every step stands there once.
+    let steps = std::fs::read_to_string(&log).unwrap();
+    let steps: Vec<u64> = steps
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap()
+        })
+        .collect();
+    assert_eq!(steps, (1..=60).collect::<Vec<u64>>());
+}
+
+#[test]
+fn options_of_training_work_together() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (data, pairs) = (path("data.jsonl"), path("pairs.jsonl"));
+    std::fs::write(&data, lines()).unwrap();
+    let pair = |i: usize| {
+        format!("{{\"prompt\": \"Is it {i}?\", \"chosen\": \" Yes.\", \"rejected\": \" No!\"}}\n")
+    };
+    std::fs::write(&pairs, (0..12).map(pair).collect::<String>()).unwrap();
+    let chat = ["--chat-template", "chatml"];
+    let run = |data: &str, name: &str, more: &[&str]| {
+        let adapter = path(name);
+        let args = ["finetune", "tiny-austen", data, "-o", &adapter, "--steps", "4", "--json"];
+        json(&[&args[..], more].concat())
+    };
+    // Memory, order and starts: the loss of the first step is that of the same examples.
+    let first = |name: &str, more: &[&str]| {
+        run(&data, name, &[&chat[..], &["--in-order", "--held-out", "0"], more].concat());
+        let log = std::fs::read_to_string(dir.path().join(name).join("training.jsonl")).unwrap();
+        let step: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+        step["loss"].as_f64().unwrap()
+    };
+    let plain = first("plain", &[]);
+    assert_eq!(plain, first("recompute", &["--recompute"]));
+    assert_eq!(plain, first("paged", &["--page-optimizer", "--optimizer", "adamw8bit"]));
+    assert_eq!(plain, first("lion", &["--optimizer", "lion", "--targets", "blk.[01].attn_*"]));
+    assert!((plain - first("pissa", &["--init", "pissa", "--exact"])).abs() < 0.02);
+    assert!(plain != first("noise", &["--neftune", "5"]));
+    let early = run(
+        &data,
+        "early",
+        &[
+            &chat[..],
+            &[
+                "--lr",
+                "1",
+                "--steps",
+                "50",
+                "--evaluate-every",
+                "1",
+                "--patience",
+                "2",
+                "--keep-best",
+            ],
+        ]
+        .concat(),
+    );
+    assert!(early["steps"].as_u64().unwrap() < 50, "{early}");
+
+    // Preferences.
+    let found = run(&pairs, "dpo", &["--dpo", "--lr", "5e-3", "--held-out", "0.25"]);
+    let loss = |name: &str| found[name].as_f64().unwrap();
+    assert!((loss("held_out_loss_before") - 2f64.ln()).abs() < 1e-6, "{found}");
+    assert!(loss("held_out_loss") < 0.6, "{found}");
+    let adapter = path("no");
+    let wrong = |more: &[&str]| {
+        output(&[&["finetune", "tiny-austen", &data, "-o", &adapter][..], more].concat())
+    };
+    check_failure(&wrong(&["--dpo"]), 1, &["line 1", "chosen"]);
+    check_failure(
+        &wrong(&["--targets", "blk.*.nothing", "--chat-template", "chatml"]),
+        1,
+        &["--targets"],
+    );
+    check_failure(&wrong(&["--dropout", "1"]), 2, &["--dropout"]);
+}

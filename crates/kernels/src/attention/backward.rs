@@ -17,16 +17,16 @@
 
 use std::ops::Range;
 
+use bevel_base::AlignedVec;
+
 use super::AttentionSpec;
 use crate::dispatch::for_each_isa;
+use crate::linalg::{View, multiply_alone};
 use crate::math::{LANES, exp, tanh};
 use crate::{Cpu, Isa};
 
 /// Queries and keys of a tile.
 const TILE: usize = 64;
-
-/// Columns of products go in pieces of so many.
-const PIECE: usize = 2 * LANES;
 
 /// What attention was computed from, and what came of it: `n` tokens of sequences that follow one another.
 #[derive(Clone, Copy, Debug)]
@@ -154,17 +154,6 @@ fn tokens_first(cpu: &Cpu, out: &mut [f32], x: &[f32], heads: usize, d: usize) {
     });
 }
 
-/// The columns of a head's rows, `[d, stride]`; those beyond the last row are 0.
-fn columns_of(x: &[f32], d: usize, stride: usize) -> Vec<f32> {
-    let mut out = vec![0.0; d * stride];
-    for (row, x) in x.chunks_exact(d).enumerate() {
-        for (column, &x) in x.iter().enumerate() {
-            out[column * stride + row] = x;
-        }
-    }
-    out
-}
-
 /// One query head of one sequence: `[tokens, d]` each.
 struct Head<'a> {
     q: &'a [f32],
@@ -180,30 +169,26 @@ impl Head<'_> {
         let AttentionSpec { head_dim: d, scale, softcap, window, .. } = *spec;
         let [d_q, d_k, d_v] = gradients;
         let n = self.q.len() / d;
-        let stride = n.next_multiple_of(PIECE);
-        let (k_columns, v_columns) = (columns_of(self.k, d, stride), columns_of(self.v, d, stride));
-        let mut scores = vec![0.0; TILE * stride];
+        let (all_k, all_v) = (View::new(self.k, n, d), View::new(self.v, n, d));
+        let (all_q, all_d_out) = (View::new(self.q, n, d), View::new(self.d_out, n, d));
+        let mut scores = vec![0.0; TILE * n.next_multiple_of(LANES)];
         let (mut d_p, mut p) = (vec![0.0; TILE * TILE], vec![0.0; TILE * TILE]);
+        let mut panels = AlignedVec::default();
+        let mut product = |c: &mut [f32], stride: usize, a: View<'_>, b: View<'_>| {
+            multiply_alone(isa, a, b, c, stride, &mut panels);
+        };
         for start in (0..n).step_by(TILE) {
             let queries = start..n.min(start + TILE);
             let count = queries.len();
-            let q = &self.q[queries.start * d..queries.end * d];
-            let d_out = &self.d_out[queries.start * d..queries.end * d];
+            let (q, d_out) =
+                (all_q.part(queries.clone(), 0..d), all_d_out.part(queries.clone(), 0..d));
             // The keys that some of them see, from the beginning of a tile.
             let first = window.map_or(0, |window| (start + 1).saturating_sub(window));
             let first = first / TILE * TILE;
-            let width = (queries.end - first).next_multiple_of(PIECE);
+            let width = (queries.end - first).next_multiple_of(LANES);
             let scores = &mut scores[..count * width];
             scores.fill(0.0);
-            let columns = Factor { values: &k_columns[first..], strides: (stride, 1) };
-            product(
-                isa,
-                scores,
-                width,
-                Factor { values: q, strides: (d, 1) },
-                columns,
-                [count, d, width],
-            );
+            product(scores, width, q, all_k.part(first..queries.end, 0..d).transposed());
             cap(isa, scores, scale, softcap);
             let mut logs = [[0.0f32; 2]; TILE];
             for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
@@ -214,117 +199,32 @@ impl Head<'_> {
                 scores[query + 1 - first..].fill(f32::NEG_INFINITY);
                 let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let out = &self.out[query * d..][..d];
-                let delta = dot(isa, &d_out[row * d..][..d], out);
+                let delta = dot(isa, &self.d_out[query * d..][..d], out);
                 logs[row] = [most + sum_exp(isa, scores, most).ln(), delta];
             }
             for key in (first..queries.end).step_by(TILE) {
                 let keys = key..queries.end.min(key + TILE);
                 let seen = keys.len();
+                let (k, v) = (all_k.part(keys.clone(), 0..d), all_v.part(keys, 0..d));
                 d_p.fill(0.0);
-                let columns = Factor { values: &v_columns[key..], strides: (stride, 1) };
-                let padded = seen.next_multiple_of(PIECE);
-                product(
-                    isa,
-                    &mut d_p,
-                    TILE,
-                    Factor { values: d_out, strides: (d, 1) },
-                    columns,
-                    [count, d, padded],
-                );
+                product(&mut d_p, TILE, d_out, v.transposed());
                 for (row, &[log, delta]) in logs[..count].iter().enumerate() {
                     let scores = &mut scores[row * width + key - first..][..seen];
                     let (p, d_p) = (&mut p[row * TILE..][..seen], &d_p[row * TILE..][..seen]);
                     score_gradients(isa, scores, p, d_p, log, delta, scale, softcap);
                 }
-                let d_scores = &scores[key - first..];
-                let rows = Factor { values: &self.k[key * d..], strides: (d, 1) };
-                let d_s = Factor { values: d_scores, strides: (width, 1) };
-                product(isa, &mut d_q[start * d..], d, d_s, rows, [count, seen, d]);
-                let turned = Factor { values: d_scores, strides: (1, width) };
-                let q = Factor { values: q, strides: (d, 1) };
-                product(isa, &mut d_k[key * d..], d, turned, q, [seen, count, d]);
-                let turned = Factor { values: &p, strides: (1, TILE) };
-                let d_out = Factor { values: d_out, strides: (d, 1) };
-                product(isa, &mut d_v[key * d..], d, turned, d_out, [seen, count, d]);
+                let d_s =
+                    View::new(scores, count, width).part(0..count, key - first..key - first + seen);
+                let p = View::new(&p, TILE, TILE).part(0..count, 0..seen);
+                product(&mut d_q[start * d..], d, d_s, k);
+                product(&mut d_k[key * d..], d, d_s.transposed(), q);
+                product(&mut d_v[key * d..], d, p.transposed(), d_out);
             }
         }
-    }
-}
-
-/// Element `(i, j)` is `values[i · strides.0 + j · strides.1]`.
-#[derive(Clone, Copy)]
-struct Factor<'a> {
-    values: &'a [f32],
-    strides: (usize, usize),
-}
-
-/// `c += a · b` for `ROWS` rows and `COLS` columns: sums in the order of `k`.
-#[inline(always)]
-fn piece<const ROWS: usize, const COLS: usize>(
-    c: &mut [f32],
-    stride: usize,
-    a: Factor<'_>,
-    b: &[f32],
-    b_stride: usize,
-    k: usize,
-) {
-    let mut sums = [[0.0f32; COLS]; ROWS];
-    for row in 0..ROWS {
-        sums[row].copy_from_slice(&c[row * stride..][..COLS]);
-    }
-    for i in 0..k {
-        let b: &[f32; COLS] = b[i * b_stride..][..COLS].try_into().unwrap();
-        for row in 0..ROWS {
-            let a = a.values[row * a.strides.0 + i * a.strides.1];
-            for j in 0..COLS {
-                sums[row][j] = a.mul_add(b[j], sums[row][j]);
-            }
-        }
-    }
-    for row in 0..ROWS {
-        c[row * stride..][..COLS].copy_from_slice(&sums[row]);
     }
 }
 
 for_each_isa! {
-    /// `c += a · b`, with `a` `[m, k]`, `b` `[k, n]` whose rows lie side by side, and `c` `[m, n]` in rows that begin
-    /// `stride` apart: sums in the order of `k`.
-    fn product(c: &mut [f32], stride: usize, a: Factor<'_>, b: Factor<'_>, size: [usize; 3]) {
-        const ROWS: usize = 6;
-        let ([m, k, n], b_stride) = (size, b.strides.0);
-        for row in (0..m).step_by(ROWS) {
-            let rows = ROWS.min(m - row);
-            let a = Factor { values: &a.values[row * a.strides.0..], ..a };
-            let c = &mut c[row * stride..];
-            let mut column = 0;
-            while column + LANES <= n {
-                let (wide, b) = (column + PIECE <= n, &b.values[column..]);
-                if wide && rows == ROWS {
-                    piece::<ROWS, PIECE>(&mut c[column..], stride, a, b, b_stride, k);
-                } else {
-                    for row in 0..rows {
-                        let a = Factor { values: &a.values[row * a.strides.0..], ..a };
-                        let c = &mut c[row * stride + column..];
-                        match wide {
-                            true => piece::<1, PIECE>(c, stride, a, b, b_stride, k),
-                            false => piece::<1, LANES>(c, stride, a, b, b_stride, k),
-                        }
-                    }
-                }
-                column += if wide { PIECE } else { LANES };
-            }
-            for row in 0..rows {
-                for j in column..n {
-                    let sum = &mut c[row * stride + j];
-                    for i in 0..k {
-                        let a = a.values[row * a.strides.0 + i * a.strides.1];
-                        *sum = a.mul_add(b.values[i * b_stride + j], *sum);
-                    }
-                }
-            }
-        }
-    }
-
     /// c of scores that are not scaled yet.
     fn cap(scores: &mut [f32], scale: f32, softcap: Option<f32>) {
         match softcap {

@@ -2,10 +2,12 @@
 
 use std::cell::Cell;
 
+use bevel_base::AlignedVec;
+
 use super::View;
 use super::panels::{Panels, Precision};
-use super::tile::{self, MOST, Shape};
-use crate::Cpu;
+use super::tile::{self, Factors, MOST, Shape};
+use crate::{Cpu, Isa};
 
 /// What becomes of the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,32 +200,92 @@ fn multiply_region(
                     }
                     let a = left.part(i, first + range.start..first + range.end);
                     let (height, width) = (shape.rows.min(m - top), shape.cols.min(n - side));
-                    if (height, width) == (shape.rows, shape.cols) {
-                        // SAFETY: the tile lies inside `c`, as above; a `Cpu` carries an instruction set
-                        // only where the processor has it.
-                        unsafe {
-                            let place = out.at(top * stride + side);
-                            tile::accumulate(cpu.isa(), factors, shape, a, b, sign, place, stride);
-                        }
-                        continue;
-                    }
-                    // A tile that reaches over the edge.
-                    let mut sums = [0.0; MOST];
-                    // SAFETY: there is room for any tile; for the processor as above.
+                    // SAFETY: the tile lies inside `c`, as above; a `Cpu` carries an instruction set only where the
+                    // processor has it.
                     unsafe {
-                        let (place, stride) = (sums.as_mut_ptr(), shape.cols);
-                        tile::accumulate(cpu.isa(), factors, shape, a, b, sign, place, stride);
-                    }
-                    for (i, sums) in sums.chunks_exact(shape.cols).take(height).enumerate() {
-                        // SAFETY: inside `c`, as above.
-                        let line = unsafe {
-                            let start = out.at((top + i) * stride + side);
-                            std::slice::from_raw_parts_mut(start, width)
-                        };
-                        line.iter_mut().zip(sums).for_each(|(c, s)| *c += s);
+                        let place = out.at(top * stride + side);
+                        let (isa, size) = (cpu.isa(), (height, width));
+                        add_tile(isa, factors, shape, a, b, sign, place, stride, size);
                     }
                 }
             }
         }
     });
+}
+
+/// Adds a tile of a product to `C`, of which so many rows and columns are there.
+///
+/// # Safety
+/// These lie at `place`, in rows that begin `stride` values apart, nobody else looks at them, and the processor has `isa`.
+#[allow(clippy::too_many_arguments)] // Those of a product.
+unsafe fn add_tile(
+    isa: Isa,
+    factors: Factors,
+    shape: Shape,
+    a: &[f32],
+    b: &[f32],
+    sign: f32,
+    place: *mut f32,
+    stride: usize,
+    (height, width): (usize, usize),
+) {
+    if (height, width) == (shape.rows, shape.cols) {
+        // SAFETY: the caller's word.
+        unsafe { tile::accumulate(isa, factors, shape, a, b, sign, place, stride) };
+        return;
+    }
+    // A tile that reaches over the edge.
+    let mut sums = [0.0; MOST];
+    // SAFETY: there is room for any tile; for the processor the caller's word.
+    unsafe {
+        tile::accumulate(isa, factors, shape, a, b, sign, sums.as_mut_ptr(), shape.cols);
+    }
+    for (i, sums) in sums.chunks_exact(shape.cols).take(height).enumerate() {
+        // SAFETY: the caller's word.
+        let line = unsafe { std::slice::from_raw_parts_mut(place.add(i * stride), width) };
+        line.iter_mut().zip(sums).for_each(|(c, s)| *c += s);
+    }
+}
+
+/// `C += A · B` in single precision on this thread alone, for factors that are small: every element is one chain of
+/// [`f32::mul_add`]. `panels` is room that is used again.
+///
+/// # Panics
+/// Where the dimensions do not fit.
+pub(crate) fn multiply_alone(
+    isa: Isa,
+    a: View<'_>,
+    b: View<'_>,
+    c: &mut [f32],
+    stride: usize,
+    panels: &mut AlignedVec<f32>,
+) {
+    let (m, k, n) = (a.rows(), a.cols(), b.cols());
+    assert_eq!(k, b.rows(), "common dimension");
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(n <= stride && (m - 1) * stride + n <= c.len(), "[{m}, {n}] in {}", c.len());
+    let shape = tile::shape(isa, m, n);
+    let (a_len, b_len) = (shape.rows * k, shape.cols * k);
+    let tall = m.div_ceil(shape.rows);
+    if panels.len() < tall * a_len + b_len {
+        *panels = AlignedVec::zeroed(tall * a_len + b_len);
+    }
+    let (right, left) = panels.split_at_mut(b_len);
+    for (i, panel) in left.chunks_exact_mut(a_len.max(1)).take(tall).enumerate() {
+        a.transposed().pack(isa, 0..k, i * shape.rows, shape.rows, panel);
+    }
+    for side in (0..n).step_by(shape.cols) {
+        b.pack(isa, 0..k, side, shape.cols, right);
+        for (i, panel) in left.chunks_exact(a_len.max(1)).take(tall).enumerate() {
+            let top = i * shape.rows;
+            let size = (shape.rows.min(m - top), shape.cols.min(n - side));
+            let place = c[top * stride + side..].as_mut_ptr();
+            // SAFETY: `c` was checked for length and is borrowed mutably; callers have `isa` from a `Cpu`.
+            unsafe {
+                add_tile(isa, Factors::F32, shape, panel, right, 1.0, place, stride, size);
+            }
+        }
+    }
 }

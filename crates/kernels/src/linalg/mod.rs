@@ -10,6 +10,7 @@ mod transpose;
 mod view;
 
 pub use cholesky::{NotPositive, cholesky, inverse_cholesky_upper};
+pub(crate) use gemm::multiply_alone;
 pub use gemm::{Region, Update, gemm, gemm_in, multiply};
 pub use gram::{column_sums, gram, mirror};
 pub use panels::{Panels, Precision, Rows};

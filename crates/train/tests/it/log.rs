@@ -13,6 +13,7 @@ fn report(step: usize) -> StepReport {
         tokens: 300,
         time: Duration::from_millis(1500),
         held_out: step.is_multiple_of(2).then_some(2.75),
+        preferred: None,
     }
 }
 

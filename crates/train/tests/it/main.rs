@@ -10,8 +10,8 @@ use bevel_formats::safetensors;
 use bevel_kernels::{Cpu, Isa};
 use bevel_model::Checkpoint;
 use bevel_train::{
-    AdamW, AdamWConfig, Batch, Error, LoraConfig, Network, NetworkConfig, Parameters, Precision,
-    Recompute,
+    Batch, Error, LoraConfig, Network, NetworkConfig, Noise, Optimizer, OptimizerConfig,
+    Parameters, Precision, Recompute, Start, Trainable,
 };
 
 fn golden(case: &str) -> PathBuf {
@@ -124,26 +124,76 @@ impl Data {
 
 #[test]
 fn gradients_are_what_losses_change_by() {
-    let cpu = Cpu::new(2).unwrap();
     for case in FAMILIES {
+        check_gradients(case, &all_linear().into(), None, Recompute::Layers(1));
+    }
+}
+
+/// Of other adapters, of whole models, and whatever is computed twice.
+#[test]
+fn gradients_of_all_that_can_be_trained() {
+    let lora = |config: LoraConfig| Trainable::lora(config);
+    let noise = Some(Noise { seed: 3, neftune: 0.0 });
+    check_gradients(
+        "llama",
+        &lora(LoraConfig { dora: true, ..all_linear() }),
+        None,
+        Recompute::Nothing,
+    );
+    let pissa = LoraConfig { start: Start::Pissa, ..all_linear() };
+    check_gradients("qwen3", &lora(pissa), None, Recompute::Layers(2));
+    let dropout = LoraConfig { dropout: 0.3, start: Start::Gaussian, ..all_linear() };
+    check_gradients("gemma2", &lora(dropout), noise, Recompute::Layers(1));
+    for case in ["llama", "llama_biases_tied", "gemma3", "phi3_short", "olmo2", "granite"] {
+        check_gradients(case, &Trainable::everything(), None, Recompute::Nothing);
+    }
+    let with_head = Trainable {
+        lora: Some(LoraConfig { targets: vec!["blk.0.attn_?".to_owned()], ..all_linear() }),
+        tensors: vec!["output.weight".to_owned(), "token_embd.weight".to_owned()],
+    };
+    check_gradients("llama", &with_head, None, Recompute::Layers(1));
+}
+
+/// The loss with a step's noise, without its gradients.
+fn noisy_loss(
+    network: &mut Network<'_>,
+    cpu: &Cpu,
+    parameters: &Parameters,
+    batch: &Batch<'_>,
+    noise: Option<Noise>,
+) -> f64 {
+    network.loss_and_gradients(cpu, &mut parameters.clone(), batch, noise).unwrap()
+}
+
+#[track_caller]
+fn check_gradients(case: &str, trainable: &Trainable, noise: Option<Noise>, recompute: Recompute) {
+    let cpu = Cpu::new(2).unwrap();
+    {
         let checkpoint = Checkpoint::open(&golden(case)).unwrap();
         let data = Data::new(expected(case).0);
         let n = data.tokens.len();
         let sequences = [0..n / 3, n / 3..n];
         let batch = data.batch(&sequences);
         let mut parameters = Parameters::default();
-        let mut network = build(&cpu, &checkpoint, &all_linear(), n, &mut parameters).unwrap();
+        let config = NetworkConfig { context: n, precision: Precision::Single, recompute };
+        let mut network =
+            Network::new(&cpu, &checkpoint, trainable, &config, &mut parameters).unwrap();
         // Where B is zero, A has no gradient.
         let mut seed = 1u32;
         for value in &mut parameters.values {
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             *value += (seed >> 8) as f32 / (1u32 << 24) as f32 * 0.2 - 0.1;
         }
-        let loss = network.loss_and_gradients(&cpu, &mut parameters, &batch, None).unwrap();
-        assert!((loss - network.loss(&cpu, &parameters, &batch).unwrap()).abs() < 1e-9);
+        let loss = network.loss_and_gradients(&cpu, &mut parameters, &batch, noise).unwrap();
+        if noise.is_none() {
+            assert!((loss - network.loss(&cpu, &parameters, &batch).unwrap()).abs() < 1e-9);
+        }
         // Along the gradient of each parameter alone, so that none can hide behind another.
         let values = parameters.values.clone();
-        for parameter in parameters.all().to_vec() {
+        // DoRA's gradient takes the lengths of rows as constants, which a difference of losses does not.
+        let dora = trainable.lora.as_ref().is_some_and(|lora| lora.dora);
+        let all = parameters.all().to_vec();
+        for parameter in all.into_iter().filter(|p| !dora || p.name.ends_with("lora_m")) {
             let gradient = parameters.gradients[parameter.range.clone()].to_vec();
             let norm = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
             assert!(norm > 0.0, "{case}: {} has no gradient", parameter.name);
@@ -155,7 +205,7 @@ fn gradients_are_what_losses_change_by() {
                 for ((value, &before), &g) in place.zip(&gradient) {
                     *value = (f64::from(before) + direction * step * f64::from(g)) as f32;
                 }
-                network.loss(&cpu, &parameters, &batch).unwrap()
+                noisy_loss(&mut network, &cpu, &parameters, &batch, noise)
             };
             let (above, below) = (at(1.0), at(-1.0));
             at(0.0);
@@ -179,13 +229,13 @@ fn the_same_bits_on_any_number_of_threads() {
     let run = |cpu: &Cpu| {
         let mut parameters = Parameters::default();
         let mut network = build(cpu, &checkpoint, &all_linear(), 64, &mut parameters).unwrap();
-        let mut optimizer = AdamW::new(AdamWConfig::default(), parameters.values.len());
+        let mut optimizer = Optimizer::new(OptimizerConfig::default(), parameters.values.len());
         for _ in 0..3 {
             parameters.clear_gradients();
             network
                 .loss_and_gradients(cpu, &mut parameters, &data.batch(&sequences), None)
                 .unwrap();
-            optimizer.step(&mut parameters, 1e-2);
+            optimizer.step(cpu, &mut parameters, 1e-2);
         }
         parameters.values.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
     };
@@ -211,13 +261,13 @@ fn a_text_is_learnt_by_heart() {
     let mut parameters = Parameters::default();
     let config = LoraConfig::all_linear();
     let mut network = build(&cpu, &checkpoint, &config, 64, &mut parameters).unwrap();
-    let mut optimizer = AdamW::new(AdamWConfig::default(), parameters.values.len());
+    let mut optimizer = Optimizer::new(OptimizerConfig::default(), parameters.values.len());
     let before = network.loss(&cpu, &parameters, &batch).unwrap();
     for _ in 0..60 {
         parameters.clear_gradients();
         network.loss_and_gradients(&cpu, &mut parameters, &batch, None).unwrap();
         parameters.clip_gradients(1.0);
-        optimizer.step(&mut parameters, 5e-3);
+        optimizer.step(&cpu, &mut parameters, 5e-3);
     }
     let after = network.loss(&cpu, &parameters, &batch).unwrap();
     assert!(before > 4.0 && after < 0.2, "the loss was {before} and is {after}");
@@ -240,4 +290,63 @@ fn what_cannot_be_trained_says_so() {
     let sequences = alone(0..3);
     let error = network.loss(&cpu, &parameters, &data.batch(&sequences)).unwrap_err();
     assert!(error.to_string().contains("60000"), "{error}");
+}
+
+/// What is computed twice is the same, and so is what is learnt; of every second layer too.
+#[test]
+fn nothing_depends_on_what_is_computed_twice() {
+    let cpu = Cpu::new(2).unwrap();
+    let checkpoint = Checkpoint::open(&golden("gemma2")).unwrap();
+    let data = Data::new(expected("gemma2").0);
+    let sequences = alone(0..data.tokens.len());
+    let lora = LoraConfig { dropout: 0.2, ..all_linear() };
+    let run = |recompute| {
+        let mut parameters = Parameters::default();
+        let config = NetworkConfig { context: 64, precision: Precision::Bf16, recompute };
+        let trainable = lora.clone().into();
+        let mut network =
+            Network::new(&cpu, &checkpoint, &trainable, &config, &mut parameters).unwrap();
+        parameters.values.iter_mut().for_each(|value| *value += 0.01);
+        let noise = Some(Noise { seed: 5, neftune: 5.0 });
+        let batch = data.batch(&sequences);
+        let loss = network.loss_and_gradients(&cpu, &mut parameters, &batch, noise).unwrap();
+        let exact = network.loss(&cpu, &parameters, &batch).unwrap();
+        assert!(loss != exact, "there is noise");
+        (loss.to_bits(), parameters.gradients)
+    };
+    let all = run(Recompute::Nothing);
+    for layers in [1, 2, 3, 100] {
+        assert!(run(Recompute::Layers(layers)) == all, "every {layers} layers");
+    }
+}
+
+/// PiSSA's adapter has no effect at the beginning, and what is written of it is what was learnt.
+#[test]
+fn principal_vectors_begin_without_effect() {
+    let cpu = Cpu::new(2).unwrap();
+    let checkpoint = Checkpoint::open(&golden("llama")).unwrap();
+    let data = Data::new(expected("llama").0);
+    let sequences = alone(0..data.tokens.len());
+    let batch = data.batch(&sequences);
+    let loss = |start| {
+        let mut parameters = Parameters::default();
+        let lora = LoraConfig { start, ..all_linear() };
+        let mut network = build(&cpu, &checkpoint, &lora, 64, &mut parameters).unwrap();
+        let adapters = network.adapters(&parameters);
+        (network.loss(&cpu, &parameters, &batch).unwrap(), adapters)
+    };
+    let ((plain, _), (pissa, adapters)) = (loss(Start::Uniform), loss(Start::Pissa));
+    assert!((plain - pissa).abs() < 1e-5 * plain, "{plain} {pissa}");
+    for adapter in adapters {
+        assert_eq!(adapter.rank, 6);
+        let cols = adapter.a.len() / 6;
+        let largest = adapter.b.iter().fold(0.0f32, |most, b| most.max(b.abs()));
+        assert!(largest > 1e-3, "{}: it begins with the weights' own directions", adapter.name);
+        for row in adapter.b.chunks_exact(6) {
+            for col in 0..cols {
+                let sum: f32 = (0..6).map(|r| row[r] * adapter.a[r * cols + col]).sum();
+                assert!(sum.abs() < 1e-6, "{}", adapter.name);
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bevel_base::DType;
+use bevel_formats::records::{DataFile, Kind};
 use bevel_formats::{TensorSpec, safetensors};
 use bevel_kernels::Cpu;
 use bevel_model::chat::{CHATML, ChatTemplate};
@@ -12,8 +13,8 @@ use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{AdapterFile, Checkpoint};
 use bevel_train::data::{Examples, Reader};
 use bevel_train::{
-    AdamWConfig, Batch, LoraConfig, Parameters, Schedule, TrainConfig, mean_loss, train,
-    write_adapter,
+    Batch, Error, Lessons, LoraConfig, Network, OptimizerConfig, OptimizerKind, Parameters,
+    Schedule, TrainConfig, Trainer, mean_loss, start_from, train, write_adapter,
 };
 
 pub(crate) fn tiny_austen() -> Checkpoint {
@@ -95,7 +96,11 @@ fn config(steps: usize) -> TrainConfig {
         warmup: 0.1,
         schedule: Schedule::Cosine,
         clip: 1.0,
-        adamw: AdamWConfig::default(),
+        optimizer: OptimizerConfig::default(),
+        neftune: 0.0,
+        patience: 0,
+        keep_best: false,
+        in_order: false,
         evaluate_every: 5,
         seed: 7,
     }
@@ -253,6 +258,18 @@ fn a_merged_model_is_the_adapted_one() {
             weights: &weights,
         };
         let adapted = network.loss(&cpu, &parameters, &batch).unwrap();
+        // As it begins another run.
+        if case != "phi3_short" {
+            let file = AdapterFile::open(&directory, checkpoint.config()).unwrap();
+            let mut again = Parameters::default();
+            let mut network = crate::build(&cpu, &checkpoint, &lora, 64, &mut again).unwrap();
+            start_from(&file, &lora, &mut again).unwrap();
+            assert_eq!(again.values, parameters.values, "{case}");
+            assert_eq!(network.loss(&cpu, &again, &batch).unwrap(), adapted);
+            let other = LoraConfig { alpha: 1.0, ..lora.clone() };
+            let error = start_from(&file, &other, &mut again).unwrap_err();
+            assert!(error.to_string().contains("--alpha"), "{error}");
+        }
         // As it is merged here.
         let file = AdapterFile::open(&directory, checkpoint.config()).unwrap();
         let here = Checkpoint::open(&golden).unwrap().adapted(Arc::new(file), 1.0);
@@ -269,4 +286,126 @@ fn a_merged_model_is_the_adapted_one() {
             "{case}: {found} merged, {adapted} adapted"
         );
     }
+}
+
+/// A run that was stopped after any step and goes on ends in the bytes of one that was not, with every optimizer.
+#[test]
+fn a_run_goes_on_to_the_bit() {
+    let checkpoint = tiny_austen();
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let reader = Reader { tokenizer: &tokenizer, template: None, context: 32, whole: false };
+    let text = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-austen/README.md"),
+    )
+    .unwrap();
+    let all = reader.text(&text, "text").unwrap().all;
+    let (held_out, learnt) = all.split_at(2);
+    let cpu = Cpu::new(2).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for kind in [OptimizerKind::AdamW, OptimizerKind::AdamW8bit, OptimizerKind::Lion] {
+        let lora = LoraConfig { dropout: 0.1, ..LoraConfig::all_linear() };
+        let config = TrainConfig {
+            optimizer: OptimizerConfig::new(kind),
+            learning_rate: 1e-3,
+            neftune: 1.0,
+            evaluate_every: 2,
+            keep_best: true,
+            patience: 100,
+            ..config(7)
+        };
+        let run = |stops: &[usize]| {
+            let mut parameters = Parameters::default();
+            let mut network = crate::build(&cpu, &checkpoint, &lora, 64, &mut parameters).unwrap();
+            let path = dir.path().join("checkpoint.safetensors");
+            let make = |network: &mut Network<'_>, parameters: &Parameters| {
+                let (learnt, held_out) = (Lessons::Examples(learnt), Lessons::Examples(held_out));
+                Trainer::new(network, parameters, &cpu, learnt, held_out, config.clone(), None)
+                    .unwrap()
+            };
+            let mut trainer = make(&mut network, &parameters);
+            let mut losses = Vec::new();
+            while !trainer.is_done() {
+                if stops.contains(&trainer.steps()) {
+                    trainer.save(&parameters, "these", &path).unwrap();
+                    // As another process would begin.
+                    parameters = Parameters::default();
+                    network = crate::build(&cpu, &checkpoint, &lora, 64, &mut parameters).unwrap();
+                    trainer = make(&mut network, &parameters);
+                    let error = trainer.resume(&mut parameters, "others", &path).unwrap_err();
+                    assert!(error.to_string().contains("other options"), "{error}");
+                    trainer.resume(&mut parameters, "these", &path).unwrap();
+                }
+                losses.push(trainer.step(&mut network, &mut parameters, &cpu).unwrap().loss);
+            }
+            trainer.finish(&mut parameters);
+            (losses, parameters.values)
+        };
+        let whole = run(&[]);
+        assert_eq!(whole, run(&[1]), "{kind:?}");
+        assert_eq!(whole, run(&[0, 3, 4, 6]), "{kind:?}");
+    }
+}
+
+/// The answer that is preferred becomes more likely than the other; the loss begins at ln 2 and its gradient is what it
+/// changes by.
+#[test]
+fn preferences_are_learnt() {
+    let checkpoint = tiny_austen();
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let reader = Reader { tokenizer: &tokenizer, template: None, context: 64, whole: false };
+    let cpu = Cpu::new(2).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pairs.jsonl");
+    let names = ["Emma", "Anne", "Fanny", "Jane", "Lydia", "Mary", "Kitty", "Lucy"];
+    let lines: String = names
+        .iter()
+        .map(|name| {
+            format!(
+                "{{\"prompt\": \"{name} said:\", \"chosen\": \" yes, dear {name}.\", \"rejected\": \" no, never, {name}!\"}}\n"
+            )
+        })
+        .collect();
+    std::fs::write(&path, lines).unwrap();
+    let files = [DataFile { path, kind: Kind::JsonLines }];
+    let pairs = reader.pairs(&files, cpu.pool()).unwrap().all;
+    let (learnt, held_out) = pairs.split_at(6);
+    let of = |pairs| Lessons::Pairs { pairs, beta: 0.5 };
+    let mut parameters = Parameters::default();
+    let lora = LoraConfig::all_linear();
+    let mut network = crate::build(&cpu, &checkpoint, &lora, 64, &mut parameters).unwrap();
+    let config = TrainConfig { evaluate_every: 1, ..config(25) };
+    let mut trainer =
+        Trainer::new(&mut network, &parameters, &cpu, of(learnt), of(held_out), config, None)
+            .unwrap();
+    let before = trainer.held_out_loss(&mut network, &parameters, &cpu).unwrap().unwrap();
+    assert!((before - 2f64.ln()).abs() < 1e-6, "{before}");
+    let mut last = None;
+    while !trainer.is_done() {
+        // Along the gradient of this step: what the step says of its own loss.
+        last = Some(trainer.step(&mut network, &mut parameters, &cpu).unwrap());
+    }
+    let last = last.unwrap();
+    assert!(last.held_out.unwrap() < 0.3 && last.preferred == Some(1.0), "{last:?}");
+}
+
+#[test]
+fn a_loss_that_is_no_number_names_its_examples() {
+    let checkpoint = tiny_austen();
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let reader = Reader { tokenizer: &tokenizer, template: None, context: 32, whole: false };
+    let learnt = reader.text(&"It is a truth. ".repeat(40), "text").unwrap().all;
+    let cpu = Cpu::new(1).unwrap();
+    let mut parameters = Parameters::default();
+    let lora = LoraConfig::all_linear();
+    let mut network = crate::build(&cpu, &checkpoint, &lora, 64, &mut parameters).unwrap();
+    let config = TrainConfig { learning_rate: 1e38, in_order: true, ..config(9) };
+    let observe = &mut |_: &_| ControlFlow::Continue(());
+    let error = train(&mut network, &mut parameters, &cpu, &learnt, &[], &config, observe);
+    let Err(Error::BadStep { step, examples }) = error else { panic!("{error:?}") };
+    assert!(step > 1, "the first step was in order");
+    let first = (step - 1) * 3;
+    let expected: Vec<usize> = (first..first + 3).map(|i| i % learnt.len() + 1).collect();
+    assert_eq!(examples, expected);
+    let text = Error::BadStep { step, examples }.to_string();
+    assert!(text.contains(&format!("number {}, ", expected[0])), "{text}");
 }

@@ -1,0 +1,365 @@
+//! `bevel finetune`.
+
+mod args;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use bevel_eval::{Machine, peak_memory};
+use bevel_formats::hub::HubConfig;
+use bevel_kernels::Cpu;
+use bevel_model::chat::{CHATML, ChatTemplate, DateTime};
+use bevel_model::{AdapterFile, Checkpoint};
+use bevel_train::data::{Cached, Example, Examples, Pair, Reader};
+use bevel_train::{
+    Lessons, LoraConfig, Network, NetworkConfig, OptimizerConfig, Parameters, Precision, Recompute,
+    TrainConfig, Trainer, start_from, write_adapter,
+};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::args::Global;
+use crate::model;
+use crate::report::training::{self, TrainingReport};
+use crate::text;
+use crate::training_data;
+use crate::training_record::{Recorder, write_page};
+use crate::ui::interrupt::{self, Interrupted};
+use crate::ui::progress::{Progress, Unit};
+use crate::ui::units::{bytes, duration};
+use crate::ui::{print_json, print_text};
+
+pub(crate) use args::Args;
+
+/// Tokens that are computed together: enough for the products to be fast, and not so many that what is kept of them takes
+/// more memory than a small model.
+const TOGETHER: usize = 512;
+
+pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
+    let shown = args.output.display();
+    let exists = args.output.join("adapter_model.safetensors").exists();
+    ensure!(
+        args.force || args.resume || !exists,
+        "`{shown}` has an adapter; choose another name, or replace it with --force"
+    );
+    let saved = args.output.join("checkpoint.safetensors");
+    ensure!(
+        args.force || args.resume || !saved.exists(),
+        "`{shown}` has the checkpoint of a run that was stopped; go on with --resume, or begin anew with --force"
+    );
+    ensure!(
+        !args.resume || saved.exists(),
+        "`{shown}` has no checkpoint to go on with; leave out --resume"
+    );
+    let checkpoint = model::open(&args.model, global)?;
+    let cpu = model::cpu(global)?;
+    let data = args.data(&checkpoint, &cpu, global)?;
+    let config = args.train_config(data.learnt(), global);
+    let lora = args.lora_config(global);
+    let network_config = NetworkConfig {
+        context: args.ctx as usize,
+        precision: if args.exact { Precision::Single } else { Precision::Bf16 },
+        recompute: args.recompute.map_or(Recompute::Nothing, |n| Recompute::Layers(n.into())),
+    };
+    let mut parameters = Parameters::default();
+    let trainable = lora.clone().into();
+    let mut network =
+        Network::new(&cpu, &checkpoint, &trainable, &network_config, &mut parameters)?;
+    ensure!(
+        !parameters.values.is_empty(),
+        "no layer of this model is called as --targets says; `bevel inspect` shows their names"
+    );
+    if let Some(from) = &args.from {
+        let file = AdapterFile::open(from, checkpoint.config())?;
+        start_from(&file, &lora, &mut parameters)?;
+    }
+    // What cannot be written is better known before hours of training.
+    std::fs::create_dir_all(&args.output).with_context(|| format!("cannot make `{shown}`"))?;
+    let (steps, trained) = (config.steps, parameters.values.len());
+    global.note(format!(
+        "{} examples, {} held out; {steps} steps of {}; {trained} numbers to train, {}",
+        data.learnt(),
+        data.held_out(),
+        config.batch,
+        bytes(4 * trained as u64)
+    ));
+    let settings = training::settings(
+        &args.data.join(", "),
+        [data.learnt(), data.held_out(), args.ctx as usize, trained],
+        &lora,
+        &config,
+    );
+    let handler = interrupt::handle();
+    let (lessons, held_out) = data.lessons(args.dpo);
+    let paged = args.page_optimizer.then_some(args.output.as_path());
+    let mut trainer =
+        Trainer::new(&mut network, &parameters, &cpu, lessons, held_out, config.clone(), paged)?;
+    let before = trainer.held_out_loss(&mut network, &parameters, &cpu)?;
+    // Whatever changes what a step computes.
+    let same = format!("{} {lora:?} {network_config:?} {config:?} {}", args.model, data.hash());
+    if args.resume {
+        trainer.resume(&mut parameters, &same, &saved)?;
+        global.note(format!("goes on after step {}", trainer.steps()));
+    }
+    let done = trainer.steps();
+    let mut recorder = Recorder::create(&args.output, args.tensorboard.as_deref(), done, global)?;
+    if let Some(loss) = before.filter(|_| done == 0) {
+        recorder.before(loss);
+    }
+    let checkpoint_every =
+        args.checkpoint_every.map_or((steps / 10).max(1), |every| every as usize);
+    let start = Instant::now();
+    let bar = Progress::new(global, "training", steps as u64, Unit::Items);
+    let (mut tokens, mut time) = (0, Duration::ZERO);
+    let mut outcome = Ok(());
+    while !trainer.is_done() && !interrupt::requested() {
+        let report = match trainer.step(&mut network, &mut parameters, &cpu) {
+            Ok(report) => report,
+            Err(error) => {
+                outcome = Err(error);
+                break;
+            }
+        };
+        tokens += report.tokens;
+        time += report.time;
+        let speed = tokens as f64 / time.as_secs_f64();
+        bar.set(report.step as u64);
+        bar.message(format!("loss {:.3}, {speed:.0} tokens/s", report.loss));
+        if let Some(loss) = report.held_out {
+            global
+                .note(format!("step {}: loss {:.3}, held out {loss:.3}", report.step, report.loss));
+        }
+        recorder.step(&report);
+        if report.step.is_multiple_of(checkpoint_every) && !trainer.is_done() {
+            trainer.save(&parameters, &same, &saved)?;
+        }
+    }
+    drop(bar);
+    let stopped = interrupt::requested() && !trainer.is_done();
+    if stopped {
+        trainer.save(&parameters, &same, &saved)?;
+    }
+    let report = TrainingReport {
+        model: args.model.clone(),
+        settings,
+        wanted: steps,
+        steps: recorder.steps,
+        before,
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        machine: Machine::new(&cpu),
+        version: env!("CARGO_PKG_VERSION"),
+        seconds: start.elapsed().as_secs_f64(),
+        peak_memory_bytes: peak_memory(),
+    };
+    // What a run that failed did says why.
+    write_page(&args.output, &report)?;
+    outcome?;
+    drop(handler);
+    let Some(last) = report.steps.last() else { bail!(Interrupted) };
+    let best = trainer.finish(&mut parameters);
+    let adapters = network.adapters(&parameters);
+    write_adapter(&args.output, &args.model, checkpoint.config(), &lora, &adapters)?;
+    if stopped {
+        global.warn(format!(
+            "stopped after step {} of {steps}; `{shown}` has the adapter as it was then, and --resume goes on",
+            last.step
+        ));
+        bail!(Interrupted);
+    }
+    remove(&saved)?;
+    let measured = report.steps.iter().filter_map(|step| Some((step.step, step.held_out?)));
+    let after = match best {
+        Some(best) => measured.clone().find(|&(step, _)| step == best),
+        None => measured.last(),
+    };
+    let speed = tokens as f64 / time.as_secs_f64().max(1e-9);
+    if global.json {
+        return print_json(&json!({
+            "output": args.output,
+            "steps": last.step,
+            "loss": last.loss,
+            "held_out_loss_before": before,
+            "held_out_loss": after.map(|(_, loss)| loss),
+            "best_step": best,
+            "tokens": tokens,
+            "tokens_per_second": speed,
+            "seconds": start.elapsed().as_secs_f64(),
+        }));
+    }
+    let held_out = match before.zip(after) {
+        Some((before, (step, loss))) => {
+            let when = if best.is_some() { format!("after step {step}") } else { "now".to_owned() };
+            format!("held-out loss {before:.3} before, {loss:.3} {when}")
+        }
+        None => format!("loss {:.3}", last.loss),
+    };
+    print_text(&format!(
+        "{shown}: {held_out}; {} steps in {}, {speed:.0} tokens/s\n",
+        last.step - done,
+        duration(start.elapsed())
+    ))
+}
+
+/// Removes a file that may not be there.
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove `{}`", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is learnt, and what is held out.
+enum Data {
+    Examples([Vec<Example>; 2]),
+    Pairs([Vec<Pair>; 2]),
+}
+
+impl Data {
+    fn learnt(&self) -> usize {
+        match self {
+            Self::Examples([learnt, _]) => learnt.len(),
+            Self::Pairs([learnt, _]) => learnt.len(),
+        }
+    }
+
+    fn held_out(&self) -> usize {
+        match self {
+            Self::Examples([_, held_out]) => held_out.len(),
+            Self::Pairs([_, held_out]) => held_out.len(),
+        }
+    }
+
+    fn lessons(&self, beta: Option<f64>) -> (Lessons<'_>, Lessons<'_>) {
+        match self {
+            Self::Examples([learnt, held_out]) => {
+                (Lessons::Examples(learnt), Lessons::Examples(held_out))
+            }
+            Self::Pairs([learnt, held_out]) => {
+                let of = |pairs| Lessons::Pairs { pairs, beta: beta.unwrap_or(0.1) };
+                (of(learnt), of(held_out))
+            }
+        }
+    }
+
+    /// Of all tokens, and of what is learnt of them.
+    fn hash(&self) -> String {
+        let mut hash = Sha256::new();
+        let mut add = |example: &Example| {
+            hash.update(example.tokens.len().to_le_bytes());
+            example.tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+            example.learnt.iter().for_each(|&learnt| hash.update([u8::from(learnt)]));
+        };
+        match self {
+            Self::Examples(all) => all.iter().flatten().for_each(&mut add),
+            Self::Pairs(all) => all.iter().flatten().for_each(|pair| {
+                add(&pair.chosen);
+                add(&pair.rejected);
+            }),
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl Args {
+    fn lora_config(&self, global: &Global) -> LoraConfig {
+        LoraConfig {
+            rank: self.rank.into(),
+            alpha: self.alpha as f32,
+            rank_stabilized: self.rslora,
+            targets: self.targets.iter().flat_map(|targets| targets.0.clone()).collect(),
+            dropout: self.dropout as f32,
+            dora: false,
+            start: self.init.into(),
+            seed: global.seed.unwrap_or(0),
+        }
+    }
+
+    fn train_config(&self, examples: usize, global: &Global) -> TrainConfig {
+        let per_epoch = examples as f64 / f64::from(self.batch);
+        let all = (self.epochs * per_epoch).ceil() as usize;
+        let steps = self.steps.map_or(all, |steps| steps as usize);
+        TrainConfig {
+            steps,
+            batch: self.batch.into(),
+            tokens_together: TOGETHER.max(self.ctx as usize),
+            learning_rate: self.lr,
+            warmup: self.warmup,
+            schedule: self.schedule.into(),
+            clip: self.clip,
+            optimizer: OptimizerConfig {
+                weight_decay: self.weight_decay as f32,
+                ..OptimizerConfig::new(self.optimizer.into())
+            },
+            neftune: self.neftune as f32,
+            patience: self.patience.unwrap_or(0) as usize,
+            keep_best: self.keep_best,
+            in_order: self.in_order,
+            evaluate_every: self.evaluate_every.map_or((steps / 10).max(1), |every| every as usize),
+            seed: global.seed.unwrap_or(0),
+        }
+    }
+
+    /// Some examples are held out: every n-th one, so that it does not matter how they are sorted.
+    fn split<T>(&self, all: Vec<T>) -> Result<[Vec<T>; 2]> {
+        let every = match self.held_out > 0.0 {
+            true => (1.0 / self.held_out).round().max(2.0) as usize,
+            false => usize::MAX,
+        };
+        let mut split = [Vec::new(), Vec::new()];
+        for (index, example) in all.into_iter().enumerate() {
+            split[usize::from((index + 1) % every == 0)].push(example);
+        }
+        if split[0].is_empty() {
+            bail!("`{}` has no example to learn from", self.data.join("`, `"));
+        }
+        Ok(split)
+    }
+
+    fn data(&self, checkpoint: &Checkpoint, cpu: &Cpu, global: &Global) -> Result<Data> {
+        let tokenizer = model::tokenizer(checkpoint, global)?;
+        let source = match self.chat_template.as_deref() {
+            None => tokenizer.chat_template(false).ok().map(|own| own.source().to_owned()),
+            Some("chatml") => Some(CHATML.to_owned()),
+            Some(file) => Some(text::read(file.as_ref())?),
+        };
+        // A template that writes the date writes the same one in every run.
+        let clock = || DateTime::from_unix(1_735_689_600);
+        let special = tokenizer.special_texts();
+        let template =
+            source.map(|source| ChatTemplate::with_clock(&source, special, clock)).transpose()?;
+        let reader = Reader {
+            tokenizer: &tokenizer,
+            template: template.as_ref(),
+            context: self.ctx as usize,
+            whole: self.train_on_prompt,
+        };
+        let files = training_data::files(&self.data, global)?;
+        if self.dpo.is_some() {
+            let Examples { all, cut, empty } = reader.pairs(&files, cpu.pool())?;
+            self.warn(cut, empty, global);
+            return Ok(Data::Pairs(self.split(all)?));
+        }
+        let cache = HubConfig::from_env().bevel_cache.join("tokens");
+        let (examples, cached) = reader.cached_examples(&files, cpu.pool(), &cache)?;
+        if let Cached::Failed(error) = cached {
+            global.warn(format!("the data's tokens could not be kept for the next run: {error}"));
+        }
+        self.warn(examples.cut, examples.empty, global);
+        Ok(Data::Examples(self.split(examples.all)?))
+    }
+
+    fn warn(&self, cut: usize, empty: usize, global: &Global) {
+        if cut > 0 {
+            global.warn(format!(
+                "{cut} examples are longer than {} tokens and were cut off: give a larger --ctx",
+                self.ctx
+            ));
+        }
+        if empty > 0 {
+            global.warn(format!("{empty} examples have nothing to be learnt and were left out"));
+        }
+    }
+}
