@@ -77,13 +77,6 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     // What cannot be written is better known before hours of training.
     std::fs::create_dir_all(&args.output).with_context(|| format!("cannot make `{shown}`"))?;
     let (steps, trained) = (config.steps, parameters.values.len());
-    global.note(format!(
-        "{} examples, {} held out; {steps} steps of {}; {trained} numbers to train, {}",
-        data.learnt(),
-        data.held_out(),
-        config.batch,
-        bytes(4 * trained as u64)
-    ));
     let settings = training::settings(
         &args.data.join(", "),
         [data.learnt(), data.held_out(), args.ctx as usize, trained],
@@ -100,6 +93,15 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let same = format!("{} {lora:?} {network_config:?} {config:?} {}", args.model, data.hash());
     if args.resume {
         trainer.resume(&mut parameters, &same, &saved)?;
+    }
+    global.note(format!(
+        "{} examples, {} held out; {steps} steps of {}; {trained} numbers to train, {}",
+        data.learnt(),
+        data.held_out(),
+        config.batch,
+        bytes(4 * trained as u64)
+    ));
+    if args.resume {
         global.note(format!("goes on after step {}", trainer.steps()));
     }
     let done = trainer.steps();
@@ -169,10 +171,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     }
     remove(&saved)?;
     let measured = report.steps.iter().filter_map(|step| Some((step.step, step.held_out?)));
-    let after = match best {
-        Some(best) => measured.clone().find(|&(step, _)| step == best),
-        None => measured.last(),
-    };
+    let after = measured.rev().find(|&(step, _)| best.is_none_or(|best| step == best));
     let speed = tokens as f64 / time.as_secs_f64().max(1e-9);
     if global.json {
         return print_json(&json!({
