@@ -51,7 +51,7 @@ impl Target {
     }
 }
 
-/// What adapters begin with. All of them begin without effect, or with the least error of a quantized model.
+/// What adapters begin with. All of them begin without effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
     /// A uniform in ±1 / √in (Kaiming's with a = √5, PEFT's choice), B zero.

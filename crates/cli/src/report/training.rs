@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bevel_eval::Machine;
-use bevel_train::{LoraConfig, Schedule, StepReport, TrainConfig};
+use bevel_train::{LoraConfig, OptimizerKind, Schedule, StepReport, TrainConfig};
 
 use super::curves::{Curves, Series, smoothed};
 use super::{escape, page};
@@ -86,7 +86,19 @@ pub(crate) fn settings(
                 }
             ),
         ),
-        ("weight decay", config.optimizer.weight_decay.to_string()),
+        (
+            "optimizer",
+            format!(
+                "{}, weight decay {}",
+                match config.optimizer.kind {
+                    OptimizerKind::AdamW => "AdamW",
+                    OptimizerKind::AdamW8bit => "AdamW with 8-bit moments",
+                    OptimizerKind::Lion => "Lion",
+                },
+                config.optimizer.weight_decay
+            ),
+        ),
+        ("dropout", lora.dropout.to_string()),
         ("gradients", format!("clipped to norm {}", config.clip)),
         ("seed", config.seed.to_string()),
     ]
@@ -100,7 +112,13 @@ pub(crate) fn html(report: &TrainingReport) -> String {
 
 fn heading(report: &TrainingReport) -> String {
     let held_out = report.held_out();
+    // The loss of pairs is of no text, and no perplexity follows from it.
+    let pairs = report.steps.iter().any(|step| step.preferred.is_some());
     let lead = match (report.before, held_out.last(), report.steps.last()) {
+        (Some(before), Some((_, now)), _) if pairs => format!(
+            "The loss on pairs that were held out went from {before:.3} to {now:.3}; where both answers are as likely as before, it is {:.3}.",
+            std::f64::consts::LN_2
+        ),
         (Some(before), Some((_, now)), _) => format!(
             "The loss on examples that were held out went from {before:.3} to {now:.3}: perplexity {:.2} instead of {:.2}.",
             now.exp(),

@@ -112,7 +112,7 @@ thread_local! {
 /// at `first`, an even number, of the left one's.
 ///
 /// # Panics
-/// Where the dimensions do not fit, or the factors are packed in different precisions.
+/// Where the dimensions do not fit, or the factors are packed in different precisions or for another instruction set.
 pub fn multiply(
     cpu: &Cpu,
     update: Update,
@@ -161,6 +161,8 @@ fn multiply_region(
     assert!(n <= stride && (m - 1) * stride + n <= c.len(), "gemm: [{m}, {n}] in {}", c.len());
     let (factors, depth) = (left.factors, left.factors.depth(k));
     let shape = Shape { rows: left.width, cols: right.width };
+    // Kernels trust in it: tiles of another instruction set's shape would be written outside of `c`.
+    assert_eq!(shape, tile::shape(cpu.isa(), m, n), "panels packed for this instruction set");
     let (tall, wide) = (left.panels(), right.panels());
     let (task_tall, mut task_wide) = (TASK.0 / shape.rows, TASK.1 / shape.cols);
     let tall_tasks = tall.div_ceil(task_tall);

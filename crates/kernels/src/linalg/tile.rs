@@ -16,8 +16,8 @@ pub(super) const MOST: usize = 12 * 32;
 /// What is multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Factors {
-    #[default]
     /// Single-precision numbers.
+    #[default]
     F32,
     /// bf16 numbers, two of neighbouring `k` in a word. Only where the instruction set has them.
     Bf16,
@@ -35,7 +35,7 @@ impl Factors {
 
 /// Rows and columns of a tile of `C`: `A` is packed in panels of as many rows, `B` in panels of as
 /// many columns.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) rows: usize,
     pub(super) cols: usize,

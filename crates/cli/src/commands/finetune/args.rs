@@ -16,7 +16,10 @@ JSON, a line each or an array, has an object for each example:
   {\"text\": \"...\"}
 ShareGPT's `conversations` and Alpaca's `instruction`, `input` and `output` are known as well. Columns of CSV and Parquet \
 have the same names. A file that ends in .txt or .md is one text. What an assistant says is learnt, and completions \
-and texts; prompts are read only.";
+and texts; prompts are read only.
+
+With --dpo a record is a prompt and two answers, texts or lists of messages, of which the first was preferred:
+  {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}";
 
 /// Options of `bevel finetune`.
 #[derive(Debug, clap::Args)]

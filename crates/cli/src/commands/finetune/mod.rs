@@ -90,7 +90,13 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         Trainer::new(&mut network, &parameters, &cpu, lessons, held_out, config.clone(), paged)?;
     let before = trainer.held_out_loss(&mut network, &parameters, &cpu)?;
     // Whatever changes what a step computes.
-    let same = format!("{} {lora:?} {network_config:?} {config:?} {}", args.model, data.hash());
+    let same = format!(
+        "{} {lora:?} {network_config:?} {config:?} {:?} {:?} {}",
+        args.model,
+        args.dpo,
+        args.from,
+        data.hash()
+    );
     if args.resume {
         trainer.resume(&mut parameters, &same, &saved)?;
     }
