@@ -7,6 +7,7 @@ pub mod float4;
 pub mod float8;
 pub mod mlx;
 pub mod nf4;
+mod unpack;
 
 use crate::{DType, Error, Result, pack};
 
@@ -161,17 +162,48 @@ impl GroupedMatrix {
         let groups = self.groups();
         let codes = &self.codes[row * self.cols..][..self.cols];
         let scales = &self.scales[row * groups..][..groups];
-        for (col, (out, &code)) in out.iter_mut().zip(codes).enumerate() {
-            let group = self.group(col);
-            let (scale, at) = (scales[group], row * groups + group);
-            *out = match &self.coding {
-                Coding::Integer { bits, zeros } => {
-                    scale * (i32::from(code) - i32::from(zeros.at(*bits, at))) as f32
-                }
-                Coding::Affine { minima, .. } => scale * f32::from(code) + minima[at],
-                Coding::Levels(levels) => scale * levels[usize::from(code & 15)],
-                Coding::Float8 => scale * pack::e4m3(code),
-            };
+        if let Some(group_of) = &self.group_of {
+            for ((out, &code), &group) in out.iter_mut().zip(codes).zip(group_of) {
+                self.dequantize_group(
+                    row,
+                    group as usize,
+                    scales,
+                    &[code],
+                    std::slice::from_mut(out),
+                );
+            }
+            return;
+        }
+        let parts = out.chunks_mut(self.group_size).zip(codes.chunks(self.group_size));
+        for (group, (out, codes)) in parts.enumerate() {
+            self.dequantize_group(row, group, scales, codes, out);
+        }
+    }
+
+    /// Weights of one group of a row.
+    #[inline(always)]
+    fn dequantize_group(
+        &self,
+        row: usize,
+        group: usize,
+        scales: &[f32],
+        codes: &[u8],
+        out: &mut [f32],
+    ) {
+        let (scale, at) = (scales[group], row * scales.len() + group);
+        match &self.coding {
+            Coding::Integer { bits, zeros } => {
+                let zero = i32::from(zeros.at(*bits, at));
+                unpack::each(codes, out, |code| scale * (i32::from(code) - zero) as f32);
+            }
+            Coding::Affine { minima, .. } => {
+                let minimum = minima[at];
+                unpack::each(codes, out, |code| scale * f32::from(code) + minimum);
+            }
+            Coding::Levels(levels) => {
+                unpack::levels(codes, out, &levels.map(|level| scale * level))
+            }
+            Coding::Float8 => unpack::each(codes, out, |code| scale * pack::e4m3(code)),
         }
     }
 

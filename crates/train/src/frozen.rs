@@ -3,7 +3,7 @@ use std::ops::Range;
 
 use bevel_base::{DType, GroupedMatrix, pack};
 use bevel_kernels::Cpu;
-use bevel_kernels::linalg::{Panels, Precision, Rows, Update, multiply};
+use bevel_kernels::linalg::{Panels, Precision, Rows, Term, Update, multiply};
 use bevel_model::{Checkpoint, Error, Result};
 
 /// Values that are unpacked together.
@@ -92,28 +92,34 @@ impl<'c> Frozen<'c> {
         }
     }
 
-    /// `y = x Wᵀ`: `y` is `[n, out]`, `x` is `[n, in]`, packed as the left factor.
+    /// `y = x Wᵀ`, and `more` terms of as many columns: `y` is `[n, out]`, `x` is `[n, in]`, packed as the left factor.
     ///
     /// # Panics
     /// Where the lengths do not fit.
+    #[allow(clippy::too_many_arguments)] // Those of a product.
     pub fn forward(
         &self,
         cpu: &Cpu,
         precision: Precision,
         y: &mut [f32],
         x: &Panels,
+        more: &[Term<'_>],
         right: &mut Panels,
     ) {
         for rows in self.tiles() {
             right.pack_turned_rows(cpu, precision, self, rows.clone());
-            multiply(cpu, Update::Set, x, right, 0, &mut y[rows.start..], self.rows);
+            let more = more.iter().map(|term| Term { column: rows.start, ..*term });
+            let terms: Vec<Term<'_>> = std::iter::once(Term::new(x, right)).chain(more).collect();
+            multiply(cpu, Update::Set, &terms, &mut y[rows.start..], self.rows);
         }
     }
 
-    /// `d_x = d_y W` or what `update` says: `d_x` is `[n, in]`, `d_y` is `[n, out]`, packed as the left factor.
+    /// `d_x = d_y W`, and `more` terms, or what `update` says: `d_x` is `[n, in]`, `d_y` is `[n, out]`, packed as the left
+    /// factor.
     ///
     /// # Panics
     /// Where the lengths do not fit.
+    #[allow(clippy::too_many_arguments)] // Those of a product.
     pub fn backward(
         &self,
         cpu: &Cpu,
@@ -121,18 +127,23 @@ impl<'c> Frozen<'c> {
         update: Update,
         d_x: &mut [f32],
         d_y: &Panels,
+        more: &[Term<'_>],
         right: &mut Panels,
     ) {
         for rows in self.tiles() {
-            let update = if rows.start > 0 { Update::Add } else { update };
-            right.pack_rows(cpu, precision, self, rows.clone());
-            multiply(cpu, update, d_y, right, rows.start, d_x, self.cols);
+            let first = rows.start;
+            let (update, more) = if first > 0 { (Update::Add, &[][..]) } else { (update, more) };
+            right.pack_rows(cpu, precision, self, rows);
+            let term = Term { first, ..Term::new(d_y, right) };
+            let terms: Vec<Term<'_>> = [term].iter().chain(more).copied().collect();
+            multiply(cpu, update, &terms, d_x, self.cols);
         }
     }
 
     /// Rows that are unpacked together.
     fn tiles(&self) -> impl Iterator<Item = Range<usize>> {
-        let most = (TILE / self.cols.max(1)).clamp(1, self.rows.max(1)).next_multiple_of(32);
+        let most = (TILE / self.cols.max(1)).clamp(1, self.rows.max(1));
+        let most = most.next_multiple_of(Panels::WIDTHS);
         let rows = self.rows;
         (0..rows).step_by(most).map(move |first| first..rows.min(first + most))
     }

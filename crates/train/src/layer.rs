@@ -11,8 +11,8 @@ use bevel_kernels::{
 use bevel_model::{Activation, ModelConfig, QkNorm, Result};
 
 use crate::Parameters;
-use crate::linear::Linear;
-use crate::lora::{Adapter, Lora, Scaled, Target};
+use crate::linear::{Kept, Linear};
+use crate::lora::{Adapter, Lora, Target};
 use crate::room::{Input, Room, Step};
 use crate::weight::{Loader, Vector};
 
@@ -58,7 +58,7 @@ pub(crate) struct Saved {
     /// Output of the other branch before its norm, where it has one.
     ffn_out: Option<Vec<f32>>,
     /// Of each linear layer, in the order of [`Target::ALL`].
-    scaled: [Option<Scaled>; 7],
+    linear: [Kept; 7],
 }
 
 /// What is wanted of a forward pass.
@@ -78,7 +78,7 @@ impl Saved {
         let Self { x, q, k, v, attended, middle, gate, up, .. } = self;
         room.give([x, q, k, v, attended, middle, gate, up]);
         room.give([self.raw_q, self.raw_k, self.attn_out, self.ffn_out].into_iter().flatten());
-        room.give(self.scaled.into_iter().flatten().map(Scaled::into_buffer));
+        self.linear.into_iter().for_each(|kept| kept.give(room));
     }
 }
 
@@ -152,9 +152,9 @@ impl<'c> Layer<'c> {
         let attn_in = normed(step, parameters, &self.attn_norm, x, room);
         let packed = step.packed(&attn_in, step.n, room);
         let input = Input { values: &attn_in, packed: &packed };
-        let (mut q, scaled_q) = self.q.forward(step, parameters, input, room);
-        let (mut k, scaled_k) = self.k.forward(step, parameters, input, room);
-        let (v, scaled_v) = self.v.forward(step, parameters, input, room);
+        let (mut q, kept_q) = self.q.forward(step, parameters, input, room);
+        let (mut k, kept_k) = self.k.forward(step, parameters, input, room);
+        let (v, kept_v) = self.v.forward(step, parameters, input, room);
         room.give_panels(packed);
         room.give([attn_in]);
         let (mut raw_q, mut raw_k) = (None, None);
@@ -173,7 +173,7 @@ impl<'c> Layer<'c> {
         let attended = self.attend(step, &q, &k, &v, room)?;
         let packed = step.packed(&attended, step.n, room);
         let input = Input { values: &attended, packed: &packed };
-        let (attn_out, scaled_o) = self.o.forward(step, parameters, input, room);
+        let (attn_out, kept_o) = self.o.forward(step, parameters, input, room);
         room.give_panels(packed);
         let mut middle = room.copy(x);
         let attn_out =
@@ -181,23 +181,25 @@ impl<'c> Layer<'c> {
         let ffn_in = normed(step, parameters, &self.ffn_norm, &middle, room);
         let packed = step.packed(&ffn_in, step.n, room);
         let input = Input { values: &ffn_in, packed: &packed };
-        let (gate, scaled_gate) = self.gate.forward(step, parameters, input, room);
-        let (up, scaled_up) = self.up.forward(step, parameters, input, room);
+        let (gate, kept_gate) = self.gate.forward(step, parameters, input, room);
+        let (up, kept_up) = self.up.forward(step, parameters, input, room);
         room.give_panels(packed);
         let gated = gated(step, &gate, &up, room);
         let mut out = room.copy(&middle);
-        let (mut ffn_out, mut scaled_down) = (None, None);
+        let mut ffn_out = None;
         // Where the last projection's output has no norm and is not scaled, no gradient depends on it.
         let needed =
             self.post_ffn_norm.is_some() || self.down.lora.as_ref().is_some_and(Lora::scales);
-        if wanted != Wanted::Saved || needed {
-            let packed = step.packed(&gated, step.n, room);
-            let input = Input { values: &gated, packed: &packed };
-            let (branch, scaled) = self.down.forward(step, parameters, input, room);
-            room.give_panels(packed);
-            scaled_down = scaled;
+        let packed = step.packed(&gated, step.n, room);
+        let input = Input { values: &gated, packed: &packed };
+        let kept_down = if wanted != Wanted::Saved || needed {
+            let (branch, kept) = self.down.forward(step, parameters, input, room);
             ffn_out = self.join(step, parameters, &self.post_ffn_norm, branch, &mut out, room);
-        }
+            kept
+        } else {
+            self.down.kept(step, parameters, input, room)
+        };
+        room.give_panels(packed);
         room.give([ffn_in, gated]);
         let saved = Saved {
             x: std::mem::replace(x, out),
@@ -212,7 +214,7 @@ impl<'c> Layer<'c> {
             gate,
             up,
             ffn_out,
-            scaled: [scaled_q, scaled_k, scaled_v, scaled_o, scaled_gate, scaled_up, scaled_down],
+            linear: [kept_q, kept_k, kept_v, kept_o, kept_gate, kept_up, kept_down],
         };
         if wanted == Wanted::Output {
             saved.give(room);
@@ -314,15 +316,14 @@ impl<'c> Layer<'c> {
         room: &mut Room,
     ) {
         let (cpu, config) = (step.cpu, step.config);
-        let [scaled_q, scaled_k, scaled_v, scaled_o, scaled_gate, scaled_up, scaled_down] =
-            saved.scaled.each_ref().map(Option::as_ref);
+        let [kept_q, kept_k, kept_v, kept_o, kept_gate, kept_up, kept_down] = &saved.linear;
 
         let d_out =
             joined_backward(step, parameters, &self.post_ffn_norm, d_x, &saved.ffn_out, room);
         let gated = gated(step, &saved.gate, &saved.up, room);
         let mut d_gated = room.take(gated.len());
         let (set, add) = (Update::Set, Update::Add);
-        self.down.backward(step, parameters, set, &mut d_gated, &d_out, &gated, scaled_down, room);
+        self.down.backward(step, parameters, set, &mut d_gated, &d_out, &gated, kept_down, room);
         let (mut d_gate, mut d_up) = (room.zeros(d_gated.len()), room.zeros(d_gated.len()));
         let backward = match config.family.activation {
             Activation::Silu => silu_mul_backward,
@@ -331,8 +332,8 @@ impl<'c> Layer<'c> {
         backward(cpu, &mut d_gate, &mut d_up, &d_gated, &saved.gate, &saved.up);
         let ffn_in = normed(step, parameters, &self.ffn_norm, &saved.middle, room);
         let mut d_in = room.take(d_x.len());
-        self.gate.backward(step, parameters, set, &mut d_in, &d_gate, &ffn_in, scaled_gate, room);
-        self.up.backward(step, parameters, add, &mut d_in, &d_up, &ffn_in, scaled_up, room);
+        self.gate.backward(step, parameters, set, &mut d_in, &d_gate, &ffn_in, kept_gate, room);
+        self.up.backward(step, parameters, add, &mut d_in, &d_up, &ffn_in, kept_up, room);
         normed_backward(step, parameters, &self.ffn_norm, d_x, &d_in, &saved.middle);
         room.give([d_out, gated, d_gated, d_gate, d_up, ffn_in]);
 
@@ -346,7 +347,7 @@ impl<'c> Layer<'c> {
             &mut d_attended,
             &d_out,
             &saved.attended,
-            scaled_o,
+            kept_o,
             room,
         );
         let mut d_q = room.zeros(saved.q.len());
@@ -368,9 +369,9 @@ impl<'c> Layer<'c> {
             }
         }
         let attn_in = normed(step, parameters, &self.attn_norm, &saved.x, room);
-        self.q.backward(step, parameters, set, &mut d_in, &d_q, &attn_in, scaled_q, room);
-        self.k.backward(step, parameters, add, &mut d_in, &d_k, &attn_in, scaled_k, room);
-        self.v.backward(step, parameters, add, &mut d_in, &d_v, &attn_in, scaled_v, room);
+        self.q.backward(step, parameters, set, &mut d_in, &d_q, &attn_in, kept_q, room);
+        self.k.backward(step, parameters, add, &mut d_in, &d_k, &attn_in, kept_k, room);
+        self.v.backward(step, parameters, add, &mut d_in, &d_v, &attn_in, kept_v, room);
         normed_backward(step, parameters, &self.attn_norm, d_x, &d_in, &saved.x);
         room.give([d_out, d_attended, d_q, d_k, d_v, attn_in, d_in]);
         saved.give(room);

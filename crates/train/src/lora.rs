@@ -4,8 +4,8 @@
 //! DoRA (arXiv 2402.09353) learns lengths and directions apart: each row of V = W + s B A is scaled to the length m
 //! that is learnt, y = m / ‖V‖ · V x + b, with ‖V‖ taken as a constant in the gradient.
 
-use bevel_kernels::linalg::{Panels, Region, Update, View, gemm, multiply};
-use bevel_kernels::{Cpu, scale};
+use bevel_kernels::Cpu;
+use bevel_kernels::linalg::{Panels, Region, Term, Update, View, gemm};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
@@ -152,6 +152,41 @@ pub struct Adapter {
     pub magnitude: Option<Vec<f32>>,
 }
 
+/// Packed factors of terms that join the product with W.
+#[derive(Debug, Default)]
+pub(crate) struct Factors(Vec<[Panels; 2]>);
+
+impl Factors {
+    fn push(&mut self, step: &Step<'_>, left: &[f32], right: View<'_>, room: &mut Room) {
+        let left = step.packed(left, step.n, room);
+        self.0.push([left, step.packed_right(right, room)]);
+    }
+
+    pub(crate) fn terms(&self) -> Vec<Term<'_>> {
+        self.0.iter().map(|[left, right]| Term::new(left, right)).collect()
+    }
+
+    pub(crate) fn give(self, room: &mut Room) {
+        self.0.into_iter().flatten().for_each(|panels| room.give_panels(panels));
+    }
+}
+
+/// What an adapter adds to a forward pass.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    /// `s x Aᵀ`, `[n, r]`: the backward pass needs it.
+    pub(crate) inner: Vec<f32>,
+    pub(crate) factors: Factors,
+}
+
+/// What an adapter adds to the gradient of its input.
+#[derive(Debug)]
+pub(crate) struct Backward {
+    pub(crate) factors: Factors,
+    /// What goes through dropout is a term of its own, `[n, in]`.
+    pub(crate) through_noise: Option<Vec<f32>>,
+}
+
 /// Outputs before they were scaled to their lengths, and ‖V‖.
 #[derive(Debug)]
 pub(crate) struct Scaled {
@@ -235,128 +270,82 @@ impl Lora {
         Pcg64Mcg::seed_from_u64(seed)
     }
 
-    /// `y += s (x Aᵀ) Bᵀ`
+    /// `s (x Aᵀ) Bᵀ`, which is to be added to W x.
     pub(crate) fn forward(
         &self,
         step: &Step<'_>,
         parameters: &Parameters,
-        y: &mut [f32],
         x: Input<'_>,
         room: &mut Room,
-    ) {
+    ) -> Forward {
         let dropped = self.dropped(step, x.values, room);
         let packed = dropped.as_ref().map(|dropped| step.packed(dropped, step.n, room));
         let x = packed.as_ref().unwrap_or(x.packed);
-        self.add(step, y, x, parameters.get(self.a), parameters.get(self.b), self.scale, room);
-        if let Some([a, b]) = &self.taken {
-            self.add(step, y, x, a, b, -self.scale, room);
-        }
-        packed.into_iter().for_each(|packed| room.give_panels(packed));
-        room.give(dropped);
-    }
-
-    /// `y += factor (x Aᵀ) Bᵀ`
-    #[allow(clippy::too_many_arguments)] // Those of a product.
-    fn add(
-        &self,
-        step: &Step<'_>,
-        y: &mut [f32],
-        x: &Panels,
-        a: &[f32],
-        b: &[f32],
-        factor: f32,
-        room: &mut Room,
-    ) {
         let rank = self.rank;
-        let inner = self.inner(step, a, x, factor, room);
-        let b = View::new(b, b.len() / rank, rank).transposed();
-        step.product(Update::Add, View::new(&inner, step.n, rank), b, y);
-        room.give([inner]);
+        let mut factors = Factors::default();
+        let mut add = |a: &[f32], b: &[f32], factor: f32| {
+            let a = View::new(a, rank, a.len() / rank).transposed();
+            let inner = step.scaled_product(factor, x, a, room);
+            let b = View::new(b, b.len() / rank, rank).transposed();
+            factors.push(step, &inner, b, room);
+            inner
+        };
+        let inner = add(parameters.get(self.a), parameters.get(self.b), self.scale);
+        let taken = self.taken.as_ref().map(|[a, b]| add(a, b, -self.scale));
+        packed.into_iter().for_each(|packed| room.give_panels(packed));
+        room.give([dropped, taken].into_iter().flatten());
+        Forward { inner, factors }
     }
 
-    /// `factor x Aᵀ`, `[n, r]`
-    fn inner(
-        &self,
-        step: &Step<'_>,
-        a: &[f32],
-        x: &Panels,
-        factor: f32,
-        room: &mut Room,
-    ) -> Vec<f32> {
-        let (n, rank, cols) = (step.n, self.rank, a.len() / self.rank);
-        let mut inner = room.take(n * rank);
-        room.right.pack_right(step.cpu, step.precision, View::new(a, rank, cols).transposed());
-        multiply(step.cpu, Update::Set, x, &room.right, 0, &mut inner, rank);
-        scale(step.cpu, &mut inner, factor);
-        inner
-    }
-
-    /// `d_x += s (d_y B) A`, and the gradients of A and B.
+    /// `s (d_y B) A`, which is to be added to the gradient of x, and the gradients of A and B. `inner` is that of the
+    /// forward pass.
     pub(crate) fn backward(
         &self,
         step: &Step<'_>,
         parameters: &mut Parameters,
-        d_x: &mut [f32],
         d_y: Input<'_>,
         x: &[f32],
+        inner: &[f32],
         room: &mut Room,
-    ) {
+    ) -> Backward {
         let (n, rank) = (step.n, self.rank);
         let dropped = self.dropped(step, x, room);
         let x = dropped.as_deref().unwrap_or(x);
-        let a = parameters.get(self.a);
-        let cols = a.len() / rank;
-        let (x, d_y_view) = (View::new(x, n, cols), View::new(d_y.values, n, d_y.values.len() / n));
-        // Products of few rows waste less than products of few columns: s A xᵀ, and Ḃᵀ = s (A xᵀ) ẏ.
-        let mut inner = room.take(rank * n);
-        step.product(Update::Set, View::new(a, rank, cols), x.transposed(), &mut inner);
-        scale(step.cpu, &mut inner, self.scale);
+        // Ḃᵀ = (s x Aᵀ)ᵀ ẏ: products of few rows waste less than products of few columns.
         let (b, d_b) = parameters.with_gradient(self.b);
         let rows = b.len() / rank;
         let mut d_b_turned = room.take(rank * rows);
-        step.product(Update::Set, View::new(&inner, rank, n), d_y_view, &mut d_b_turned);
+        let inner = View::new(inner, n, rank).transposed();
+        step.product(Update::Set, inner, View::new(d_y.values, n, rows), &mut d_b_turned);
         for (k, row) in d_b_turned.chunks_exact(rows).enumerate() {
             d_b.iter_mut().skip(k).step_by(rank).zip(row).for_each(|(sum, d)| *sum += d);
         }
         // Ȧ = s (ẏ B)ᵀ x
-        let d_inner = self.d_inner(step, b, d_y.packed, self.scale, room);
-        let d_inner_view = View::new(&d_inner, n, rank);
+        let b = View::new(b, rows, rank);
+        let d_inner = step.scaled_product(self.scale, d_y.packed, b, room);
         let (a, d_a) = parameters.with_gradient(self.a);
-        step.product(Update::Add, d_inner_view.transposed(), x, d_a);
-        let a = View::new(a, rank, cols);
-        if dropped.is_none() {
-            step.product(Update::Add, d_inner_view, a, d_x);
-        } else {
-            let mut d_dropped = room.take(d_x.len());
-            step.product(Update::Set, d_inner_view, a, &mut d_dropped);
+        let cols = a.len() / rank;
+        let turned = View::new(&d_inner, n, rank).transposed();
+        step.product(Update::Add, turned, View::new(x, n, cols), d_a);
+        let (a, mut factors) = (View::new(a, rank, cols), Factors::default());
+        let through_noise = dropped.as_ref().map(|_| {
+            let mut d_dropped = room.take(n * cols);
+            step.product(Update::Set, View::new(&d_inner, n, rank), a, &mut d_dropped);
             noise::dropout(step.cpu, &mut d_dropped, self.dropout, self.seed(step));
-            bevel_kernels::add(step.cpu, d_x, &d_dropped);
-            room.give([d_dropped]);
+            d_dropped
+        });
+        if through_noise.is_none() {
+            factors.push(step, &d_inner, a, room);
         }
         if let Some([a, b]) = &self.taken {
-            let d_inner = self.d_inner(step, b, d_y.packed, -self.scale, room);
-            step.product(Update::Add, View::new(&d_inner, n, rank), View::new(a, rank, cols), d_x);
+            let b = View::new(b, rows, rank);
+            let d_inner = step.scaled_product(-self.scale, d_y.packed, b, room);
+            factors.push(step, &d_inner, View::new(a, rank, cols), room);
             room.give([d_inner]);
         }
-        room.give([inner, d_b_turned, d_inner]);
+        room.give([d_b_turned, d_inner]);
         room.give(dropped);
-    }
-
-    /// `factor d_y B`, `[n, r]`
-    fn d_inner(
-        &self,
-        step: &Step<'_>,
-        b: &[f32],
-        d_y: &Panels,
-        factor: f32,
-        room: &mut Room,
-    ) -> Vec<f32> {
-        let rank = self.rank;
-        let mut d_inner = room.take(step.n * rank);
-        room.right.pack_right(step.cpu, step.precision, View::new(b, b.len() / rank, rank));
-        multiply(step.cpu, Update::Set, d_y, &room.right, 0, &mut d_inner, rank);
-        scale(step.cpu, &mut d_inner, factor);
-        d_inner
+        Backward { factors, through_noise }
     }
 
     /// What the adapter sees of an input, where that is not all.

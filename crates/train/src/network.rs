@@ -341,7 +341,7 @@ impl<'c> Network<'c> {
         let mut logits = room.take(n * config.vocab_size);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         let packed = step.packed(&hidden, n, room);
-        head.forward(step, parameters, &mut logits, &packed, room);
+        head.forward(step, parameters, &mut logits, &packed, &[], room);
         room.give_panels(packed);
         if config.logit_divisor != 1.0 {
             scale(cpu, &mut logits, 1.0 / config.logit_divisor);
@@ -411,7 +411,7 @@ impl<'c> Network<'c> {
             let (set, hidden) = (Update::Set, &found.hidden);
             let packed = step.packed(d_logits, n, &mut room);
             let d_logits = Input { values: d_logits, packed: &packed };
-            head.backward(&step, parameters, set, &mut d_hidden, d_logits, hidden, &mut room);
+            head.backward(&step, parameters, set, &mut d_hidden, d_logits, hidden, &[], &mut room);
             room.give_panels(packed);
             let mut d_chosen = room.zeros(n * dim);
             let chosen = &found.chosen;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use bevel_kernels::linalg::{Panels, Precision, Update, View, gemm_in};
-use bevel_kernels::{AttentionScratch, Cpu, KvPool, RopeTable};
+use bevel_kernels::linalg::{Panels, Precision, Term, Update, View, gemm_in, multiply};
+use bevel_kernels::{AttentionScratch, Cpu, KvPool, RopeTable, scale};
 use bevel_model::ModelConfig;
 
 /// What a step runs over, the same for all layers.
@@ -33,6 +33,30 @@ impl Step<'_> {
         let width = values.len() / n.max(1);
         panels.pack_left(self.cpu, self.precision, View::new(values, n, width));
         panels
+    }
+
+    /// A matrix, packed as the right factor of products.
+    pub(crate) fn packed_right(&self, matrix: View<'_>, room: &mut Room) -> Panels {
+        let mut panels = room.panels.pop().unwrap_or_default();
+        panels.pack_right(self.cpu, self.precision, matrix);
+        panels
+    }
+
+    /// `factor · A · B` as a matrix of its own; A is packed, `[n, k]`.
+    pub(crate) fn scaled_product(
+        &self,
+        factor: f32,
+        a: &Panels,
+        b: View<'_>,
+        room: &mut Room,
+    ) -> Vec<f32> {
+        let width = b.cols();
+        let b = self.packed_right(b, room);
+        let mut product = room.take(self.n * width);
+        multiply(self.cpu, Update::Set, &[Term::new(a, &b)], &mut product, width);
+        scale(self.cpu, &mut product, factor);
+        room.give_panels(b);
+        product
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use bevel_kernels::linalg::{Panels, Update, View, multiply};
+use bevel_kernels::linalg::{Panels, Term, Update, View, multiply};
 use bevel_kernels::{Cpu, rms_norm_backward};
 use bevel_model::{Checkpoint, Result};
 use rand_pcg::Pcg64Mcg;
@@ -113,27 +113,30 @@ impl Matrix<'_> {
         }
     }
 
-    /// `y = x Wᵀ`, with `x` packed as the left factor.
+    /// `y = x Wᵀ`, and `more` terms, with `x` packed as the left factor.
     pub(crate) fn forward(
         &self,
         step: &Step<'_>,
         parameters: &Parameters,
         y: &mut [f32],
         x: &Panels,
+        more: &[Term<'_>],
         room: &mut Room,
     ) {
         let (cpu, precision, right) = (step.cpu, step.precision, &mut room.right);
         match self {
-            Self::Frozen(frozen) => frozen.forward(cpu, precision, y, x, right),
+            Self::Frozen(frozen) => frozen.forward(cpu, precision, y, x, more, right),
             Self::Trained { parameter, rows, cols } => {
                 let values = &parameters.get(*parameter)[rows.start * cols..rows.end * cols];
                 right.pack_right(cpu, precision, View::new(values, rows.len(), *cols).transposed());
-                multiply(cpu, Update::Set, x, right, 0, y, rows.len());
+                let terms: Vec<Term<'_>> =
+                    [Term::new(x, right)].iter().chain(more).copied().collect();
+                multiply(cpu, Update::Set, &terms, y, rows.len());
             }
         }
     }
 
-    /// `d_x = d_y W`, or what `update` says, with `d_y` packed as the left factor as well; and where the matrix is trained
+    /// `d_x = d_y W`, and `more` terms, or what `update` says, with `d_y` packed as the left factor as well; and where the matrix is trained
     /// `Ẇ += d_yᵀ x`.
     #[allow(clippy::too_many_arguments)] // Those of a product.
     pub(crate) fn backward(
@@ -144,11 +147,14 @@ impl Matrix<'_> {
         d_x: &mut [f32],
         d_y: Input<'_>,
         x: &[f32],
+        more: &[Term<'_>],
         room: &mut Room,
     ) {
         let (cpu, precision, right) = (step.cpu, step.precision, &mut room.right);
         match self {
-            Self::Frozen(frozen) => frozen.backward(cpu, precision, update, d_x, d_y.packed, right),
+            Self::Frozen(frozen) => {
+                frozen.backward(cpu, precision, update, d_x, d_y.packed, more, right);
+            }
             Self::Trained { parameter, rows, cols } => {
                 let part = rows.start * cols..rows.end * cols;
                 let (values, gradient) = parameters.with_gradient(*parameter);
@@ -157,7 +163,9 @@ impl Matrix<'_> {
                     precision,
                     View::new(&values[part.clone()], rows.len(), *cols),
                 );
-                multiply(cpu, update, d_y.packed, right, 0, d_x, *cols);
+                let terms: Vec<Term<'_>> =
+                    [Term::new(d_y.packed, right)].iter().chain(more).copied().collect();
+                multiply(cpu, update, &terms, d_x, *cols);
                 let n = x.len() / cols;
                 let (d_y, x) = (View::new(d_y.values, n, rows.len()), View::new(x, n, *cols));
                 step.product(Update::Add, d_y.transposed(), x, &mut gradient[part]);

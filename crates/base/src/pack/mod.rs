@@ -57,6 +57,7 @@ mod symmetric;
 pub mod tq;
 
 pub use block::{Block, Coded, Half, Quantize};
+pub(crate) use block::{Work, run_wide};
 pub use plain::{e4m3, to_e4m3};
 
 use crate::{DType, Error, Result};

@@ -3,6 +3,8 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use super::block::{Half, Work, run_wide};
+
 /// Values converted at a time, in buffers on the stack.
 const CHUNK: usize = 256;
 
@@ -31,14 +33,16 @@ pub(super) fn to_f32(values: &[f32], out: &mut [u8]) {
 }
 
 pub(super) fn from_f16(data: &[u8], out: &mut [f32]) {
-    let mut halves = [f16::ZERO; CHUNK];
-    for (data, out) in data.chunks(2 * CHUNK).zip(out.chunks_mut(CHUNK)) {
-        let halves = &mut halves[..out.len()];
-        for (half, bytes) in halves.iter_mut().zip(data.as_chunks().0) {
-            *half = f16::from_le_bytes(*bytes);
+    struct Halves<'a>(&'a [Half], &'a mut [f32]);
+    impl Work for Halves<'_> {
+        #[inline(always)]
+        fn run(self) {
+            for (half, out) in self.0.iter().zip(self.1) {
+                *out = half.to_f32();
+            }
         }
-        halves.convert_to_f32_slice(out);
     }
+    run_wide(Halves(bytemuck::cast_slice(data), out));
 }
 
 /// Rounds to nearest, ties to even, saturating at the largest half.
@@ -59,9 +63,16 @@ pub(super) fn to_f16(values: &[f32], out: &mut [u8]) {
 }
 
 pub(super) fn from_bf16(data: &[u8], out: &mut [f32]) {
-    for (bytes, out) in data.as_chunks().0.iter().zip(out) {
-        *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+    struct Brains<'a>(&'a [[u8; 2]], &'a mut [f32]);
+    impl Work for Brains<'_> {
+        #[inline(always)]
+        fn run(self) {
+            for (bytes, out) in self.0.iter().zip(self.1) {
+                *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+            }
+        }
     }
+    run_wide(Brains(data.as_chunks().0, out));
 }
 
 /// Rounds to nearest, ties to even, saturating at the largest brain float.

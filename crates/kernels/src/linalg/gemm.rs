@@ -20,6 +20,25 @@ pub enum Update {
     Set,
 }
 
+impl Update {
+    /// A sum's effect on an element.
+    pub(super) fn apply(self, c: &mut f32, sum: f32) {
+        match self {
+            Self::Add => *c += sum,
+            Self::Subtract => *c -= sum,
+            Self::Set => *c = sum,
+        }
+    }
+
+    /// The same for what comes after the first part of a sum.
+    pub(super) fn next(self) -> Self {
+        match self {
+            Self::Set => Self::Add,
+            update => update,
+        }
+    }
+}
+
 /// Which elements of the result are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Region {
@@ -93,11 +112,9 @@ fn product(
         let range = first..k.min(first + step);
         left.pack_left(cpu, precision, a.part(0..a.rows(), range.clone()));
         right.pack_right(cpu, precision, b.part(range, 0..b.cols()));
-        let update = match update {
-            Update::Set if first > 0 => Update::Add,
-            update => update,
-        };
-        multiply_region(cpu, update, &left, &right, 0, c, stride, region);
+        let update = if first > 0 { update.next() } else { update };
+        let term = Term { left: &left, right: &right, first: 0, column: 0 };
+        multiply_region(cpu, update, &[term], c, stride, region);
     }
     PANELS.set((left, right));
 }
@@ -108,21 +125,33 @@ thread_local! {
     static PANELS: Cell<(Panels, Panels)> = Cell::default();
 }
 
-/// `C`, as [`gemm`] has it, of factors that are packed already. The right one may be a part: its common dimension begins
-/// at `first`, an even number, of the left one's.
+/// A product of packed factors, or one of several that are added up.
+#[derive(Clone, Copy, Debug)]
+pub struct Term<'a> {
+    /// `A`
+    pub left: &'a Panels,
+    /// `B`
+    pub right: &'a Panels,
+    /// Where the common dimension of `B` begins in that of `A`, of which `B` may be a part: an even number.
+    pub first: usize,
+    /// The column of `B` that makes the first of the result: a multiple of [`Panels::WIDTHS`].
+    pub column: usize,
+}
+
+impl<'a> Term<'a> {
+    /// `A · B`
+    pub fn new(left: &'a Panels, right: &'a Panels) -> Self {
+        Self { left, right, first: 0, column: 0 }
+    }
+}
+
+/// `C ±= Σ A · B`, as [`gemm`] has it, of factors that are packed already. `C` has as many columns as the first term's `B`
+/// from its [`Term::column`] on.
 ///
 /// # Panics
 /// Where the dimensions do not fit, or the factors are packed in different precisions or for another instruction set.
-pub fn multiply(
-    cpu: &Cpu,
-    update: Update,
-    left: &Panels,
-    right: &Panels,
-    first: usize,
-    c: &mut [f32],
-    stride: usize,
-) {
-    multiply_region(cpu, update, left, right, first, c, stride, Region::Whole);
+pub fn multiply(cpu: &Cpu, update: Update, terms: &[Term<'_>], c: &mut [f32], stride: usize) {
+    multiply_region(cpu, update, terms, c, stride, Region::Whole);
 }
 
 /// `C` as its tasks see it.
@@ -140,37 +169,39 @@ impl Output {
     }
 }
 
-#[allow(clippy::too_many_arguments)] // Those of a product.
 fn multiply_region(
     cpu: &Cpu,
     update: Update,
-    left: &Panels,
-    right: &Panels,
-    first: usize,
+    terms: &[Term<'_>],
     c: &mut [f32],
     stride: usize,
     region: Region,
 ) {
-    let (m, n, k) = (left.count, right.count, right.k);
-    assert_eq!(left.factors, right.factors, "factors of one kind");
-    let whole = first == 0 && k == left.k;
-    assert!(whole || first.is_multiple_of(2) && first + k <= left.k, "gemm: common dimension");
+    let Some(Term { left, right, column, .. }) = terms.first() else { return };
+    let (m, n, factors) = (left.count, right.count.saturating_sub(*column), left.factors);
+    let shape = Shape { rows: left.width, cols: right.width };
+    for Term { left, right, first, column } in terms {
+        assert_eq!([left.factors, right.factors], [factors; 2], "factors of one kind");
+        let whole = *first == 0 && right.k == left.k;
+        let part = first.is_multiple_of(2) && first + right.k <= left.k;
+        assert!(whole || part, "gemm: common dimension");
+        assert!(left.count == m && column + n <= right.count, "terms of one shape");
+        assert!(column.is_multiple_of(right.width), "whole panels");
+        assert_eq!([left.width, right.width], [shape.rows, shape.cols], "panels of one width");
+    }
     if m == 0 || n == 0 {
         return;
     }
     assert!(n <= stride && (m - 1) * stride + n <= c.len(), "gemm: [{m}, {n}] in {}", c.len());
-    let (factors, depth) = (left.factors, left.factors.depth(k));
-    let shape = Shape { rows: left.width, cols: right.width };
     // Kernels trust in it: tiles of another instruction set's shape would be written outside of `c`.
-    assert_eq!(shape, tile::shape(cpu.isa(), m, n), "panels packed for this instruction set");
-    let (tall, wide) = (left.panels(), right.panels());
-    let (task_tall, mut task_wide) = (TASK.0 / shape.rows, TASK.1 / shape.cols);
-    let tall_tasks = tall.div_ceil(task_tall);
+    assert!(tile::has_shape(cpu.isa(), shape), "panels packed for this instruction set");
+    let (tall, wide) = (left.panels(), n.div_ceil(shape.cols));
+    let tall_tasks = tall.div_ceil(TASK.0 / shape.rows);
+    let (task_tall, mut task_wide) = (tall.div_ceil(tall_tasks), TASK.1 / shape.cols);
     while task_wide > 1 && tall_tasks * wide.div_ceil(task_wide) < SPREAD * cpu.pool().threads() {
         task_wide /= 2;
     }
-    let tasks = (tall_tasks, wide.div_ceil(task_wide));
-    let sign = if update == Update::Subtract { -1.0 } else { 1.0 };
+    let tasks = (tall.div_ceil(task_tall), wide.div_ceil(task_wide));
     let out = Output(c.as_mut_ptr());
     cpu.pool().run(tasks.0 * tasks.1, |task| {
         // The last rows have the most to do where only the lower triangle is wanted: first things
@@ -180,72 +211,68 @@ fn multiply_region(
             row * task_tall..tall.min((row + 1) * task_tall),
             col * task_wide..wide.min((col + 1) * task_wide),
         );
-        if update == Update::Set {
-            let (first, last) = (sides.start * shape.cols, n.min(sides.end * shape.cols));
-            for i in tops.start * shape.rows..m.min(tops.end * shape.rows) {
-                // SAFETY: inside `c`, which is borrowed mutably and was checked for length; the rows and columns of
-                // different tasks do not overlap.
-                unsafe {
-                    let start = out.at(i * stride + first);
-                    std::slice::from_raw_parts_mut(start, last - first).fill(0.0);
-                }
-            }
-        }
-        for start in (0..k).step_by(depth) {
-            let range = start..k.min(start + depth);
-            for j in sides.clone() {
-                let b = right.part(j, range.clone());
-                for i in tops.clone() {
-                    let (top, side) = (i * shape.rows, j * shape.cols);
-                    if region == Region::Lower && top + shape.rows <= side {
-                        continue;
-                    }
-                    let a = left.part(i, first + range.start..first + range.end);
-                    let (height, width) = (shape.rows.min(m - top), shape.cols.min(n - side));
-                    // SAFETY: the tile lies inside `c`, as above; a `Cpu` carries an instruction set only where the
-                    // processor has it.
-                    unsafe {
-                        let place = out.at(top * stride + side);
-                        let (isa, size) = (cpu.isa(), (height, width));
-                        add_tile(isa, factors, shape, a, b, sign, place, stride, size);
+        let mut update = update;
+        for Term { left, right, first, column } in terms {
+            let depth = factors.depth(right.k);
+            // A product along nothing is 0, which is to be written as well.
+            for start in (0..right.k.max(1)).step_by(depth) {
+                let range = start..right.k.min(start + depth);
+                for j in sides.clone() {
+                    let b = right.part(column / shape.cols + j, range.clone());
+                    for i in tops.clone() {
+                        let (top, side) = (i * shape.rows, j * shape.cols);
+                        if region == Region::Lower && top + shape.rows <= side {
+                            continue;
+                        }
+                        let a = left.part(i, first + range.start..first + range.end);
+                        let (height, width) = (shape.rows.min(m - top), shape.cols.min(n - side));
+                        // SAFETY: the tile lies inside `c`, which is borrowed mutably and was checked for length; those
+                        // of different tasks do not overlap; a `Cpu` carries an instruction set only where the
+                        // processor has it.
+                        unsafe {
+                            let place = out.at(top * stride + side);
+                            let (isa, size) = (cpu.isa(), (height, width));
+                            put_tile(isa, factors, shape, a, b, update, place, stride, size);
+                        }
                     }
                 }
+                update = update.next();
             }
         }
     });
 }
 
-/// Adds a tile of a product to `C`, of which so many rows and columns are there.
+/// Puts a tile of a product into `C`, of which so many rows and columns are there.
 ///
 /// # Safety
 /// These lie at `place`, in rows that begin `stride` values apart, nobody else looks at them, and the processor has `isa`.
 #[allow(clippy::too_many_arguments)] // Those of a product.
-unsafe fn add_tile(
+unsafe fn put_tile(
     isa: Isa,
     factors: Factors,
     shape: Shape,
     a: &[f32],
     b: &[f32],
-    sign: f32,
+    update: Update,
     place: *mut f32,
     stride: usize,
     (height, width): (usize, usize),
 ) {
     if (height, width) == (shape.rows, shape.cols) {
         // SAFETY: the caller's word.
-        unsafe { tile::accumulate(isa, factors, shape, a, b, sign, place, stride) };
+        unsafe { tile::accumulate(isa, factors, shape, a, b, update, place, stride) };
         return;
     }
     // A tile that reaches over the edge.
     let mut sums = [0.0; MOST];
     // SAFETY: there is room for any tile; for the processor the caller's word.
     unsafe {
-        tile::accumulate(isa, factors, shape, a, b, sign, sums.as_mut_ptr(), shape.cols);
+        tile::accumulate(isa, factors, shape, a, b, Update::Set, sums.as_mut_ptr(), shape.cols);
     }
     for (i, sums) in sums.chunks_exact(shape.cols).take(height).enumerate() {
         // SAFETY: the caller's word.
         let line = unsafe { std::slice::from_raw_parts_mut(place.add(i * stride), width) };
-        line.iter_mut().zip(sums).for_each(|(c, s)| *c += s);
+        line.iter_mut().zip(sums).for_each(|(c, sum)| update.apply(c, *sum));
     }
 }
 
@@ -286,7 +313,7 @@ pub(crate) fn multiply_alone(
             let place = c[top * stride + side..].as_mut_ptr();
             // SAFETY: `c` was checked for length and is borrowed mutably; callers have `isa` from a `Cpu`.
             unsafe {
-                add_tile(isa, Factors::F32, shape, panel, right, 1.0, place, stride, size);
+                put_tile(isa, Factors::F32, shape, panel, right, Update::Add, place, stride, size);
             }
         }
     }

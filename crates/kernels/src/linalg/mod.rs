@@ -11,7 +11,7 @@ mod view;
 
 pub use cholesky::{NotPositive, cholesky, inverse_cholesky_upper};
 pub(crate) use gemm::multiply_alone;
-pub use gemm::{Region, Update, gemm, gemm_in, multiply};
+pub use gemm::{Region, Term, Update, gemm, gemm_in, multiply};
 pub use gram::{column_sums, gram, mirror};
 pub use panels::{Panels, Precision, Rows};
 pub use view::View;

@@ -7,6 +7,7 @@ use bevel_base::AlignedVec;
 
 use super::View;
 use super::tile::{self, Factors, Shape};
+use super::transpose;
 use crate::{Cpu, Isa};
 
 /// A matrix whose rows can be read, though they may not lie in memory as numbers.
@@ -41,6 +42,9 @@ const DEPTH_BF16: usize = 1024;
 
 /// Panels that one task packs, at most.
 const PACKED: usize = 8;
+
+/// Words that one thread packs faster than several could begin to.
+const ALONE: usize = 16 << 10;
 
 /// Rows that one task reads, to pack them as rows of `B`.
 const READ: usize = 16;
@@ -78,6 +82,9 @@ impl Factors {
 }
 
 impl Panels {
+    /// What every panel's width divides.
+    pub const WIDTHS: usize = 96;
+
     /// Packs the left factor of a product, `[m, k]`.
     pub fn pack_left(&mut self, cpu: &Cpu, precision: Precision, a: View<'_>) {
         let Shape { rows, .. } = tile::shape(cpu.isa(), a.rows(), usize::MAX);
@@ -98,19 +105,21 @@ impl Panels {
         matrix: &dyn Rows,
         rows: Range<usize>,
     ) {
-        let Shape { cols: width, .. } = tile::shape(cpu.isa(), usize::MAX, rows.len());
+        let Shape { cols: width, .. } = tile::shape(cpu.isa(), usize::MAX, matrix.rows());
         let (factors, k) = (precision.factors(cpu.isa()), matrix.cols());
         let panels = self.resize(factors, width, rows.len(), k);
-        let len = factors.words(k) * width;
-        cpu.pool().run_chunks(panels, len, |panel, out| {
+        let words = factors.words(k);
+        cpu.pool().run_chunks(panels, words * width, |panel, out| {
             let first = rows.start + panel * width;
             let there = width.min(rows.end - first);
-            with_scratch(there * k, |values| {
-                for (i, row) in values.chunks_exact_mut(k).enumerate() {
-                    matrix.read(first + i, row);
+            with_scratch(k + there * words, |scratch| {
+                let (row, lines) = scratch.split_at_mut(k);
+                for (i, line) in lines.chunks_exact_mut(words).enumerate() {
+                    factors.read(matrix, first + i, row, line);
                 }
-                let turned = View::new(values, there, k).transposed();
-                factors.pack(cpu.isa(), turned, 0..k, 0, width, out);
+                // A word is a word, whatever it holds.
+                let lines = View::new(lines, there, words).transposed();
+                lines.pack(cpu.isa(), 0..words, 0, width, out);
             });
         });
     }
@@ -127,22 +136,30 @@ impl Panels {
         let Shape { cols: width, .. } = tile::shape(cpu.isa(), usize::MAX, cols);
         let factors = precision.factors(cpu.isa());
         let panels = Everywhere(self.resize(factors, width, cols, k).as_mut_ptr());
-        let len = factors.words(k) * width;
+        let (len, line) = (factors.words(k) * width, factors.words(cols));
         cpu.pool().run(k.div_ceil(READ), |task| {
             let part = task * READ..k.min((task + 1) * READ);
-            with_scratch(part.len() * cols, |values| {
-                for (i, row) in values.chunks_exact_mut(cols).enumerate() {
-                    matrix.read(rows.start + part.start + i, row);
+            with_scratch(cols + part.len() * line, |scratch| {
+                let (row, lines) = scratch.split_at_mut(cols);
+                for (i, line) in lines.chunks_exact_mut(line).enumerate() {
+                    factors.read(matrix, rows.start + part.start + i, row, line);
                 }
-                let view = View::new(values, part.len(), cols);
                 for panel in 0..cols.div_ceil(width) {
-                    let first = factors.words(part.start) * width;
+                    let start = panel * len + factors.words(part.start) * width;
                     let words = factors.words(part.len()) * width;
                     // SAFETY: tasks write disjoint words of the panels, which are borrowed mutably.
-                    let out = unsafe {
-                        std::slice::from_raw_parts_mut(panels.at(panel * len + first), words)
-                    };
-                    factors.pack(cpu.isa(), view, 0..part.len(), panel * width, width, out);
+                    let out = unsafe { std::slice::from_raw_parts_mut(panels.at(start), words) };
+                    let first = panel * width;
+                    match factors {
+                        Factors::F32 => {
+                            let lines = View::new(lines, part.len(), cols);
+                            lines.pack(cpu.isa(), 0..part.len(), first, width, out);
+                        }
+                        Factors::Bf16 => {
+                            let there = width.min(cols - first);
+                            transpose::interleave_rounded(lines, line, first, there, out, width);
+                        }
+                    }
                 }
             });
         });
@@ -156,8 +173,11 @@ impl Panels {
         if panels.is_empty() {
             return;
         }
-        // So that there is something for each thread.
-        let each = PACKED.min(count.div_ceil(width).div_ceil(2 * cpu.pool().threads()));
+        // So that there is something for each thread, where that is worth it.
+        let each = match panels.len() <= ALONE {
+            true => count.div_ceil(width),
+            false => PACKED.min(count.div_ceil(width).div_ceil(2 * cpu.pool().threads())),
+        };
         cpu.pool().run_chunks(panels, each * len, |task, panels| {
             let first = task * each;
             for (i, panel) in panels.chunks_exact_mut(len).enumerate() {
@@ -188,6 +208,17 @@ impl Panels {
 }
 
 impl Factors {
+    /// A row of `matrix` in words: neighbours in one word where a word has two. `row` is room for it.
+    fn read(self, matrix: &dyn Rows, index: usize, row: &mut [f32], line: &mut [f32]) {
+        match self {
+            Self::F32 => matrix.read(index, line),
+            Self::Bf16 => {
+                matrix.read(index, row);
+                transpose::round_bf16(row, line);
+            }
+        }
+    }
+
     /// Packs a panel of `width` columns from `first` on.
     fn pack(
         self,

@@ -8,6 +8,7 @@ use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+use super::Update;
 use crate::Isa;
 
 /// The most elements a tile has.
@@ -53,8 +54,16 @@ pub(super) fn shape(isa: Isa, rows: usize, cols: usize) -> Shape {
     }
 }
 
-/// `tile[i, j] += sign · Σ_k a[k, i] · b[k, j]`: the product of a panel of `A`, `[k, rows]`, with a panel
-/// of `B`, `[k, cols]`; the tile's rows begin `stride` values apart at `tile`. `sign` is 1 or −1.
+/// Whether tiles of this shape are computed.
+pub(super) fn has_shape(isa: Isa, tile: Shape) -> bool {
+    let few_or_many = [1, usize::MAX];
+    let mut shapes =
+        few_or_many.iter().flat_map(|&rows| few_or_many.map(|cols| shape(isa, rows, cols)));
+    shapes.any(|shape| shape == tile)
+}
+
+/// `tile[i, j] += Σ_k a[k, i] · b[k, j]`, or what `update` says: the product of a panel of `A`, `[k, rows]`, with a panel
+/// of `B`, `[k, cols]`; the tile's rows begin `stride` values apart at `tile`.
 ///
 /// # Safety
 /// All rows of the tile can be written at `tile`, nobody else looks at them, and the processor has `isa`.
@@ -68,7 +77,7 @@ pub(super) unsafe fn accumulate(
     shape: Shape,
     a: &[f32],
     b: &[f32],
-    sign: f32,
+    update: Update,
     tile: *mut f32,
     stride: usize,
 ) {
@@ -78,31 +87,31 @@ pub(super) unsafe fn accumulate(
         match (isa, factors) {
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Factors::Bf16) => match (shape.rows, shape.cols) {
-                (8, 16) => avx512_bf16::<8, 1>(a, b, sign, tile, stride),
-                (8, _) => avx512_bf16::<8, 2>(a, b, sign, tile, stride),
-                (_, 16) => avx512_bf16::<12, 1>(a, b, sign, tile, stride),
-                _ => avx512_bf16::<12, 2>(a, b, sign, tile, stride),
+                (8, 16) => avx512_bf16::<8, 1>(a, b, update, tile, stride),
+                (8, _) => avx512_bf16::<8, 2>(a, b, update, tile, stride),
+                (_, 16) => avx512_bf16::<12, 1>(a, b, update, tile, stride),
+                _ => avx512_bf16::<12, 2>(a, b, update, tile, stride),
             },
             (_, Factors::Bf16) => unreachable!("bf16 is not for {isa}"),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512 | Isa::Avx512Bf16, _) => match (shape.rows, shape.cols) {
-                (8, 16) => avx512::<8, 1>(a, b, sign, tile, stride),
-                (8, _) => avx512::<8, 2>(a, b, sign, tile, stride),
-                (_, 16) => avx512::<12, 1>(a, b, sign, tile, stride),
-                _ => avx512::<12, 2>(a, b, sign, tile, stride),
+                (8, 16) => avx512::<8, 1>(a, b, update, tile, stride),
+                (8, _) => avx512::<8, 2>(a, b, update, tile, stride),
+                (_, 16) => avx512::<12, 1>(a, b, update, tile, stride),
+                _ => avx512::<12, 2>(a, b, update, tile, stride),
             },
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2 | Isa::AvxVnni, ..) => avx2(a, b, sign, tile, stride),
+            (Isa::Avx2 | Isa::AvxVnni, ..) => avx2(a, b, update, tile, stride),
             #[cfg(target_arch = "aarch64")]
-            (Isa::Neon | Isa::NeonDot | Isa::NeonI8mm, ..) => neon(a, b, sign, tile, stride),
-            _ => scalar(a, b, sign, tile, stride),
+            (Isa::Neon | Isa::NeonDot | Isa::NeonI8mm, ..) => neon(a, b, update, tile, stride),
+            _ => scalar(a, b, update, tile, stride),
         }
     }
 }
 
 /// # Safety
 /// That of [`accumulate`].
-unsafe fn scalar(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize) {
+unsafe fn scalar(a: &[f32], b: &[f32], update: Update, tile: *mut f32, stride: usize) {
     let mut sums = [[0f32; 8]; 4];
     for (a, b) in a.as_chunks::<4>().0.iter().zip(b.as_chunks::<8>().0) {
         for i in 0..4 {
@@ -114,7 +123,7 @@ unsafe fn scalar(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize)
     for (i, sums) in sums.iter().enumerate() {
         // SAFETY: the tile's row, by the caller's word.
         let row = unsafe { std::slice::from_raw_parts_mut(tile.add(i * stride), sums.len()) };
-        row.iter_mut().zip(sums).for_each(|(c, sum)| *c += sign * sum);
+        row.iter_mut().zip(sums).for_each(|(c, sum)| update.apply(c, *sum));
     }
 }
 
@@ -122,7 +131,7 @@ unsafe fn scalar(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize)
 /// That of [`accumulate`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize) {
+unsafe fn avx2(a: &[f32], b: &[f32], update: Update, tile: *mut f32, stride: usize) {
     let mut sums = [[_mm256_setzero_ps(); 2]; 6];
     for (a, b) in a.as_chunks::<6>().0.iter().zip(b.as_chunks::<16>().0) {
         // SAFETY: sixteen values lie there.
@@ -133,13 +142,16 @@ unsafe fn avx2(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize) {
             sums[i][1] = _mm256_fmadd_ps(a, b[1], sums[i][1]);
         }
     }
-    let sign = _mm256_set1_ps(sign);
     for (i, sums) in sums.into_iter().enumerate() {
         for (j, sum) in sums.into_iter().enumerate() {
             // SAFETY: eight values of the tile, by the caller's word.
             unsafe {
                 let place = tile.add(i * stride + j * 8);
-                let updated = _mm256_fmadd_ps(sign, sum, _mm256_loadu_ps(place));
+                let updated = match update {
+                    Update::Set => sum,
+                    Update::Add => _mm256_add_ps(_mm256_loadu_ps(place), sum),
+                    Update::Subtract => _mm256_sub_ps(_mm256_loadu_ps(place), sum),
+                };
                 _mm256_storeu_ps(place, updated);
             }
         }
@@ -155,7 +167,7 @@ unsafe fn avx2(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize) {
 unsafe fn avx512<const ROWS: usize, const VECTORS: usize>(
     a: &[f32],
     b: &[f32],
-    sign: f32,
+    update: Update,
     tile: *mut f32,
     stride: usize,
 ) {
@@ -171,7 +183,7 @@ unsafe fn avx512<const ROWS: usize, const VECTORS: usize>(
         }
     }
     // SAFETY: the caller's word.
-    unsafe { add_to_tile(sums, sign, tile, stride) };
+    unsafe { put_tile(sums, update, tile, stride) };
 }
 
 /// The same of pairs of bf16 numbers.
@@ -183,7 +195,7 @@ unsafe fn avx512<const ROWS: usize, const VECTORS: usize>(
 unsafe fn avx512_bf16<const ROWS: usize, const VECTORS: usize>(
     a: &[f32],
     b: &[f32],
-    sign: f32,
+    update: Update,
     tile: *mut f32,
     stride: usize,
 ) {
@@ -202,26 +214,29 @@ unsafe fn avx512_bf16<const ROWS: usize, const VECTORS: usize>(
         }
     }
     // SAFETY: the caller's word.
-    unsafe { add_to_tile(sums, sign, tile, stride) };
+    unsafe { put_tile(sums, update, tile, stride) };
 }
 
 /// # Safety
 /// That of [`accumulate`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn add_to_tile<const ROWS: usize, const VECTORS: usize>(
+unsafe fn put_tile<const ROWS: usize, const VECTORS: usize>(
     sums: [[__m512; VECTORS]; ROWS],
-    sign: f32,
+    update: Update,
     tile: *mut f32,
     stride: usize,
 ) {
-    let sign = _mm512_set1_ps(sign);
     for (i, sums) in sums.into_iter().enumerate() {
         for (j, sum) in sums.into_iter().enumerate() {
             // SAFETY: sixteen values of the tile, by the caller's word.
             unsafe {
                 let place = tile.add(i * stride + j * 16);
-                let updated = _mm512_fmadd_ps(sign, sum, _mm512_loadu_ps(place));
+                let updated = match update {
+                    Update::Set => sum,
+                    Update::Add => _mm512_add_ps(_mm512_loadu_ps(place), sum),
+                    Update::Subtract => _mm512_sub_ps(_mm512_loadu_ps(place), sum),
+                };
                 _mm512_storeu_ps(place, updated);
             }
         }
@@ -232,7 +247,7 @@ unsafe fn add_to_tile<const ROWS: usize, const VECTORS: usize>(
 /// That of [`accumulate`].
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon")]
-unsafe fn neon(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize) {
+unsafe fn neon(a: &[f32], b: &[f32], update: Update, tile: *mut f32, stride: usize) {
     let mut sums = [[vdupq_n_f32(0.0); 3]; 8];
     for (a, b) in a.as_chunks::<8>().0.iter().zip(b.as_chunks::<12>().0) {
         // SAFETY: twelve values lie there.
@@ -254,7 +269,12 @@ unsafe fn neon(a: &[f32], b: &[f32], sign: f32, tile: *mut f32, stride: usize) {
             // SAFETY: four values of the tile, by the caller's word.
             unsafe {
                 let place = tile.add(i * stride + j * 4);
-                vst1q_f32(place, vfmaq_n_f32(vld1q_f32(place), sum, sign));
+                let updated = match update {
+                    Update::Set => sum,
+                    Update::Add => vaddq_f32(vld1q_f32(place), sum),
+                    Update::Subtract => vsubq_f32(vld1q_f32(place), sum),
+                };
+                vst1q_f32(place, updated);
             }
         }
     }

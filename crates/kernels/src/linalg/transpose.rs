@@ -57,19 +57,84 @@ pub(super) fn transpose_bf16(
     unreachable!("bf16 panels are for AVX-512");
 }
 
-/// Word `i` of a side has what `low[i]` and `high[i]` are rounded to. Needs AVX-512 with BF16.
+/// Pairs of neighbours, rounded to bf16, as words; the last word has a zero where its second is missing. Needs AVX-512 with
+/// BF16.
 ///
 /// # Panics
-/// Where the slices are too short, and without those instructions.
-pub(super) fn interleave_bf16(low: &[f32], high: &[f32], out: &mut [f32]) {
-    let (low, high, out) = (&low[..SIDE], &high[..SIDE], &mut out[..SIDE]);
+/// Where `words` has another length than `values` needs, and without those instructions.
+pub(super) fn round_bf16(values: &[f32], words: &mut [f32]) {
+    assert_eq!(words.len(), values.len().div_ceil(2), "a word for two values");
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: sixteen words lie at each; panels are packed in bf16 only for an instruction set that has it.
+    // SAFETY: the lengths fit by the check above; words of bf16 are made only for an instruction set that has it.
     unsafe {
-        x86::interleave_bf16(low.as_ptr(), high.as_ptr(), out.as_mut_ptr());
+        x86::round_bf16(values, words);
     }
     #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("bf16 panels are for AVX-512: {} {} {}", low.len(), high.len(), out.len());
+    unreachable!("bf16 panels are for AVX-512");
+}
+
+/// A panel's part of rows of numbers: word `i` of its line `k` has number `i` of the rows `2k` and `2k + 1`, zero where there
+/// is none. `there` of `width` columns are there.
+struct Woven<'a> {
+    rows: usize,
+    there: usize,
+    out: &'a mut [f32],
+    width: usize,
+}
+
+impl Woven<'_> {
+    fn check(&self) {
+        assert!(self.there <= self.width, "columns of the panel");
+        assert_eq!(self.out.len(), self.rows.div_ceil(2) * self.width, "words of two rows each");
+    }
+}
+
+/// Rows that begin `stride` numbers apart, rounded to bf16, two in a line. Needs AVX-512 with BF16.
+///
+/// # Panics
+/// Where the lengths do not fit, and without those instructions.
+pub(super) fn interleave(
+    from: &[f32],
+    stride: usize,
+    rows: usize,
+    there: usize,
+    out: &mut [f32],
+    width: usize,
+) {
+    let woven = Woven { rows, there, out, width };
+    woven.check();
+    assert!(rows == 0 || (rows - 1) * stride + there <= from.len(), "columns of the rows");
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the lengths fit by the checks above; panels of bf16 are packed only for an instruction set that has it.
+    unsafe {
+        x86::interleave(from, stride, woven);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("bf16 panels are for AVX-512: {}", woven.out.len());
+}
+
+/// The same of the columns from `first` on of lines that are rounded already, of `stride` words each.
+///
+/// # Panics
+/// Where the lengths do not fit, and without those instructions.
+pub(super) fn interleave_rounded(
+    lines: &[f32],
+    stride: usize,
+    first: usize,
+    there: usize,
+    out: &mut [f32],
+    width: usize,
+) {
+    let woven = Woven { rows: lines.len() / stride, there, out, width };
+    woven.check();
+    assert!(first + there <= 2 * stride, "columns of the lines");
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the lengths fit by the checks above; panels of bf16 are packed only for an instruction set that has it.
+    unsafe {
+        x86::interleave_rounded(lines, stride, first, woven);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("bf16 panels are for AVX-512: {}", woven.out.len());
 }
 
 fn check(from: &[f32], needed: usize, cols: usize, out: &[f32], out_stride: usize) {
@@ -124,18 +189,89 @@ mod x86 {
     }
 
     /// # Safety
-    /// Sixteen words lie at each.
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub(super) unsafe fn interleave_bf16(low: *const f32, high: *const f32, out: *mut f32) {
-        // SAFETY: the caller's word; the halves of a register of bf16 numbers are integers of 16 bits.
-        unsafe {
-            let round = |values: *const f32| {
-                let rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(values));
-                _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(rounded))
-            };
-            let words = _mm512_or_si512(round(low), _mm512_slli_epi32::<16>(round(high)));
-            _mm512_storeu_ps(out, _mm512_castsi512_ps(words));
+    /// The processor has the instructions, and there is a word for two values.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) unsafe fn round_bf16(values: &[f32], words: &mut [f32]) {
+        let (whole, rest) = values.as_chunks::<{ 2 * SIDE }>();
+        for (values, words) in whole.iter().zip(words.as_chunks_mut::<SIDE>().0) {
+            // SAFETY: 32 values, which are 16 words.
+            unsafe {
+                let (low, high) =
+                    (_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values[SIDE..].as_ptr()));
+                let pairs = _mm512_cvtne2ps_pbh(high, low);
+                _mm512_storeu_ps(
+                    words.as_mut_ptr(),
+                    std::mem::transmute::<__m512bh, __m512>(pairs),
+                );
+            }
         }
+        let bits = |value: &f32| u32::from(half::bf16::from_f32(*value).to_bits());
+        for (pair, word) in rest.chunks(2).zip(&mut words[whole.len() * SIDE..]) {
+            *word = f32::from_bits(bits(&pair[0]) | pair.get(1).map_or(0, bits) << 16);
+        }
+    }
+
+    /// # Safety
+    /// The processor has the instructions; [`super::interleave`] checked the lengths.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub(super) unsafe fn interleave(from: &[f32], stride: usize, woven: Woven<'_>) {
+        let numbers = |row: usize, col: usize, mask: u16| {
+            // SAFETY: the numbers that the mask has are inside the row.
+            let values = unsafe {
+                _mm512_maskz_loadu_ps(mask, from.as_ptr().wrapping_add(row * stride + col))
+            };
+            let rounded = _mm512_cvtneps_pbh(values);
+            // SAFETY: bf16 numbers are integers of 16 bits here.
+            unsafe { _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(rounded)) }
+        };
+        // SAFETY: the processor has the instructions.
+        unsafe { weave(woven, numbers) };
+    }
+
+    /// # Safety
+    /// The processor has the instructions; [`super::interleave_rounded`] checked the lengths.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub(super) unsafe fn interleave_rounded(
+        lines: &[f32],
+        stride: usize,
+        first: usize,
+        woven: Woven<'_>,
+    ) {
+        let numbers = |row: usize, col: usize, mask: u16| {
+            let from = lines.as_ptr().cast::<i16>().wrapping_add(2 * row * stride + first + col);
+            // SAFETY: the numbers that the mask has are inside the line.
+            unsafe { _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)) }
+        };
+        // SAFETY: the processor has the instructions.
+        unsafe { weave(woven, numbers) };
+    }
+
+    /// # Safety
+    /// The processor has the instructions.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn weave(woven: Woven<'_>, numbers: impl Fn(usize, usize, u16) -> __m512i) {
+        let Woven { rows, there, out, width } = woven;
+        for (k, line) in out.chunks_exact_mut(width).enumerate() {
+            for (col, words) in (0..).step_by(SIDE).zip(line.chunks_mut(SIDE)) {
+                let mask = first_lanes(there.saturating_sub(col).min(SIDE));
+                let mut both = numbers(2 * k, col, mask);
+                if 2 * k + 1 < rows {
+                    let high = numbers(2 * k + 1, col, mask);
+                    both = _mm512_or_si512(both, _mm512_slli_epi32::<16>(high));
+                }
+                let both = _mm512_castsi512_ps(both);
+                // SAFETY: the mask has as many words as there are.
+                unsafe {
+                    _mm512_mask_storeu_ps(words.as_mut_ptr(), first_lanes(words.len()), both);
+                }
+            }
+        }
+    }
+
+    /// So many of a register's lanes.
+    fn first_lanes(count: usize) -> u16 {
+        ((1u32 << count) - 1) as u16
     }
 
     /// Word `i` of register `k` becomes word `k` of register `i`.
@@ -175,7 +311,7 @@ mod x86 {
     /// There is room for `cols` words of each.
     #[target_feature(enable = "avx512f")]
     unsafe fn store(lines: [__m512; SIDE], cols: usize, out: *mut f32, out_stride: usize) {
-        let mask = u16::MAX >> (SIDE - cols);
+        let mask = first_lanes(cols);
         for (k, line) in lines.into_iter().enumerate() {
             // SAFETY: the caller's word.
             unsafe { _mm512_mask_storeu_ps(out.add(k * out_stride), mask, line) };

@@ -165,8 +165,13 @@ impl<'a> View<'a> {
         out: &mut [f32],
     ) {
         let there = width.min(self.cols.saturating_sub(first));
-        // Rows and columns that whole registers take; the others one by one.
-        let (mut done_rows, mut done_cols) = (0, there);
+        if self.col_stride == 1 && there > 0 {
+            let from = &self.data[rows.start * self.row_stride + first..];
+            transpose::interleave(from, self.row_stride, rows.len(), there, out, width);
+            return;
+        }
+        // Rows that whole registers take; the others one by one.
+        let mut done_rows = 0;
         if self.row_stride == 1 {
             done_rows = rows.len() / (2 * SIDE) * (2 * SIDE);
             for i in (0..there).step_by(SIDE) {
@@ -175,17 +180,6 @@ impl<'a> View<'a> {
                     let from = &self.data[rows.start + k + (first + i) * self.col_stride..];
                     let out = &mut out[k / 2 * width + i..];
                     transpose::transpose_bf16(from, self.col_stride, cols, out, width);
-                }
-            }
-        } else if self.col_stride == 1 {
-            (done_rows, done_cols) = (rows.len() / 2 * 2, there / SIDE * SIDE);
-            for (k, line) in
-                rows.clone().step_by(2).zip(out.chunks_exact_mut(width)).take(done_rows / 2)
-            {
-                let from = &self.data[k * self.row_stride + first..];
-                for i in (0..done_cols).step_by(SIDE) {
-                    let next = &self.data[(k + 1) * self.row_stride + first + i..];
-                    transpose::interleave_bf16(&from[i..], next, &mut line[i..]);
                 }
             }
         }
@@ -197,11 +191,14 @@ impl<'a> View<'a> {
             false => 0,
         };
         for (k, line) in rows.clone().step_by(2).zip(out.chunks_exact_mut(width)) {
-            let done = if k - rows.start < done_rows { done_cols } else { 0 };
-            for (i, word) in line.iter_mut().enumerate().take(there).skip(done) {
-                *word = f32::from_bits(bits(k, i) | bits(k + 1, i) << 16);
+            if k - rows.start >= done_rows {
+                for (i, word) in line[..there].iter_mut().enumerate() {
+                    *word = f32::from_bits(bits(k, i) | bits(k + 1, i) << 16);
+                }
             }
-            line[there..].fill(0.0);
+            if there < width {
+                line[there..].fill(0.0);
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //! every instruction set and number of threads.
 
 use bevel_kernels::linalg::{
-    NotPositive, Panels, Precision, Region, Rows, Update, View, cholesky, column_sums, gemm,
+    NotPositive, Panels, Precision, Region, Rows, Term, Update, View, cholesky, column_sums, gemm,
     gemm_in, gram, inverse_cholesky_upper, mirror, multiply,
 };
 use bevel_kernels::{Cpu, Isa};
@@ -344,7 +344,7 @@ fn rows_are_packed_as_they_are_read() {
             let x = View::new(&x, n, cols);
             left.pack_left(&cpu, precision, x);
             right.pack_turned_rows(&cpu, precision, &matrix, 0..rows);
-            multiply(&cpu, Update::Set, &left, &right, 0, &mut found, rows);
+            multiply(&cpu, Update::Set, &[Term::new(&left, &right)], &mut found, rows);
             gemm_in(&cpu, precision, Update::Set, x, view.transposed(), &mut expected, rows);
             assert_eq!(found, expected, "{isa}, {precision:?}: turned");
 
@@ -352,15 +352,41 @@ fn rows_are_packed_as_they_are_read() {
             let d = View::new(&d, n, rows);
             left.pack_left(&cpu, precision, d);
             right.pack_rows(&cpu, precision, &matrix, 0..rows);
-            multiply(&cpu, Update::Add, &left, &right, 0, &mut found, cols);
+            multiply(&cpu, Update::Add, &[Term::new(&left, &right)], &mut found, cols);
             gemm_in(&cpu, precision, Update::Add, d, view, &mut expected, cols);
             assert_eq!(found, expected, "{isa}, {precision:?}: not turned");
+
+            // With a further term, and from a later column of the second factors on.
+            let column = Panels::WIDTHS;
+            if rows > column {
+                let (wide, low) = (rows - column, View::new(&w[..n * 3], n, 3));
+                let high = View::new(&w[..3 * rows], 3, rows);
+                let [mut whole, mut a, mut b, mut rest] = [(); 4].map(|()| Panels::default());
+                whole.pack_left(&cpu, precision, x);
+                right.pack_turned_rows(&cpu, precision, &matrix, column..rows);
+                rest.pack_turned_rows(&cpu, precision, &matrix, 0..rows);
+                a.pack_left(&cpu, precision, low);
+                b.pack_right(&cpu, precision, high);
+                let extra = Term { column, ..Term::new(&a, &b) };
+                let mut sum = vec![5.0; n * wide];
+                multiply(&cpu, Update::Set, &[Term::new(&whole, &right), extra], &mut sum, wide);
+                let later = Term { column, ..Term::new(&whole, &rest) };
+                let mut other = vec![6.0; n * wide];
+                multiply(&cpu, Update::Set, &[later, extra], &mut other, wide);
+                assert_eq!(sum, other, "{isa}, {precision:?}: terms");
+                let mut all = vec![5.0; n * rows];
+                gemm_in(&cpu, precision, Update::Set, x, view.transposed(), &mut all, rows);
+                gemm_in(&cpu, precision, Update::Add, low, high, &mut all, rows);
+                let expected = |at: usize| f64::from(all[at / wide * rows + column + at % wide]);
+                check_near(&sum, expected, 2e-6 * (cols + 8) as f64);
+            }
 
             // In two parts along the rows.
             let (mut found, cut) = (vec![1.0; n * cols], rows / 4 * 2);
             for part in [0..cut, cut..rows] {
                 right.pack_rows(&cpu, precision, &matrix, part.clone());
-                multiply(&cpu, Update::Add, &left, &right, part.start, &mut found, cols);
+                let term = Term { first: part.start, ..Term::new(&left, &right) };
+                multiply(&cpu, Update::Add, &[term], &mut found, cols);
             }
             check_near(&found, |at| f64::from(expected[at]), 2e-6 * (rows + 8) as f64);
         }
