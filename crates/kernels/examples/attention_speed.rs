@@ -7,6 +7,7 @@
 
 use std::time::Instant;
 
+use bevel_kernels::linalg::Precision;
 use bevel_kernels::{
     Attended, AttentionGradients, AttentionScratch, AttentionSpec, BLOCK_TOKENS, Cpu, KvPool,
     KvShape, KvType, SequenceSpan, Slot, attention, attention_backward,
@@ -74,12 +75,13 @@ fn time_backward(cpu: &Cpu, spec: &AttentionSpec, n: usize) -> (f64, f64) {
     let (q, k) = (values(wide), values(narrow));
     let (mut d_q, mut d_k, mut d_v) = (vec![0.0; wide], vec![0.0; narrow], vec![0.0; narrow]);
     let sequences = [std::ops::Range { start: 0, end: n }];
+    let mut room = Vec::new();
     let mut times: Vec<f64> = (0..20)
         .map(|_| {
             let gradients = AttentionGradients { q: &mut d_q, k: &mut d_k, v: &mut d_v };
             let attended = Attended { sequences: &sequences, q: &q, k: &k, v: &k, out: &q };
             let start = Instant::now();
-            attention_backward(cpu, gradients, &q, &attended, spec);
+            attention_backward(cpu, gradients, &q, &attended, spec, Precision::Bf16, &mut room);
             start.elapsed().as_secs_f64() * 1e6
         })
         .collect();

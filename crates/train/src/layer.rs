@@ -5,8 +5,8 @@ use std::ops::Range;
 use bevel_kernels::linalg::Update;
 use bevel_kernels::{
     Attended, AttentionGradients, AttentionSpec, BLOCK_TOKENS, KvPool, KvShape, KvType, RopeTable,
-    SequenceSpan, Slot, add_scaled, attention, attention_backward, gelu_tanh_mul,
-    gelu_tanh_mul_backward, rms_norm, rope, rope_backward, scale, silu_mul, silu_mul_backward,
+    SequenceSpan, Slot, add, attention, attention_backward, gelu_tanh_mul, gelu_tanh_mul_backward,
+    rms_norm, rope, rope_backward, scale, silu_mul, silu_mul_backward,
 };
 use bevel_model::{Activation, ModelConfig, QkNorm, Result};
 
@@ -175,9 +175,7 @@ impl<'c> Layer<'c> {
         let input = Input { values: &attended, packed: &packed };
         let (attn_out, kept_o) = self.o.forward(step, parameters, input, room);
         room.give_panels(packed);
-        let mut middle = room.copy(x);
-        let attn_out =
-            self.join(step, parameters, &self.post_attn_norm, attn_out, &mut middle, room);
+        let (middle, attn_out) = joined(step, parameters, &self.post_attn_norm, attn_out, x, room);
         let ffn_in = normed(step, parameters, &self.ffn_norm, &middle, room);
         let packed = step.packed(&ffn_in, step.n, room);
         let input = Input { values: &ffn_in, packed: &packed };
@@ -185,8 +183,7 @@ impl<'c> Layer<'c> {
         let (up, kept_up) = self.up.forward(step, parameters, input, room);
         room.give_panels(packed);
         let gated = gated(step, &gate, &up, room);
-        let mut out = room.copy(&middle);
-        let mut ffn_out = None;
+        let (mut out, mut ffn_out) = (Vec::new(), None);
         // Where the last projection's output has no norm and is not scaled, no gradient depends on it.
         let needed =
             self.post_ffn_norm.is_some() || self.down.lora.as_ref().is_some_and(Lora::scales);
@@ -194,7 +191,7 @@ impl<'c> Layer<'c> {
         let input = Input { values: &gated, packed: &packed };
         let kept_down = if wanted != Wanted::Saved || needed {
             let (branch, kept) = self.down.forward(step, parameters, input, room);
-            ffn_out = self.join(step, parameters, &self.post_ffn_norm, branch, &mut out, room);
+            (out, ffn_out) = joined(step, parameters, &self.post_ffn_norm, branch, &middle, room);
             kept
         } else {
             self.down.kept(step, parameters, input, room)
@@ -221,28 +218,6 @@ impl<'c> Layer<'c> {
             return Ok(None);
         }
         Ok(Some(saved))
-    }
-
-    /// x += branch, normalised and scaled where the family does that; the branch again where its norm needs it.
-    fn join(
-        &self,
-        step: &Step<'_>,
-        parameters: &Parameters,
-        norm: &Option<Vector>,
-        branch: Vec<f32>,
-        x: &mut [f32],
-        room: &mut Room,
-    ) -> Option<Vec<f32>> {
-        let scale = step.config.residual_scale;
-        if norm.is_none() {
-            add_scaled(step.cpu, x, &branch, scale);
-            room.give([branch]);
-            return None;
-        }
-        let normed = normed(step, parameters, norm, &branch, room);
-        add_scaled(step.cpu, x, &normed, scale);
-        room.give([normed]);
-        Some(branch)
     }
 
     fn spec(&self, config: &ModelConfig) -> AttentionSpec {
@@ -323,8 +298,9 @@ impl<'c> Layer<'c> {
         let gated = gated(step, &saved.gate, &saved.up, room);
         let mut d_gated = room.take(gated.len());
         let (set, add) = (Update::Set, Update::Add);
-        self.down.backward(step, parameters, set, &mut d_gated, &d_out, &gated, kept_down, room);
-        let (mut d_gate, mut d_up) = (room.zeros(d_gated.len()), room.zeros(d_gated.len()));
+        let d_ffn = d_out.as_deref().unwrap_or(d_x);
+        self.down.backward(step, parameters, set, &mut d_gated, d_ffn, &gated, kept_down, room);
+        let (mut d_gate, mut d_up) = (room.take(d_gated.len()), room.take(d_gated.len()));
         let backward = match config.family.activation {
             Activation::Silu => silu_mul_backward,
             Activation::GeluTanh => gelu_tanh_mul_backward,
@@ -335,7 +311,8 @@ impl<'c> Layer<'c> {
         self.gate.backward(step, parameters, set, &mut d_in, &d_gate, &ffn_in, kept_gate, room);
         self.up.backward(step, parameters, add, &mut d_in, &d_up, &ffn_in, kept_up, room);
         normed_backward(step, parameters, &self.ffn_norm, d_x, &d_in, &saved.middle);
-        room.give([d_out, gated, d_gated, d_gate, d_up, ffn_in]);
+        room.give([gated, d_gated, d_gate, d_up, ffn_in]);
+        room.give(d_out);
 
         let d_out =
             joined_backward(step, parameters, &self.post_attn_norm, d_x, &saved.attn_out, room);
@@ -345,17 +322,18 @@ impl<'c> Layer<'c> {
             parameters,
             set,
             &mut d_attended,
-            &d_out,
+            d_out.as_deref().unwrap_or(d_x),
             &saved.attended,
             kept_o,
             room,
         );
-        let mut d_q = room.zeros(saved.q.len());
-        let (mut d_k, mut d_v) = (room.zeros(saved.k.len()), room.zeros(saved.v.len()));
+        let mut d_q = room.take(saved.q.len());
+        let (mut d_k, mut d_v) = (room.take(saved.k.len()), room.take(saved.v.len()));
         let gradients = AttentionGradients { q: &mut d_q, k: &mut d_k, v: &mut d_v };
         let Saved { q, k, v, attended: out, .. } = &saved;
         let attended = Attended { sequences: step.sequences, q, k, v, out };
-        attention_backward(cpu, gradients, &d_attended, &attended, &self.spec(config));
+        let (spec, part) = (self.spec(config), &mut room.attention_backward);
+        attention_backward(cpu, gradients, &d_attended, &attended, &spec, step.precision, part);
         for (d, raw, weight, heads) in [
             (&mut d_q, &saved.raw_q, &self.q_norm, config.heads),
             (&mut d_k, &saved.raw_k, &self.k_norm, config.kv_heads),
@@ -373,7 +351,8 @@ impl<'c> Layer<'c> {
         self.k.backward(step, parameters, add, &mut d_in, &d_k, &attn_in, kept_k, room);
         self.v.backward(step, parameters, add, &mut d_in, &d_v, &attn_in, kept_v, room);
         normed_backward(step, parameters, &self.attn_norm, d_x, &d_in, &saved.x);
-        room.give([d_out, d_attended, d_q, d_k, d_v, attn_in, d_in]);
+        room.give([d_attended, d_q, d_k, d_v, attn_in, d_in]);
+        room.give(d_out);
         saved.give(room);
     }
 }
@@ -400,6 +379,27 @@ impl<'c> Loader<'c, '_> {
         });
         Ok(Linear { weight, bias, lora })
     }
+}
+
+/// x + branch, the branch normalised and scaled where the family does that; and the branch as it was where its norm needs
+/// it.
+fn joined(
+    step: &Step<'_>,
+    parameters: &Parameters,
+    norm: &Option<Vector>,
+    branch: Vec<f32>,
+    x: &[f32],
+    room: &mut Room,
+) -> (Vec<f32>, Option<Vec<f32>>) {
+    let (mut out, branch) = match norm {
+        Some(_) => (normed(step, parameters, norm, &branch, room), Some(branch)),
+        None => (branch, None),
+    };
+    if step.config.residual_scale != 1.0 {
+        scale(step.cpu, &mut out, step.config.residual_scale);
+    }
+    add(step.cpu, &mut out, x);
+    (out, branch)
 }
 
 /// The input of the last projection.
@@ -453,7 +453,7 @@ pub(crate) fn normed_backward(
     }
 }
 
-/// The gradient of a branch's output, before its norm, given that of the stream that it joined.
+/// The gradient of a branch's output, before its norm, given that of the stream that it joined; `None` where it is the same.
 fn joined_backward(
     step: &Step<'_>,
     parameters: &mut Parameters,
@@ -461,14 +461,18 @@ fn joined_backward(
     d_x: &[f32],
     branch: &Option<Vec<f32>>,
     room: &mut Room,
-) -> Vec<f32> {
-    let mut d_joined = room.copy(d_x);
-    if step.config.residual_scale != 1.0 {
-        scale(step.cpu, &mut d_joined, step.config.residual_scale);
+) -> Option<Vec<f32>> {
+    let factor = step.config.residual_scale;
+    if factor == 1.0 && branch.is_none() {
+        return None;
     }
-    let Some(branch) = branch else { return d_joined };
+    let mut d_joined = room.copy(d_x);
+    if factor != 1.0 {
+        scale(step.cpu, &mut d_joined, factor);
+    }
+    let Some(branch) = branch else { return Some(d_joined) };
     let mut d_branch = room.zeros(branch.len());
     normed_backward(step, parameters, norm, &mut d_branch, &d_joined, branch);
     room.give([d_joined]);
-    d_branch
+    Some(d_branch)
 }

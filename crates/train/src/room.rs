@@ -79,6 +79,7 @@ pub(crate) struct Room {
     panels: Vec<Panels>,
     pub(crate) kv: Option<KvPool>,
     pub(crate) attention: AttentionScratch,
+    pub(crate) attention_backward: Vec<f32>,
     /// Buffers that lie idle, and the step that gave them back.
     spare: Vec<(u64, Vec<f32>)>,
     /// Steps so far.

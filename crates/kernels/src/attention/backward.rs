@@ -21,7 +21,7 @@ use bevel_base::AlignedVec;
 
 use super::AttentionSpec;
 use crate::dispatch::for_each_isa;
-use crate::linalg::{View, multiply_alone};
+use crate::linalg::{Precision, View, multiply_alone};
 use crate::math::{LANES, exp, tanh};
 use crate::{Cpu, Isa};
 
@@ -54,7 +54,8 @@ pub struct AttentionGradients<'a> {
     pub v: &'a mut [f32],
 }
 
-/// Gradients of queries, keys and values, given that of the output, `d_out`, `[n, heads, head_dim]`.
+/// Gradients of queries, keys and values, given that of the output, `d_out`, `[n, heads, head_dim]`. Products are of the given
+/// precision; scores, which an exponential follows, are in single precision always. `room` is used again by the next call.
 ///
 /// # Panics
 /// Where lengths do not fit, or the sequences are not all rows in their order.
@@ -64,6 +65,8 @@ pub fn attention_backward(
     d_out: &[f32],
     attended: &Attended<'_>,
     spec: &AttentionSpec,
+    precision: Precision,
+    room: &mut Vec<f32>,
 ) {
     let AttentionSpec { heads, kv_heads, head_dim: d, .. } = *spec;
     let n = attended.sequences.last().map_or(0, |last| last.end);
@@ -79,13 +82,12 @@ pub fn attention_backward(
     if n == 0 {
         return;
     }
-    // A head's rows side by side.
-    let q = heads_first(cpu, attended.q, heads, d);
-    let k = heads_first(cpu, attended.k, kv_heads, d);
-    let v = heads_first(cpu, attended.v, kv_heads, d);
-    let out = heads_first(cpu, attended.out, heads, d);
-    let d_out = heads_first(cpu, d_out, heads, d);
-    let mut found = vec![0.0; 3 * n * heads * d];
+    let (all_q, all_out) = (View::new(attended.q, n, heads * d), View::new(d_out, n, heads * d));
+    let width = kv_heads * d;
+    let (all_k, all_v) = (View::new(attended.k, n, width), View::new(attended.v, n, width));
+    // Tasks write over all of it.
+    room.resize(3 * n * heads * d, 0.0);
+    let found = &mut room[..];
     let (d_q, rest) = found.split_at_mut(n * heads * d);
     let (d_k, d_v) = rest.split_at_mut(n * heads * d);
     let mut tasks = Vec::new();
@@ -93,14 +95,14 @@ pub fn attention_backward(
     for head in 0..heads {
         let kv_head = head / (heads / kv_heads);
         for rows in attended.sequences {
-            let of = |head: usize| (head * n + rows.start) * d..(head * n + rows.end) * d;
-            let (own, shared) = (of(head), of(kv_head));
+            let of = |head: usize| head * d..(head + 1) * d;
             let head = Head {
-                q: &q[own.clone()],
-                k: &k[shared.clone()],
-                v: &v[shared],
-                out: &out[own.clone()],
-                d_out: &d_out[own],
+                q: all_q.part(rows.clone(), of(head)),
+                k: all_k.part(rows.clone(), of(kv_head)),
+                v: all_v.part(rows.clone(), of(kv_head)),
+                d_out: all_out.part(rows.clone(), of(head)),
+                outs: [attended.out, d_out].map(|x| &x[rows.start * heads * d + head * d..]),
+                stride: heads * d,
             };
             let (d_q, d_k, d_v);
             (d_q, rest_q) = rest_q.split_at_mut(rows.len() * d);
@@ -111,7 +113,7 @@ pub fn attention_backward(
     }
     cpu.pool().run_chunks(&mut tasks, 1, |_, task| {
         let (head, gradients) = &mut task[0];
-        head.backward(cpu.isa(), gradients, spec);
+        head.backward(cpu.isa(), gradients, spec, precision);
     });
     drop(tasks);
     tokens_first(cpu, gradients.q, d_q, heads, d);
@@ -132,18 +134,6 @@ pub fn attention_backward(
     }
 }
 
-/// `[n, heads, d]` as `[heads, n, d]`.
-fn heads_first(cpu: &Cpu, x: &[f32], heads: usize, d: usize) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    let n = x.len() / (heads * d);
-    cpu.pool().run_chunks(&mut out, n * d, |head, out| {
-        for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(heads * d)) {
-            out.copy_from_slice(&x[head * d..][..d]);
-        }
-    });
-    out
-}
-
 /// `[heads, n, d]` as `[n, heads, d]`.
 fn tokens_first(cpu: &Cpu, out: &mut [f32], x: &[f32], heads: usize, d: usize) {
     let n = x.len() / (heads * d);
@@ -156,26 +146,34 @@ fn tokens_first(cpu: &Cpu, out: &mut [f32], x: &[f32], heads: usize, d: usize) {
 
 /// One query head of one sequence: `[tokens, d]` each.
 struct Head<'a> {
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-    out: &'a [f32],
-    d_out: &'a [f32],
+    q: View<'a>,
+    k: View<'a>,
+    v: View<'a>,
+    d_out: View<'a>,
+    /// The output and its gradient, from the head's first value on: rows that begin `stride` values apart.
+    outs: [&'a [f32]; 2],
+    stride: usize,
 }
 
 impl Head<'_> {
-    /// q̇, and the head's part of k̇ and v̇; all are zero before.
-    fn backward(&self, isa: Isa, gradients: &mut [&mut [f32]; 3], spec: &AttentionSpec) {
+    /// q̇, and the head's part of k̇ and v̇.
+    fn backward(
+        &self,
+        isa: Isa,
+        gradients: &mut [&mut [f32]; 3],
+        spec: &AttentionSpec,
+        precision: Precision,
+    ) {
         let AttentionSpec { head_dim: d, scale, softcap, window, .. } = *spec;
+        gradients.iter_mut().for_each(|gradient| gradient.fill(0.0));
         let [d_q, d_k, d_v] = gradients;
-        let n = self.q.len() / d;
-        let (all_k, all_v) = (View::new(self.k, n, d), View::new(self.v, n, d));
-        let (all_q, all_d_out) = (View::new(self.q, n, d), View::new(self.d_out, n, d));
+        let n = self.q.rows();
+        let (all_q, all_k, all_v, all_d_out) = (self.q, self.k, self.v, self.d_out);
         let mut scores = vec![0.0; TILE * n.next_multiple_of(LANES)];
         let (mut d_p, mut p) = (vec![0.0; TILE * TILE], vec![0.0; TILE * TILE]);
         let mut panels = AlignedVec::default();
-        let mut product = |c: &mut [f32], stride: usize, a: View<'_>, b: View<'_>| {
-            multiply_alone(isa, a, b, c, stride, &mut panels);
+        let mut product = |precision, c: &mut [f32], stride: usize, a: View<'_>, b: View<'_>| {
+            multiply_alone(isa, precision, a, b, c, stride, &mut panels);
         };
         for start in (0..n).step_by(TILE) {
             let queries = start..n.min(start + TILE);
@@ -188,7 +186,8 @@ impl Head<'_> {
             let width = (queries.end - first).next_multiple_of(LANES);
             let scores = &mut scores[..count * width];
             scores.fill(0.0);
-            product(scores, width, q, all_k.part(first..queries.end, 0..d).transposed());
+            let keys = all_k.part(first..queries.end, 0..d).transposed();
+            product(Precision::Single, scores, width, q, keys);
             cap(isa, scores, scale, softcap);
             let mut logs = [[0.0f32; 2]; TILE];
             for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
@@ -198,8 +197,8 @@ impl Head<'_> {
                 scores[..before.saturating_sub(first)].fill(f32::NEG_INFINITY);
                 scores[query + 1 - first..].fill(f32::NEG_INFINITY);
                 let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let out = &self.out[query * d..][..d];
-                let delta = dot(isa, &self.d_out[query * d..][..d], out);
+                let [out, d_out] = self.outs.map(|x| &x[query * self.stride..][..d]);
+                let delta = dot(isa, d_out, out);
                 logs[row] = [most + sum_exp(isa, scores, most).ln(), delta];
             }
             for key in (first..queries.end).step_by(TILE) {
@@ -207,7 +206,7 @@ impl Head<'_> {
                 let seen = keys.len();
                 let (k, v) = (all_k.part(keys.clone(), 0..d), all_v.part(keys, 0..d));
                 d_p.fill(0.0);
-                product(&mut d_p, TILE, d_out, v.transposed());
+                product(precision, &mut d_p, TILE, d_out, v.transposed());
                 for (row, &[log, delta]) in logs[..count].iter().enumerate() {
                     let scores = &mut scores[row * width + key - first..][..seen];
                     let (p, d_p) = (&mut p[row * TILE..][..seen], &d_p[row * TILE..][..seen]);
@@ -216,9 +215,9 @@ impl Head<'_> {
                 let d_s =
                     View::new(scores, count, width).part(0..count, key - first..key - first + seen);
                 let p = View::new(&p, TILE, TILE).part(0..count, 0..seen);
-                product(&mut d_q[start * d..], d, d_s, k);
-                product(&mut d_k[key * d..], d, d_s.transposed(), q);
-                product(&mut d_v[key * d..], d, p.transposed(), d_out);
+                product(precision, &mut d_q[start * d..], d, d_s, k);
+                product(precision, &mut d_k[key * d..], d, d_s.transposed(), q);
+                product(precision, &mut d_v[key * d..], d, p.transposed(), d_out);
             }
         }
     }

@@ -204,9 +204,12 @@ fn multiply_region(
     let tasks = (tall.div_ceil(task_tall), wide.div_ceil(task_wide));
     let out = Output(c.as_mut_ptr());
     cpu.pool().run(tasks.0 * tasks.1, |task| {
-        // The last rows have the most to do where only the lower triangle is wanted: first things
-        // first.
-        let (row, col) = (tasks.0 - 1 - task / tasks.1, task % tasks.1);
+        let (row, col) = match region {
+            // A thread takes neighbouring tasks: those of the panels of `B` that it packed.
+            Region::Whole => (task % tasks.0, task / tasks.0),
+            // The last rows have the most to do: first things first.
+            Region::Lower => (tasks.0 - 1 - task / tasks.1, task % tasks.1),
+        };
         let (tops, sides) = (
             row * task_tall..tall.min((row + 1) * task_tall),
             col * task_wide..wide.min((col + 1) * task_wide),
@@ -276,13 +279,15 @@ unsafe fn put_tile(
     }
 }
 
-/// `C += A · B` in single precision on this thread alone, for factors that are small: every element is one chain of
+/// `C += A · B` on this thread alone, for factors that are small: in single precision every element is one chain of
 /// [`f32::mul_add`]. `panels` is room that is used again.
 ///
 /// # Panics
 /// Where the dimensions do not fit.
+#[allow(clippy::too_many_arguments)] // Those of a product.
 pub(crate) fn multiply_alone(
     isa: Isa,
+    precision: Precision,
     a: View<'_>,
     b: View<'_>,
     c: &mut [f32],
@@ -295,25 +300,26 @@ pub(crate) fn multiply_alone(
         return;
     }
     assert!(n <= stride && (m - 1) * stride + n <= c.len(), "[{m}, {n}] in {}", c.len());
-    let shape = tile::shape(isa, m, n);
-    let (a_len, b_len) = (shape.rows * k, shape.cols * k);
+    let (factors, shape) = (precision.factors(isa), tile::shape(isa, m, n));
+    let words = factors.words(k);
+    let (a_len, b_len) = (shape.rows * words, shape.cols * words);
     let tall = m.div_ceil(shape.rows);
     if panels.len() < tall * a_len + b_len {
         *panels = AlignedVec::zeroed(tall * a_len + b_len);
     }
     let (right, left) = panels.split_at_mut(b_len);
     for (i, panel) in left.chunks_exact_mut(a_len.max(1)).take(tall).enumerate() {
-        a.transposed().pack(isa, 0..k, i * shape.rows, shape.rows, panel);
+        factors.pack(isa, a.transposed(), 0..k, i * shape.rows, shape.rows, panel);
     }
     for side in (0..n).step_by(shape.cols) {
-        b.pack(isa, 0..k, side, shape.cols, right);
+        factors.pack(isa, b, 0..k, side, shape.cols, right);
         for (i, panel) in left.chunks_exact(a_len.max(1)).take(tall).enumerate() {
             let top = i * shape.rows;
             let size = (shape.rows.min(m - top), shape.cols.min(n - side));
             let place = c[top * stride + side..].as_mut_ptr();
             // SAFETY: `c` was checked for length and is borrowed mutably; callers have `isa` from a `Cpu`.
             unsafe {
-                put_tile(isa, Factors::F32, shape, panel, right, Update::Add, place, stride, size);
+                put_tile(isa, factors, shape, panel, right, Update::Add, place, stride, size);
             }
         }
     }

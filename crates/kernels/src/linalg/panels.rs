@@ -220,7 +220,7 @@ impl Factors {
     }
 
     /// Packs a panel of `width` columns from `first` on.
-    fn pack(
+    pub(super) fn pack(
         self,
         isa: Isa,
         matrix: View<'_>,

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use bevel_kernels::linalg::Precision;
 use bevel_kernels::{
     Attended, AttentionGradients, AttentionSpec, Cpu, Isa, RopeSpec, RopeStyle, RopeTable,
     attention_backward, cross_entropy, gelu_erf_mul_backward, gelu_tanh_mul_backward,
@@ -266,15 +267,26 @@ fn check_attention(lengths: &[usize], spec: &AttentionSpec) {
     let mut expected = gradient(&q, &|q| loss(q, &k64, &v64));
     expected.extend(gradient(&k, &|k| loss(&q64, k, &v64)));
     expected.extend(gradient(&v, &|v| loss(&q64, &k64, v)));
-    check(&format!("{lengths:?} {spec:?}"), &expected, |cpu| {
+    let found = |cpu: &Cpu, precision: Precision| {
         let mut d_q = vec![9.0; q.len()];
         let (mut d_k, mut d_v) = (vec![9.0; k.len()], vec![9.0; v.len()]);
         let gradients = AttentionGradients { q: &mut d_q, k: &mut d_k, v: &mut d_v };
         let attended = Attended { sequences: &sequences, q: &q, k: &k, v: &v, out: &out };
-        attention_backward(cpu, gradients, &d_out, &attended, spec);
+        let mut room = vec![5.0; 7];
+        attention_backward(cpu, gradients, &d_out, &attended, spec, precision, &mut room);
         let pick = |x: &[f32]| some(x.len()).iter().map(|&i| x[i]).collect::<Vec<f32>>();
         [pick(&d_q), pick(&d_k), pick(&d_v)].concat()
-    });
+    };
+    check(&format!("{lengths:?} {spec:?}"), &expected, |cpu| found(cpu, Precision::Single));
+    // In bf16 factors have eight bits.
+    let size = (expected.iter().map(|d| d * d).sum::<f64>() / expected.len() as f64).sqrt();
+    for isa in Isa::available() {
+        let rounded = found(&Cpu::with_isa(2, isa), Precision::Bf16);
+        for (at, (&found, &expected)) in rounded.iter().zip(&expected).enumerate() {
+            let off = (f64::from(found) - expected).abs();
+            assert!(off < 0.05 * (size + expected.abs()), "{isa}, {at}: {found}, not {expected}");
+        }
+    }
 }
 
 #[test]
