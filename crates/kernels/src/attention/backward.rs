@@ -12,8 +12,8 @@
 //!
 //! Scores are computed again, for a tile of queries and all keys that these see: memory grows with the number of tokens
 //! and not with its square. A task has one head of one sequence and adds up in a fixed order; the gradients that query
-//! heads give to a key–value head they share are added up after. So results depend neither on threads nor on the
-//! instruction set.
+//! heads give to a key–value head they share are added up after. So results do not depend on threads, nor in single
+//! precision on the instruction set.
 
 use std::ops::Range;
 
