@@ -43,7 +43,7 @@ def main():
     parser.add_argument("--bevel", required=True)
     parser.add_argument("--full", required=True)
     parser.add_argument("--small", required=True)
-    parser.add_argument("--examples", type=int, default=3000)
+    parser.add_argument("--examples", type=int, default=1500)
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     drawn = random.Random(7).sample(sorted(set(entries(args.wordnet))), args.examples + ASKED)
