@@ -98,8 +98,10 @@ impl Linear<'_> {
         let d_y = before.as_deref().unwrap_or(d_y);
         let packed = step.packed(d_y, step.n, room);
         let d_y = Input { values: d_y, packed: &packed };
-        let added = self.lora.as_ref().zip(kept.inner.as_deref());
-        let added = added.map(|(lora, inner)| lora.backward(step, parameters, d_y, x, inner, room));
+        let added = self.lora.as_ref().map(|lora| {
+            let inner = kept.inner.as_deref().expect("the forward pass keeps it");
+            lora.backward(step, parameters, d_y, x, inner, room)
+        });
         let terms = added.as_ref().map(|added| added.factors.terms()).unwrap_or_default();
         self.weight.backward(step, parameters, update, d_x, d_y, x, &terms, room);
         if let Some(added) = added {

@@ -16,7 +16,11 @@ pub(super) fn each(codes: &[u8], out: &mut [f32], weight: impl Fn(u8) -> f32) {
             }
         }
     }
-    run_wide(Each(codes, out, weight));
+    // Columns that were quantized in another order come one by one, and fill no vector.
+    match (codes, &mut *out) {
+        ([code], [out]) => *out = weight(*code),
+        _ => run_wide(Each(codes, out, weight)),
+    }
 }
 
 /// `out[i] = table[codes[i]]`, for codes of 4 bits: the table is one register, which no compiler finds out.

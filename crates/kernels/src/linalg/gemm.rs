@@ -146,7 +146,7 @@ impl<'a> Term<'a> {
 }
 
 /// `C ±= Σ A · B`, as [`gemm`] has it, of factors that are packed already. `C` has as many columns as the first term's `B`
-/// from its [`Term::column`] on.
+/// from its [`Term::column`] on; where there is no term it stays as it is.
 ///
 /// # Panics
 /// Where the dimensions do not fit, or the factors are packed in different precisions or for another instruction set.

@@ -1,5 +1,5 @@
-//! Squares of 16 × 16 words turned over in registers, for packing panels: done one by one, that takes as long as
-//! multiplying them with a few dozen rows.
+//! What packing panels does in registers: squares of 16 × 16 words are turned over, and numbers are rounded to bf16, two in
+//! a word. Done one by one, that takes as long as multiplying them with a few dozen rows.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
