@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use bevel_formats::gguf::{GgufFile, Metadata};
-use bevel_formats::safetensors;
+use bevel_formats::gguf::Metadata;
 use bevel_model::Checkpoint;
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -28,8 +27,9 @@ pub struct Provenance {
     pub recipe: String,
     /// SHA-256 of the source in hexadecimal digits. Of one file it is what `sha256sum FILE` prints;
     /// of several, what `sha256sum FILES | sha256sum` prints in their directory, for
-    /// `config.json`, the tokenizer's files and the weights, in the order of their names. Where adapters are
-    /// merged, it is that of a text: this hash, and a line for each adapter with its own and its scale.
+    /// `config.json`, the tokenizer's files and the weights, in the order of their names. Where tensors are
+    /// replaced or adapters merged, it is that of a text: this hash, a line for each of these tensors with its values'
+    /// hash and its name, and one for each adapter with its own and its scale.
     pub source_sha256: String,
     /// Version of bevel.
     pub version: String,
@@ -79,22 +79,24 @@ impl Provenance {
 }
 
 /// The files that a model's weights, configuration and tokenizer are read from, by name.
-pub(crate) fn source_files(checkpoint: &Checkpoint) -> Result<Vec<PathBuf>> {
-    let Some(dir) = checkpoint.hf_dir() else {
-        return Ok(GgufFile::open(Path::new(checkpoint.path()))?.paths().to_vec());
-    };
-    let mut files = safetensors::Checkpoint::open(dir)?.paths().to_vec();
+pub(crate) fn source_files(checkpoint: &Checkpoint) -> Vec<PathBuf> {
+    let mut files = checkpoint.weight_files().to_vec();
+    let Some(dir) = checkpoint.hf_dir() else { return files };
     let side = ["config.json", "tokenizer.json", "tokenizer_config.json"];
     files.extend(side.iter().map(|name| dir.join(name)).filter(|path| path.is_file()));
     files.sort();
-    Ok(files)
+    files
 }
 
 /// Hashes the model's files and those of the adapters that are merged into it.
 fn hash_all(checkpoint: &Checkpoint, on_progress: &mut OnProgress<'_>) -> Result<String> {
-    let mut list = hash(&source_files(checkpoint)?, on_progress)?;
-    if checkpoint.adapters().is_empty() {
+    let mut list = hash(&source_files(checkpoint), on_progress)?;
+    if checkpoint.replacements().is_empty() && checkpoint.adapters().is_empty() {
         return Ok(list);
+    }
+    for (name, values) in checkpoint.replacements() {
+        let values = hexadecimal(&Sha256::digest(bytemuck::cast_slice::<f32, u8>(values)));
+        list += &format!("\n{values}  {name}");
     }
     for (adapter, scale) in checkpoint.adapters() {
         list += &format!("\n{}  {scale}", hash(adapter.files(), on_progress)?);

@@ -2,17 +2,13 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use bevel_base::{DType, GroupedMatrix, pack};
-use bevel_kernels::Cpu;
-use bevel_kernels::linalg::{Panels, Precision, Rows, Term, Update, multiply};
+use bevel_kernels::linalg::Rows;
 use bevel_model::{Checkpoint, Error, Result};
-
-/// Values that are unpacked together.
-const TILE: usize = 2 << 20;
 
 /// A matrix `[out, in]` that is not trained, as its file has it. Rows are unpacked as they are needed, so products are
 /// those of the dequantized model.
 #[derive(Debug)]
-pub struct Frozen<'c> {
+pub(crate) struct Frozen<'c> {
     source: Source<'c>,
     rows: usize,
     cols: usize,
@@ -31,7 +27,7 @@ impl<'c> Frozen<'c> {
     ///
     /// # Errors
     /// Those of reading it, and [`Error::Tensor`] for a type that cannot be unpacked.
-    pub fn load(
+    pub(crate) fn load(
         checkpoint: &'c Checkpoint,
         name: &str,
         rows: Option<Range<usize>>,
@@ -61,12 +57,12 @@ impl<'c> Frozen<'c> {
     }
 
     /// Outputs.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
     /// Inputs.
-    pub fn cols(&self) -> usize {
+    pub(crate) fn cols(&self) -> usize {
         self.cols
     }
 
@@ -74,7 +70,7 @@ impl<'c> Frozen<'c> {
     ///
     /// # Panics
     /// Where there is no such row.
-    pub fn row(&self, index: usize, out: &mut [f32]) {
+    pub(crate) fn row(&self, index: usize, out: &mut [f32]) {
         self.unpack_row(index, out).expect("the first row could be unpacked");
     }
 
@@ -89,77 +85,6 @@ impl<'c> Frozen<'c> {
                 let row = &bytes[(first + index) * row_bytes..][..*row_bytes];
                 pack::dequantize(*dtype, row, out)
             }
-        }
-    }
-
-    /// `y = x Wᵀ`, and `more` terms of as many columns: `y` is `[n, out]`, `x` is `[n, in]`, packed as the left factor.
-    ///
-    /// # Panics
-    /// Where the lengths do not fit.
-    #[allow(clippy::too_many_arguments)] // Those of a product.
-    pub fn forward(
-        &self,
-        cpu: &Cpu,
-        precision: Precision,
-        y: &mut [f32],
-        x: &Panels,
-        more: &[Term<'_>],
-        right: &mut Panels,
-    ) {
-        for rows in self.tiles() {
-            right.pack_turned_rows(cpu, precision, self, rows.clone());
-            let more = more.iter().map(|term| Term { column: rows.start, ..*term });
-            let terms: Vec<Term<'_>> = std::iter::once(Term::new(x, right)).chain(more).collect();
-            multiply(cpu, Update::Set, &terms, &mut y[rows.start..], self.rows);
-        }
-    }
-
-    /// `d_x = d_y W`, and `more` terms, or what `update` says: `d_x` is `[n, in]`, `d_y` is `[n, out]`, packed as the left
-    /// factor.
-    ///
-    /// # Panics
-    /// Where the lengths do not fit.
-    #[allow(clippy::too_many_arguments)] // Those of a product.
-    pub fn backward(
-        &self,
-        cpu: &Cpu,
-        precision: Precision,
-        update: Update,
-        d_x: &mut [f32],
-        d_y: &Panels,
-        more: &[Term<'_>],
-        right: &mut Panels,
-    ) {
-        for rows in self.tiles() {
-            let first = rows.start;
-            let (update, more) = if first > 0 { (Update::Add, &[][..]) } else { (update, more) };
-            right.pack_rows(cpu, precision, self, rows);
-            let term = Term { first, ..Term::new(d_y, right) };
-            let terms: Vec<Term<'_>> = [term].iter().chain(more).copied().collect();
-            multiply(cpu, update, &terms, d_x, self.cols);
-        }
-    }
-
-    /// Rows that are unpacked together.
-    fn tiles(&self) -> impl Iterator<Item = Range<usize>> {
-        let most = (TILE / self.cols.max(1)).clamp(1, self.rows.max(1));
-        let most = most.next_multiple_of(Panels::WIDTHS);
-        let rows = self.rows;
-        (0..rows).step_by(most).map(move |first| first..rows.min(first + most))
-    }
-
-    /// Calls `work` with some rows after others, unpacked.
-    pub(crate) fn for_each_tile(
-        &self,
-        cpu: &Cpu,
-        tile: &mut Vec<f32>,
-        mut work: impl FnMut(Range<usize>, &[f32]),
-    ) {
-        for rows in self.tiles() {
-            tile.resize(tile.len().max(rows.len() * self.cols), 0.0);
-            let weights = &mut tile[..rows.len() * self.cols];
-            cpu.pool().run_chunks(weights, self.cols, |i, row| self.row(rows.start + i, row));
-            work(rows, weights);
         }
     }
 }

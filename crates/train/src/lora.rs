@@ -5,7 +5,7 @@
 //! that is learnt, y = m / ‖V‖ · V x + b, with ‖V‖ taken as a constant in the gradient.
 
 use bevel_kernels::Cpu;
-use bevel_kernels::linalg::{Panels, Region, Term, Update, View, gemm};
+use bevel_kernels::linalg::{Panels, Region, Rows, Term, Update, View, gemm};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
@@ -457,8 +457,9 @@ fn normal(random: &mut Pcg64Mcg) -> f32 {
 /// All values of a matrix.
 fn unpacked(weight: &Matrix<'_>, parameters: &Parameters) -> Vec<f32> {
     let mut values = vec![0.0; weight.rows() * weight.cols()];
+    let weight = weight.seen(parameters);
     for (index, row) in values.chunks_exact_mut(weight.cols()).enumerate() {
-        weight.row(parameters, index, row);
+        weight.read(index, row);
     }
     values
 }

@@ -1,6 +1,8 @@
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
-use bevel_kernels::linalg::{Precision, Update};
+use bevel_kernels::linalg::{Precision, Rows, Update};
 use bevel_kernels::{Cpu, RopeTable, cross_entropy, log_sum_exp, scale, softcap, softcap_backward};
 use bevel_model::{Checkpoint, ModelConfig};
 
@@ -8,7 +10,7 @@ use crate::layer::{Layer, Saved, Wanted, normed, normed_backward};
 use crate::lora::{Adapter, Lora};
 use crate::room::{Input, Room, Step};
 use crate::weight::{Loader, Matrix, Vector};
-use crate::{Error, Parameters, Result, Trainable, noise};
+use crate::{Error, Parameter, Parameters, Result, Rounding, Trainable, noise};
 
 /// Bytes of logits that are in memory together.
 const LOGITS: usize = 128 << 20;
@@ -26,6 +28,7 @@ pub struct Network<'c> {
     head: Option<Matrix<'c>>,
     rope: RopeTable,
     local_rope: Option<RopeTable>,
+    roundings: BTreeMap<String, Arc<dyn Rounding>>,
     room: Room,
 }
 
@@ -109,6 +112,7 @@ impl<'c> Network<'c> {
             head,
             rope: config.rope_table(&config.rope, context),
             local_rope: config.local_rope.as_ref().map(|rope| config.rope_table(rope, context)),
+            roundings: trainable.roundings.clone(),
             room: Room::default(),
             checkpoint,
         })
@@ -123,6 +127,23 @@ impl<'c> Network<'c> {
     pub fn adapters(&self, parameters: &Parameters) -> Vec<Adapter> {
         let layers = self.layers.iter().enumerate();
         layers.flat_map(|(index, layer)| layer.adapters(index, parameters)).collect()
+    }
+
+    /// The model's tensors that are trained themselves, as they are to be written now.
+    pub fn tensors(&self, parameters: &Parameters) -> Vec<(String, Arc<[f32]>)> {
+        let trained = parameters.all().iter().enumerate();
+        let trained = trained.filter(|(_, p)| self.checkpoint.tensors().contains_key(&p.name));
+        let written = |(index, parameter): (usize, &Parameter)| {
+            let mut values = parameters.get(index).to_vec();
+            let rounding = self.roundings.get(&parameter.name);
+            if let Some(rounding) = rounding.filter(|rounding| rounding.is_before_writing()) {
+                let scale = rounding.scale(&values);
+                let rows = values.chunks_exact_mut(parameter.shape.1);
+                rows.for_each(|row| rounding.round(scale, row));
+            }
+            (parameter.name.clone(), values.into())
+        };
+        trained.map(written).collect()
     }
 
     /// Σ weight · loss over the batch, in nats.
@@ -236,13 +257,14 @@ impl<'c> Network<'c> {
         let mut room = std::mem::take(&mut self.room);
         room.begin();
         let mut x = room.take(n * config.dim);
+        let embedding = self.embedding.seen(parameters);
         for (&token, x) in batch.tokens.iter().zip(x.chunks_exact_mut(config.dim)) {
             let row = token as usize;
             if row >= config.vocab_size {
                 let vocab = config.vocab_size;
                 return Err(bevel_model::Error::Token { token, vocab }.into());
             }
-            self.embedding.row(parameters, row, x);
+            embedding.read(row, x);
         }
         if config.embedding_scale != 1.0 {
             scale(cpu, &mut x, config.embedding_scale);

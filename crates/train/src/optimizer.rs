@@ -1,14 +1,17 @@
 //! Optimizers: AdamW (arXiv 1711.05101), the same with a state of 8 bits (arXiv 2110.02861), and Lion (arXiv 2302.06675).
 //!
 //! AdamW:
-//! 1. m = β₁ m + (1 − β₁) g
-//! 2. v = β₂ v + (1 − β₂) g²
-//! 3. θ = θ − η λ θ
+//! 1. θ = θ − η λ θ
+//! 2. m = β₁ m + (1 − β₁) g
+//! 3. v = β₂ v + (1 − β₂) g²
 //! 4. θ = θ − η · m / (1 − β₁ᵗ) / (√(v / (1 − β₂ᵗ)) + ε)
 //!
 //! Lion:
-//! 1. θ = θ − η (sign(β₁ m + (1 − β₁) g) + λ θ)
-//! 2. m = β₂ m + (1 − β₂) g
+//! 1. θ = θ − η λ θ
+//! 2. θ = θ − η sign(β₁ m + (1 − β₁) g)
+//! 3. m = β₂ m + (1 − β₂) g
+//!
+//! λ is 0 for norms and biases.
 
 use std::path::Path;
 
@@ -129,6 +132,7 @@ impl Optimizer {
         assert_eq!(parameters.values.len(), self.values, "parameters were added");
         self.step += 1;
         let config = self.config;
+        decay(cpu, parameters, learning_rate * config.weight_decay);
         let values = parameters.values.chunks_mut(TASK).zip(parameters.gradients.chunks(TASK));
         match &mut self.state {
             State::AdamW(moments) => {
@@ -156,14 +160,14 @@ impl Optimizer {
                 });
             }
             State::Lion(moments) => {
-                let OptimizerConfig { beta1, beta2, weight_decay, .. } = config;
+                let OptimizerConfig { beta1, beta2, .. } = config;
                 let mut tasks: Vec<_> = values.zip(moments.chunks_mut(TASK)).collect();
                 cpu.pool().run_chunks(&mut tasks, 1, |_, task| {
                     let ((values, gradients), moments) = &mut task[0];
                     for ((value, &g), m) in values.iter_mut().zip(*gradients).zip(&mut **moments) {
                         let direction = beta1 * *m + (1.0 - beta1) * g;
                         let sign = if direction == 0.0 { 0.0 } else { direction.signum() };
-                        *value -= learning_rate * (sign + weight_decay * *value);
+                        *value -= learning_rate * sign;
                         *m = beta2 * *m + (1.0 - beta2) * g;
                     }
                 });
@@ -206,13 +210,23 @@ impl Optimizer {
     }
 }
 
+/// θ = θ − part · θ
+fn decay(cpu: &Cpu, parameters: &mut Parameters, part: f32) {
+    if part == 0.0 {
+        return;
+    }
+    for parameter in parameters.all().to_vec().into_iter().filter(|parameter| parameter.decays) {
+        cpu.pool().run_chunks(&mut parameters.values[parameter.range], TASK, |_, values| {
+            values.iter_mut().for_each(|value| *value *= 1.0 - part);
+        });
+    }
+}
+
 /// AdamW's numbers in one step.
 struct Adam {
     beta1: f32,
     beta2: f32,
     epsilon: f32,
-    /// 1 − η λ
-    kept: f32,
     /// η / (1 − β₁ᵗ)
     size: f32,
     /// √(1 − β₂ᵗ)
@@ -221,13 +235,12 @@ struct Adam {
 
 impl Adam {
     fn new(config: &OptimizerConfig, step: u64, learning_rate: f32) -> Self {
-        let OptimizerConfig { beta1, beta2, epsilon, weight_decay, .. } = *config;
+        let OptimizerConfig { beta1, beta2, epsilon, .. } = *config;
         let corrected = |beta: f32| 1.0 - f64::from(beta).powf(step as f64);
         Self {
             beta1,
             beta2,
             epsilon,
-            kept: 1.0 - learning_rate * weight_decay,
             size: (f64::from(learning_rate) / corrected(beta1)) as f32,
             second: corrected(beta2).sqrt() as f32,
         }
@@ -236,7 +249,6 @@ impl Adam {
     fn update(&self, value: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
         *m += (1.0 - self.beta1) * (g - *m);
         *v += (1.0 - self.beta2) * (g * g - *v);
-        *value *= self.kept;
         *value -= self.size * *m / (v.sqrt() / self.second + self.epsilon);
     }
 
@@ -300,6 +312,20 @@ mod tests {
             let optimizer = Optimizer::new(OptimizerConfig::new(kind), 1 << 16);
             let each = optimizer.state_bytes() as f64 / f64::from(1 << 16);
             assert!((bytes..bytes * 1.02).contains(&each), "{kind:?}: {each} bytes each");
+        }
+    }
+
+    /// Without a gradient nothing changes but what decays.
+    #[test]
+    fn matrices_decay_and_vectors_do_not() {
+        let cpu = Cpu::new(2).unwrap();
+        for kind in [OptimizerKind::AdamW, OptimizerKind::AdamW8bit, OptimizerKind::Lion] {
+            let mut parameters = Parameters::default();
+            parameters.add("a matrix".into(), (2, 2), &[1.0, 2.0, 3.0, 4.0]);
+            parameters.add_vector("a norm".into(), &[1.0; 2]);
+            let config = OptimizerConfig { weight_decay: 0.5, ..OptimizerConfig::new(kind) };
+            Optimizer::new(config, 6).step(&cpu, &mut parameters, 0.5);
+            assert_eq!(parameters.values, [0.75, 1.5, 2.25, 3.0, 1.0, 1.0], "{kind:?}");
         }
     }
 

@@ -19,6 +19,8 @@ pub struct Parameter {
     pub shape: (usize, usize),
     /// Where its values are.
     pub range: Range<usize>,
+    /// Whether weight decay makes it smaller; not where it is a norm or a bias.
+    pub decays: bool,
 }
 
 impl Parameters {
@@ -31,8 +33,15 @@ impl Parameters {
         let range = self.values.len()..self.values.len() + values.len();
         self.values.extend_from_slice(values);
         self.gradients.resize(self.values.len(), 0.0);
-        self.all.push(Parameter { name, shape, range });
+        self.all.push(Parameter { name, shape, range, decays: true });
         self.all.len() - 1
+    }
+
+    /// Adds the values of a norm or a bias, as [`Parameters::add`] does; they do not decay.
+    pub fn add_vector(&mut self, name: String, values: &[f32]) -> usize {
+        let parameter = self.add(name, (1, values.len()), values);
+        self.all[parameter].decays = false;
+        parameter
     }
 
     /// All of them, in their order.

@@ -1,24 +1,29 @@
-use crate::LoraConfig;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::{LoraConfig, Rounding};
 
 /// What of a model is trained: a mask over its tensors, and matrices beside them.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Trainable {
     /// Adapters of layers that are not trained themselves.
     pub lora: Option<LoraConfig>,
     /// Patterns of names in GGUF's convention, as `token_embd.weight`: the tensors that are trained themselves, in
     /// single precision. `*` stands for the whole model.
     pub tensors: Vec<String>,
+    /// What products see of some of these, by name (quantization-aware training).
+    pub roundings: BTreeMap<String, Arc<dyn Rounding>>,
 }
 
 impl Trainable {
     /// Adapters alone.
     pub fn lora(config: LoraConfig) -> Self {
-        Self { lora: Some(config), tensors: Vec::new() }
+        Self { lora: Some(config), ..Self::default() }
     }
 
     /// The whole model.
     pub fn everything() -> Self {
-        Self { lora: None, tensors: vec!["*".to_owned()] }
+        Self { tensors: vec!["*".to_owned()], ..Self::default() }
     }
 
     /// Whether the tensor of this name is trained itself.

@@ -1,14 +1,16 @@
 //! The tensors of a model as training sees them: read from its file as they are, or trained themselves.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use bevel_kernels::linalg::{Panels, Term, Update, View, multiply};
+use bevel_kernels::linalg::{Panels, Rows, Term, Update, View};
 use bevel_kernels::{Cpu, rms_norm_backward};
 use bevel_model::{Checkpoint, Result};
 use rand_pcg::Pcg64Mcg;
 
+use crate::frozen::Frozen;
 use crate::room::{Input, Room, Step};
-use crate::{Frozen, Parameters, Trainable};
+use crate::{Parameters, Rounding, Trainable, tiles};
 
 /// A matrix `[out, in]` of the model.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(crate) enum Matrix<'c> {
         /// Which of its rows.
         rows: Range<usize>,
         cols: usize,
+        /// What products see of it.
+        rounding: Option<Arc<dyn Rounding>>,
     },
 }
 
@@ -52,14 +56,20 @@ impl<'c> Loader<'c, '_> {
         let (&cols, outer) = dims.split_last().expect("checked shapes have dimensions");
         let parameter = self.parameter(name, (outer.iter().product(), cols))?;
         let rows = rows.unwrap_or(0..self.parameters.all()[parameter].shape.0);
-        Ok(Matrix::Trained { parameter, rows, cols })
+        let rounding = self.trainable.roundings.get(name).cloned();
+        Ok(Matrix::Trained { parameter, rows, cols, rounding })
     }
 
     /// A vector, or some of its values.
     pub(crate) fn vector(&mut self, name: &str, part: Option<Range<usize>>) -> Result<Vector> {
         if self.trainable.trains(name) {
-            let len = self.checkpoint.entry(name)?.shape.dims().iter().product();
-            let parameter = self.parameter(name, (1, len))?;
+            let parameter = match self.parameters.find(name) {
+                Some(found) => found,
+                None => {
+                    self.parameters.add_vector(name.to_owned(), &self.checkpoint.read_f32(name)?)
+                }
+            };
+            let len = self.parameters.get(parameter).len();
             return Ok(Vector::Trained(parameter, part.unwrap_or(0..len)));
         }
         let values = self.checkpoint.read_f32(name)?;
@@ -76,7 +86,46 @@ impl<'c> Loader<'c, '_> {
     }
 }
 
-impl Matrix<'_> {
+/// A matrix as products see it.
+pub(crate) enum Seen<'a> {
+    Frozen(&'a Frozen<'a>),
+    /// Values of a parameter, and what they are rounded to.
+    Trained {
+        values: &'a [f32],
+        cols: usize,
+        rounded: Option<(&'a dyn Rounding, f32)>,
+    },
+}
+
+impl Rows for Seen<'_> {
+    fn rows(&self) -> usize {
+        match self {
+            Self::Frozen(frozen) => frozen.rows(),
+            Self::Trained { values, cols, .. } => values.len() / cols,
+        }
+    }
+
+    fn cols(&self) -> usize {
+        match self {
+            Self::Frozen(frozen) => frozen.cols(),
+            Self::Trained { cols, .. } => *cols,
+        }
+    }
+
+    fn read(&self, index: usize, out: &mut [f32]) {
+        match self {
+            Self::Frozen(frozen) => frozen.read(index, out),
+            Self::Trained { values, cols, rounded } => {
+                out.copy_from_slice(&values[index * cols..][..*cols]);
+                if let Some((rounding, scale)) = rounded {
+                    rounding.round(*scale, out);
+                }
+            }
+        }
+    }
+}
+
+impl<'c> Matrix<'c> {
     /// Outputs.
     pub(crate) fn rows(&self) -> usize {
         match self {
@@ -93,20 +142,28 @@ impl Matrix<'_> {
         }
     }
 
-    /// Row `index`, `[in]`.
-    pub(crate) fn row(&self, parameters: &Parameters, index: usize, out: &mut [f32]) {
+    /// The matrix as products see it.
+    pub(crate) fn seen<'a>(&'a self, parameters: &'a Parameters) -> Seen<'a> {
         match self {
-            Self::Frozen(frozen) => frozen.row(index, out),
-            Self::Trained { parameter, rows, cols } => {
-                let values = parameters.get(*parameter);
-                out.copy_from_slice(&values[(rows.start + index) * cols..][..*cols]);
-            }
+            Self::Frozen(frozen) => Seen::Frozen(frozen),
+            Self::Trained { parameter, .. } => self.seen_trained(parameters.get(*parameter)),
         }
+    }
+
+    /// The same of a trained matrix, given the values of its parameter.
+    fn seen_trained<'a>(&'a self, all: &'a [f32]) -> Seen<'a> {
+        let Self::Trained { rows, cols, rounding, .. } = self else {
+            unreachable!("frozen matrices have no parameter")
+        };
+        let values = &all[rows.start * cols..rows.end * cols];
+        // Rows that share a tensor with others share its scale.
+        let rounded = rounding.as_deref().map(|rounding| (rounding, rounding.scale(all)));
+        Seen::Trained { values, cols: *cols, rounded }
     }
 
     /// Adds to the gradient of row `index`.
     pub(crate) fn row_backward(&self, parameters: &mut Parameters, index: usize, d_row: &[f32]) {
-        if let Self::Trained { parameter, rows, cols } = self {
+        if let Self::Trained { parameter, rows, cols, .. } = self {
             let (_, gradient) = parameters.with_gradient(*parameter);
             let row = &mut gradient[(rows.start + index) * cols..][..*cols];
             row.iter_mut().zip(d_row).for_each(|(sum, d)| *sum += d);
@@ -123,21 +180,12 @@ impl Matrix<'_> {
         more: &[Term<'_>],
         room: &mut Room,
     ) {
-        let (cpu, precision, right) = (step.cpu, step.precision, &mut room.right);
-        match self {
-            Self::Frozen(frozen) => frozen.forward(cpu, precision, y, x, more, right),
-            Self::Trained { parameter, rows, cols } => {
-                let values = &parameters.get(*parameter)[rows.start * cols..rows.end * cols];
-                right.pack_right(cpu, precision, View::new(values, rows.len(), *cols).transposed());
-                let terms: Vec<Term<'_>> =
-                    [Term::new(x, right)].iter().chain(more).copied().collect();
-                multiply(cpu, Update::Set, &terms, y, rows.len());
-            }
-        }
+        let (precision, right) = (step.precision, &mut room.right);
+        tiles::forward(step.cpu, precision, &self.seen(parameters), y, x, more, right);
     }
 
-    /// `d_x = d_y W`, and `more` terms, or what `update` says, with `d_y` packed as the left factor as well; and where the matrix is trained
-    /// `Ẇ += d_yᵀ x`.
+    /// `d_x = d_y W`, and `more` terms, or what `update` says, with `d_y` packed as the left factor as well; and where the
+    /// matrix is trained `Ẇ += d_yᵀ x`.
     #[allow(clippy::too_many_arguments)] // Those of a product.
     pub(crate) fn backward(
         &self,
@@ -151,47 +199,31 @@ impl Matrix<'_> {
         room: &mut Room,
     ) {
         let (cpu, precision, right) = (step.cpu, step.precision, &mut room.right);
+        let mut through = |w: Seen<'_>| {
+            tiles::backward(cpu, precision, &w, update, d_x, d_y.packed, more, right);
+        };
         match self {
-            Self::Frozen(frozen) => {
-                frozen.backward(cpu, precision, update, d_x, d_y.packed, more, right);
-            }
-            Self::Trained { parameter, rows, cols } => {
-                let part = rows.start * cols..rows.end * cols;
+            Self::Frozen(frozen) => through(Seen::Frozen(frozen)),
+            Self::Trained { parameter, rows, cols, .. } => {
                 let (values, gradient) = parameters.with_gradient(*parameter);
-                right.pack_right(
-                    cpu,
-                    precision,
-                    View::new(&values[part.clone()], rows.len(), *cols),
-                );
-                let terms: Vec<Term<'_>> =
-                    [Term::new(d_y.packed, right)].iter().chain(more).copied().collect();
-                multiply(cpu, update, &terms, d_x, *cols);
+                through(self.seen_trained(values));
                 let n = x.len() / cols;
                 let (d_y, x) = (View::new(d_y.values, n, rows.len()), View::new(x, n, *cols));
-                step.product(Update::Add, d_y.transposed(), x, &mut gradient[part]);
+                let gradient = &mut gradient[rows.start * cols..rows.end * cols];
+                step.product(Update::Add, d_y.transposed(), x, gradient);
             }
         }
     }
-}
 
-impl Matrix<'_> {
     /// Calls `work` with some rows after others.
     pub(crate) fn for_each_tile(
         &self,
         cpu: &Cpu,
         parameters: &Parameters,
         room: &mut Room,
-        mut work: impl FnMut(Range<usize>, &[f32]),
+        work: impl FnMut(Range<usize>, &[f32]),
     ) {
-        match self {
-            Self::Frozen(frozen) => frozen.for_each_tile(cpu, &mut room.tile, work),
-            Self::Trained { parameter, rows, cols } => {
-                work(
-                    0..rows.len(),
-                    &parameters.get(*parameter)[rows.start * cols..rows.end * cols],
-                );
-            }
-        }
+        tiles::for_each(cpu, &self.seen(parameters), &mut room.tile, work);
     }
 }
 

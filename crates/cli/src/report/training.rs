@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bevel_eval::Machine;
-use bevel_train::{LoraConfig, OptimizerKind, Schedule, StepReport, TrainConfig};
+use bevel_train::{OptimizerKind, Schedule, StepReport, TrainConfig};
 
 use super::curves::{Curves, Series, smoothed};
 use super::{escape, page};
@@ -55,23 +55,19 @@ impl TrainingReport {
 }
 
 /// The settings of a run, of which the data have been read: `counts` are the examples to be learnt and those held
-/// out, the most tokens of one, and the numbers that are trained.
+/// out, and the most tokens of one; `goal` is what is trained.
 pub(crate) fn settings(
     data: &str,
-    counts: [usize; 4],
-    lora: &LoraConfig,
+    counts: [usize; 3],
+    goal: Vec<(&'static str, String)>,
     config: &TrainConfig,
 ) -> Vec<(&'static str, String)> {
-    let [learnt, held_out, context, trained] = counts;
-    let scale = if lora.rank_stabilized { "√r" } else { "r" };
-    vec![
+    let [learnt, held_out, context] = counts;
+    let data = [
         ("data", data.to_owned()),
         ("examples", format!("{learnt}, and {held_out} held out; up to {context} tokens of each")),
-        (
-            "adapter",
-            format!("rank {}, α = {}, α/{scale}; {trained} numbers", lora.rank, lora.alpha),
-        ),
-        ("layers", lora.targets.join(", ")),
+    ];
+    let training = [
         ("steps", format!("{}, of {} examples", config.steps, config.batch)),
         (
             "learning rate",
@@ -98,10 +94,10 @@ pub(crate) fn settings(
                 config.optimizer.weight_decay
             ),
         ),
-        ("dropout", lora.dropout.to_string()),
         ("gradients", format!("clipped to norm {}", config.clip)),
         ("seed", config.seed.to_string()),
-    ]
+    ];
+    data.into_iter().chain(goal).chain(training).collect()
 }
 
 /// The page.

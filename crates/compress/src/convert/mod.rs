@@ -56,7 +56,7 @@ pub fn convert(
     }
     refuse_packed(recipe, out)?;
     refuse_file_name(out)?;
-    may_write(out, &source_files(checkpoint)?, options)?;
+    may_write(out, &source_files(checkpoint), options)?;
     is_replaceable(out, checkpoint.hf_dir())?;
     match checkpoint.hf_dir().filter(|_| !checkpoint.is_changed()) {
         Some(dir) => from_hf::convert(checkpoint, dir, recipe, out, options, cpu, on_progress),

@@ -11,8 +11,8 @@ use crate::{Error, Result, TensorInfo};
 
 /// The tensors of a Hugging Face model, mapped into memory.
 ///
-/// Opening reads the headers only. Tensor data is paged in when it is touched.
-#[derive(Debug)]
+/// Opening reads the headers only. Tensor data is paged in when it is touched. The default has no files and no tensors.
+#[derive(Debug, Default)]
 pub struct Checkpoint {
     metadata: IndexMap<String, String>,
     shards: Shards,

@@ -3,6 +3,7 @@
 //! quantizing know one convention, and a converted file runs exactly like its source.
 
 mod adapted;
+mod blank;
 mod naming;
 mod open;
 mod rotation;
@@ -50,6 +51,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// One that follows from the configuration.
+    fn computed(values: Vec<f32>) -> Self {
+        let shape = [values.len()].into();
+        Self { dtype: DType::F32, shape, origin: Origin::Computed(values) }
+    }
+
     /// Bytes of the values in the entry's type.
     pub fn byte_len(&self) -> usize {
         self.shape.byte_len(self.dtype).unwrap_or(usize::MAX)
@@ -150,10 +157,10 @@ impl Checkpoint {
         tokenizer.map_err(|source| Error::Tokenizer { path: self.path.clone(), source })
     }
 
-    /// True where weights are others than those in the files: [rotated](Checkpoint::rotated), or with an adapter
-    /// [merged](Checkpoint::adapted) into them.
+    /// True where weights are others than those in the files: [rotated](Checkpoint::rotated),
+    /// [replaced](Checkpoint::replaced), or with an adapter [merged](Checkpoint::adapted) into them.
     pub fn is_changed(&self) -> bool {
-        self.rotated.is_some() || !self.adapters().is_empty()
+        self.rotated.is_some() || self.adapted.is_some()
     }
 
     /// How the linear layers of a Hugging Face checkpoint are quantized, where they are.

@@ -1,7 +1,7 @@
 //! Opening: which tensors a model's files hold, under which names, and whether they are all there.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bevel_base::{DType, Shape};
 use bevel_formats::quantized::Scheme;
@@ -55,21 +55,7 @@ impl Checkpoint {
     }
 
     pub(super) fn open_hf(dir: &Path) -> Result<Self> {
-        let config_path = dir.join("config.json");
-        if !config_path.is_file() {
-            let ggufs = std::fs::read_dir(dir).into_iter().flatten().flatten();
-            let has_gguf =
-                ggufs.map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "gguf"));
-            let problem = match has_gguf {
-                Some(file) => format!(
-                    "the directory has no `config.json`; name the file itself: `{}`",
-                    file.display()
-                ),
-                None => "the directory has no `config.json`, which a Hugging Face checkpoint needs"
-                    .into(),
-            };
-            return Err(Error::NotAModel { path: dir.display().to_string(), problem });
-        }
+        let config_path = config_path(dir)?;
         let shown_config = config_path.display().to_string();
         let json = read_json(&config_path)?;
         let config = ModelConfig::from_hf(&json, &shown_config)?;
@@ -149,11 +135,7 @@ impl Checkpoint {
             }
         }
         for (name, divisors) in rope_tensors(&config) {
-            let shape = Shape::from([divisors.len()]);
-            tensors.insert(
-                name.into(),
-                Entry { dtype: DType::F32, shape, origin: Origin::Computed(divisors) },
-            );
+            tensors.insert(name.into(), Entry::computed(divisors));
         }
         let tied_head =
             format!("{}lm_head.weight", prefix.strip_suffix("model.").unwrap_or(prefix));
@@ -216,6 +198,26 @@ impl Checkpoint {
     }
 }
 
+/// The path of a directory's configuration.
+pub(super) fn config_path(dir: &Path) -> Result<PathBuf> {
+    let config_path = dir.join("config.json");
+    if !config_path.is_file() {
+        let ggufs = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let has_gguf = ggufs.map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "gguf"));
+        let problem = match has_gguf {
+            Some(file) => format!(
+                "the directory has no `config.json`; name the file itself: `{}`",
+                file.display()
+            ),
+            None => {
+                "the directory has no `config.json`, which a Hugging Face checkpoint needs".into()
+            }
+        };
+        return Err(Error::NotAModel { path: dir.display().to_string(), problem });
+    }
+    Ok(config_path)
+}
+
 /// A tensor of a Hugging Face checkpoint, stored as it is or as codes.
 struct Piece {
     dtype: DType,
@@ -256,7 +258,7 @@ fn no_such_tensor(path: String, config: &ModelConfig, name: &str, dtype: DType) 
 }
 
 /// Tensors that carry a stretched rope's divisors in GGUF files.
-fn rope_tensors(config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
+pub(super) fn rope_tensors(config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
     match &config.rope.scaling {
         RopeScaling::Llama3 { .. } => {
             config.rope.divisors(0).map(|d| ("rope_freqs.weight", d)).into_iter().collect()

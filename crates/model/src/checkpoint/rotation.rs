@@ -84,7 +84,9 @@ impl Checkpoint {
 
     fn stored_entry(&self, name: &str) -> &Entry {
         let rotated = self.rotated.as_ref().and_then(|rotated| rotated.stored.get(name));
-        self.adapted.stored(name).or(rotated).unwrap_or_else(|| &self.tensors[name])
+        // What replaces a tensor was not rounded to its type.
+        let adapted = self.adapted.stored(name).filter(|_| !self.replacements().contains_key(name));
+        adapted.or(rotated).unwrap_or_else(|| &self.tensors[name])
     }
 
     /// A tensor's bytes, rotated where that concerns it.

@@ -150,6 +150,7 @@ fn gradients_of_all_that_can_be_trained() {
     let with_head = Trainable {
         lora: Some(LoraConfig { targets: vec!["blk.0.attn_?".to_owned()], ..all_linear() }),
         tensors: vec!["output.weight".to_owned(), "token_embd.weight".to_owned()],
+        ..Trainable::default()
     };
     check_gradients("llama", &with_head, None, Recompute::Layers(1));
 }

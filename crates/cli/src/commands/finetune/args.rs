@@ -2,12 +2,18 @@
 
 use std::path::PathBuf;
 
+use bevel_compress::Base;
 use bevel_train::{OptimizerKind, Schedule, Start, Target};
 use clap::ValueEnum;
 
 const EXPLANATION: &str = "\
 Trains an adapter (LoRA): small matrices beside the model's own, which stay as they are, in whatever format \
 the file has them. DIR becomes an adapter as PEFT writes and reads them.
+
+With --full the model's own weights are trained, with --train some of them, and DIR gets a model: model.gguf. That \
+takes 16 bytes of memory for each number that is trained (12 with --optimizer lion, 10 with adamw8bit). --scratch begins \
+with random weights; MODEL may then be a directory with a config.json and a tokenizer alone. --qat trains for a type of \
+few bits, so that the model that is written in it is as good as the one that was trained.
 
 DATA is files or directories of them, hub:owner/name[:split] for a data set of the hub, or - for lines of JSON on stdin. \
 JSON, a line each or an array, has an object for each example:
@@ -21,6 +27,9 @@ and texts; prompts are read only.
 With --dpo a record is a prompt and two answers, texts or lists of messages, of which the first was preferred:
   {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}";
 
+/// The options that are about adapters.
+const ADAPTER: [&str; 7] = ["rank", "alpha", "rslora", "targets", "from", "dropout", "init"];
+
 /// Options of `bevel finetune`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXPLANATION)]
@@ -32,9 +41,31 @@ pub(crate) struct Args {
     #[arg(required = true)]
     pub(super) data: Vec<String>,
 
-    /// The directory to write the adapter to
+    /// The directory to write the adapter or the model to
     #[arg(short, long, value_name = "DIR")]
     pub(super) output: PathBuf,
+
+    /// Train the whole model instead of an adapter, and write it to DIR/model.gguf
+    #[arg(long, conflicts_with_all = ADAPTER, help_heading = "Models")]
+    pub(super) full: bool,
+
+    /// Train these tensors instead of an adapter, with commas between: embeddings, head, norms, or patterns of names as
+    /// blk.2?.ffn_*
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = tensors, conflicts_with_all = ADAPTER, conflicts_with = "full", help_heading = "Models")]
+    pub(super) train: Vec<String>,
+
+    /// Train the whole model from random weights; MODEL says its shape and tokenizer
+    #[arg(long, conflicts_with_all = ADAPTER, conflicts_with = "train", help_heading = "Models")]
+    pub(super) scratch: bool,
+
+    /// Train the whole model for a type of few bits, in which it is written: Q4_0, Q4_K_M, TQ2_0 (ternary, as BitNet b1.58),
+    /// and others of `bevel quantize`
+    #[arg(long, value_name = "TYPE", conflicts_with_all = ADAPTER, conflicts_with = "train", help_heading = "Models")]
+    pub(super) qat: Option<Base>,
+
+    /// Type of the model that is written [default: its own, or F16 where that is quantized or there is none]
+    #[arg(long = "type", value_name = "TYPE", conflicts_with_all = ADAPTER, conflicts_with = "qat", help_heading = "Models")]
+    pub(super) base: Option<Base>,
 
     /// Rank of the adapter's matrices
     #[arg(long, value_name = "R", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Adapter")]
@@ -84,11 +115,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Training")]
     pub(super) batch: u16,
 
-    /// Learning rate at its highest
-    #[arg(long, value_name = "RATE", default_value_t = 2e-4, allow_negative_numbers = true, value_parser = positive, help_heading = "Training")]
-    pub(super) lr: f64,
+    /// Learning rate at its highest [default: 2e-4 for an adapter, 2e-5 for a model, 1e-3 from scratch]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, value_parser = positive, help_heading = "Training")]
+    pub(super) lr: Option<f64>,
 
-    /// What updates the adapter
+    /// What updates the numbers that are trained
     #[arg(long, value_name = "NAME", default_value = "adamw", help_heading = "Training")]
     pub(super) optimizer: OptimizerName,
 
@@ -104,7 +135,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PART", default_value_t = 0.03, allow_negative_numbers = true, value_parser = part, help_heading = "Training")]
     pub(super) warmup: f64,
 
-    /// Part of every weight that is lost in a step, times the learning rate
+    /// Part of every weight that is lost in a step, times the learning rate; norms and biases lose nothing
     #[arg(long, value_name = "LAMBDA", default_value_t = 0.0, allow_negative_numbers = true, value_parser = not_negative, help_heading = "Training")]
     pub(super) weight_decay: f64,
 
@@ -124,7 +155,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Training")]
     pub(super) patience: Option<u32>,
 
-    /// Write the adapter of the lowest of these losses, and not the last
+    /// Write what had the lowest of these losses, and not the last
     #[arg(long, help_heading = "Training")]
     pub(super) keep_best: bool,
 
@@ -172,7 +203,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(super) resume: bool,
 
-    /// Replace an adapter or a checkpoint that exists
+    /// Replace an adapter, a model or a checkpoint that exists
     #[arg(long)]
     pub(super) force: bool,
 }
@@ -199,6 +230,19 @@ fn targets(name: &str) -> Result<Targets, String> {
         }
     };
     Ok(Targets(targets.iter().map(|target| target.everywhere()).collect()))
+}
+
+/// The pattern that a name of tensors stands for.
+fn tensors(name: &str) -> Result<String, String> {
+    match name {
+        "embeddings" => Ok("token_embd.weight".to_owned()),
+        "head" => Ok("output.weight".to_owned()),
+        "norms" => Ok("*norm.weight".to_owned()),
+        pattern if pattern.contains(['.', '*']) => Ok(pattern.to_owned()),
+        _ => {
+            Err("expected embeddings, head, norms, or a pattern as blk.*.attn_v.weight".to_owned())
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

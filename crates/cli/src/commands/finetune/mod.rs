@@ -1,29 +1,24 @@
 //! `bevel finetune`.
 
 mod args;
+mod data;
+mod goal;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bevel_eval::{Machine, peak_memory};
-use bevel_formats::hub::HubConfig;
-use bevel_kernels::Cpu;
-use bevel_model::chat::{CHATML, ChatTemplate, DateTime};
-use bevel_model::{AdapterFile, Checkpoint};
-use bevel_train::data::{Cached, Example, Examples, Pair, Reader};
+use bevel_model::AdapterFile;
 use bevel_train::{
-    Lessons, LoraConfig, Network, NetworkConfig, OptimizerConfig, Parameters, Precision, Recompute,
-    TrainConfig, Trainer, start_from, write_adapter,
+    LoraConfig, Network, NetworkConfig, OptimizerConfig, Parameters, Precision, Recompute,
+    TrainConfig, Trainer, start_from,
 };
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use crate::args::Global;
 use crate::model;
 use crate::report::training::{self, TrainingReport};
-use crate::text;
-use crate::training_data;
 use crate::training_record::{Recorder, write_page};
 use crate::ui::interrupt::{self, Interrupted};
 use crate::ui::progress::{Progress, Unit};
@@ -31,6 +26,7 @@ use crate::ui::units::{bytes, duration};
 use crate::ui::{print_json, print_text};
 
 pub(crate) use args::Args;
+use goal::{Goal, Trained, beginning};
 
 /// Tokens that are computed together: enough for the products to be fast, and not so many that what is kept of them takes
 /// more memory than a small model.
@@ -38,11 +34,12 @@ const TOGETHER: usize = 512;
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let shown = args.output.display();
-    let exists = args.output.join("adapter_model.safetensors").exists();
-    ensure!(
-        args.force || args.resume || !exists,
-        "`{shown}` has an adapter; choose another name, or replace it with --force"
-    );
+    for (name, what) in [("adapter_model.safetensors", "an adapter"), ("model.gguf", "a model")] {
+        ensure!(
+            args.force || args.resume || !args.output.join(name).exists(),
+            "`{shown}` has {what}; choose another name, or replace it with --force"
+        );
+    }
     let saved = args.output.join("checkpoint.safetensors");
     ensure!(
         args.force || args.resume || !saved.exists(),
@@ -52,35 +49,35 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         !args.resume || saved.exists(),
         "`{shown}` has no checkpoint to go on with; leave out --resume"
     );
-    let checkpoint = model::open(&args.model, global)?;
+    let checkpoint = beginning(args, global)?;
     let cpu = model::cpu(global)?;
     let data = args.data(&checkpoint, &cpu, global)?;
     let config = args.train_config(data.learnt(), global);
-    let lora = args.lora_config(global);
+    let goal = Goal::of(args, &checkpoint, global);
     let network_config = NetworkConfig {
         context: args.ctx as usize,
         precision: if args.exact { Precision::Single } else { Precision::Bf16 },
         recompute: args.recompute.map_or(Recompute::Nothing, |n| Recompute::Layers(n.into())),
     };
     let mut parameters = Parameters::default();
-    let trainable = lora.clone().into();
+    let trainable = goal.trainable(&checkpoint)?;
     let mut network =
         Network::new(&cpu, &checkpoint, &trainable, &network_config, &mut parameters)?;
     ensure!(
         !parameters.values.is_empty(),
         "no layer of this model is called as --targets says; `bevel inspect` shows their names"
     );
-    if let Some(from) = &args.from {
+    if let (Some(from), Goal::Adapter(lora)) = (&args.from, &goal) {
         let file = AdapterFile::open(from, checkpoint.config())?;
-        start_from(&file, &lora, &mut parameters)?;
+        start_from(&file, lora, &mut parameters)?;
     }
     // What cannot be written is better known before hours of training.
     std::fs::create_dir_all(&args.output).with_context(|| format!("cannot make `{shown}`"))?;
     let (steps, trained) = (config.steps, parameters.values.len());
     let settings = training::settings(
         &args.data.join(", "),
-        [data.learnt(), data.held_out(), args.ctx as usize, trained],
-        &lora,
+        [data.learnt(), data.held_out(), args.ctx as usize],
+        goal.settings(trained),
         &config,
     );
     let handler = interrupt::handle();
@@ -91,7 +88,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let before = trainer.held_out_loss(&mut network, &parameters, &cpu)?;
     // Whatever changes what a step computes.
     let same = format!(
-        "{} {lora:?} {network_config:?} {config:?} {:?} {:?} {}",
+        "{} {trainable:?} {network_config:?} {config:?} {:?} {:?} {}",
         args.model,
         args.dpo,
         args.from,
@@ -166,12 +163,15 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     drop(handler);
     let Some(last) = report.steps.last() else { bail!(Interrupted) };
     let best = trainer.finish(&mut parameters);
-    let adapters = network.adapters(&parameters);
-    write_adapter(&args.output, &args.model, checkpoint.config(), &lora, &adapters)?;
+    let result = Trained::of(&goal, &network, &parameters);
+    // A model takes less memory to write than to train.
+    drop((network, parameters));
+    goal.write(&args.output, &args.model, checkpoint, result, &cpu, global)?;
     if stopped {
         global.warn(format!(
-            "stopped after step {} of {steps}; `{shown}` has the adapter as it was then, and --resume goes on",
-            last.step
+            "stopped after step {} of {steps}; `{shown}` has the {} as it was then, and --resume goes on",
+            last.step,
+            goal.noun()
         ));
         bail!(Interrupted);
     }
@@ -181,7 +181,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let speed = tokens as f64 / time.as_secs_f64().max(1e-9);
     if global.json {
         return print_json(&json!({
-            "output": args.output,
+            "output": goal.output(&args.output),
             "steps": last.step,
             "loss": last.loss,
             "held_out_loss_before": before,
@@ -199,8 +199,10 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         }
         None => format!("loss {:.3}", last.loss),
     };
+    let written = goal.output(&args.output);
     print_text(&format!(
-        "{shown}: {held_out}; {} steps in {}, {speed:.0} tokens/s\n",
+        "{}: {held_out}; {} steps in {}, {speed:.0} tokens/s\n",
+        written.display(),
         last.step - done,
         duration(start.elapsed())
     ))
@@ -213,58 +215,6 @@ fn remove(path: &Path) -> Result<()> {
             Err(error).with_context(|| format!("cannot remove `{}`", path.display()))
         }
         _ => Ok(()),
-    }
-}
-
-/// What is learnt, and what is held out.
-enum Data {
-    Examples([Vec<Example>; 2]),
-    Pairs([Vec<Pair>; 2]),
-}
-
-impl Data {
-    fn learnt(&self) -> usize {
-        match self {
-            Self::Examples([learnt, _]) => learnt.len(),
-            Self::Pairs([learnt, _]) => learnt.len(),
-        }
-    }
-
-    fn held_out(&self) -> usize {
-        match self {
-            Self::Examples([_, held_out]) => held_out.len(),
-            Self::Pairs([_, held_out]) => held_out.len(),
-        }
-    }
-
-    fn lessons(&self, beta: Option<f64>) -> (Lessons<'_>, Lessons<'_>) {
-        match self {
-            Self::Examples([learnt, held_out]) => {
-                (Lessons::Examples(learnt), Lessons::Examples(held_out))
-            }
-            Self::Pairs([learnt, held_out]) => {
-                let of = |pairs| Lessons::Pairs { pairs, beta: beta.unwrap_or(0.1) };
-                (of(learnt), of(held_out))
-            }
-        }
-    }
-
-    /// Of all tokens, and of what is learnt of them.
-    fn hash(&self) -> String {
-        let mut hash = Sha256::new();
-        let mut add = |example: &Example| {
-            hash.update(example.tokens.len().to_le_bytes());
-            example.tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
-            example.learnt.iter().for_each(|&learnt| hash.update([u8::from(learnt)]));
-        };
-        match self {
-            Self::Examples(all) => all.iter().flatten().for_each(&mut add),
-            Self::Pairs(all) => all.iter().flatten().for_each(|pair| {
-                add(&pair.chosen);
-                add(&pair.rejected);
-            }),
-        }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -286,11 +236,18 @@ impl Args {
         let per_epoch = examples as f64 / f64::from(self.batch);
         let all = (self.epochs * per_epoch).ceil() as usize;
         let steps = self.steps.map_or(all, |steps| steps as usize);
+        let usual_rate = if self.scratch {
+            1e-3
+        } else if self.full || self.qat.is_some() || !self.train.is_empty() {
+            2e-5
+        } else {
+            2e-4
+        };
         TrainConfig {
             steps,
             batch: self.batch.into(),
             tokens_together: TOGETHER.max(self.ctx as usize),
-            learning_rate: self.lr,
+            learning_rate: self.lr.unwrap_or(usual_rate),
             warmup: self.warmup,
             schedule: self.schedule.into(),
             clip: self.clip,
@@ -304,67 +261,6 @@ impl Args {
             in_order: self.in_order,
             evaluate_every: self.evaluate_every.map_or((steps / 10).max(1), |every| every as usize),
             seed: global.seed.unwrap_or(0),
-        }
-    }
-
-    /// Some examples are held out: every n-th one, so that it does not matter how they are sorted.
-    fn split<T>(&self, all: Vec<T>) -> Result<[Vec<T>; 2]> {
-        let every = match self.held_out > 0.0 {
-            true => (1.0 / self.held_out).round().max(2.0) as usize,
-            false => usize::MAX,
-        };
-        let mut split = [Vec::new(), Vec::new()];
-        for (index, example) in all.into_iter().enumerate() {
-            split[usize::from((index + 1) % every == 0)].push(example);
-        }
-        if split[0].is_empty() {
-            bail!("`{}` has no example to learn from", self.data.join("`, `"));
-        }
-        Ok(split)
-    }
-
-    fn data(&self, checkpoint: &Checkpoint, cpu: &Cpu, global: &Global) -> Result<Data> {
-        let tokenizer = model::tokenizer(checkpoint, global)?;
-        let source = match self.chat_template.as_deref() {
-            None => tokenizer.chat_template(false).ok().map(|own| own.source().to_owned()),
-            Some("chatml") => Some(CHATML.to_owned()),
-            Some(file) => Some(text::read(file.as_ref())?),
-        };
-        // A template that writes the date writes the same one in every run.
-        let clock = || DateTime::from_unix(1_735_689_600);
-        let special = tokenizer.special_texts();
-        let template =
-            source.map(|source| ChatTemplate::with_clock(&source, special, clock)).transpose()?;
-        let reader = Reader {
-            tokenizer: &tokenizer,
-            template: template.as_ref(),
-            context: self.ctx as usize,
-            whole: self.train_on_prompt,
-        };
-        let files = training_data::files(&self.data, global)?;
-        if self.dpo.is_some() {
-            let Examples { all, cut, empty } = reader.pairs(&files, cpu.pool())?;
-            self.warn(cut, empty, global);
-            return Ok(Data::Pairs(self.split(all)?));
-        }
-        let cache = HubConfig::from_env().bevel_cache.join("tokens");
-        let (examples, cached) = reader.cached_examples(&files, cpu.pool(), &cache)?;
-        if let Cached::Failed(error) = cached {
-            global.warn(format!("the data's tokens could not be kept for the next run: {error}"));
-        }
-        self.warn(examples.cut, examples.empty, global);
-        Ok(Data::Examples(self.split(examples.all)?))
-    }
-
-    fn warn(&self, cut: usize, empty: usize, global: &Global) {
-        if cut > 0 {
-            global.warn(format!(
-                "{cut} examples are longer than {} tokens and were cut off: give a larger --ctx",
-                self.ctx
-            ));
-        }
-        if empty > 0 {
-            global.warn(format!("{empty} examples have nothing to be learnt and were left out"));
         }
     }
 }
