@@ -2,12 +2,14 @@ use std::fmt;
 use std::str::FromStr;
 
 use bevel_base::DType;
+use bevel_formats::quantized::GroupedFormat;
+use bevel_kernels::Cpu;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::allocate::Budget;
 use crate::calibration::{CalibrationConfig, Source};
 use crate::grouping::{CodeType, FormatName, Grouping};
-use crate::solve::Order;
+use crate::solve::{Order, RowRounding, Target};
 use crate::{Error, GptqSettings, ImatrixFile, MIXES, Method, Mix, Result};
 use bevel_base::matches;
 
@@ -238,6 +240,22 @@ impl Recipe {
         let placed = || self.embedding_type.filter(|_| is_embedding);
         let head = || self.output_type.filter(|_| is_head);
         named.map(|o| o.dtype).or_else(placed).or_else(head)
+    }
+
+    /// How rows of so many columns of a linear layer are rounded to the recipe's codes in groups; `None` where codes are no
+    /// integers in a format of GPTQ, whose rows do not depend on anything else.
+    ///
+    /// # Errors
+    /// Where groups do not divide the rows.
+    pub fn row_rounding(&self, cpu: &Cpu, cols: usize) -> Result<Option<RowRounding>> {
+        let Base::Grouped(code @ CodeType::Integer(_)) = self.base else { return Ok(None) };
+        let grouping = self.grouping(code, DType::F16);
+        let Target::Grouped(spec) = grouping.target() else { return Ok(None) };
+        if !matches!(grouping.format, GroupedFormat::Gptq { .. }) {
+            return Ok(None);
+        }
+        let wrap = |source| Error::Solve { tensor: code.to_string(), source };
+        RowRounding::new(cpu, &spec, cols).map(Some).map_err(wrap)
     }
 
     /// A packed type that is asked for somewhere.

@@ -149,7 +149,8 @@ impl<'c> Layer<'c> {
         room: &mut Room,
     ) -> Result<Option<Saved>, bevel_kernels::Error> {
         let (cpu, config) = (step.cpu, step.config);
-        let attn_in = normed(step, parameters, &self.attn_norm, x, room);
+        let mut attn_in = normed(step, parameters, &self.attn_norm, x, room);
+        self.q.round_inputs(step, &mut attn_in);
         let packed = step.packed(&attn_in, step.n, room);
         let input = Input { values: &attn_in, packed: &packed };
         let (mut q, kept_q) = self.q.forward(step, parameters, input, room);
@@ -171,18 +172,23 @@ impl<'c> Layer<'c> {
         rope(cpu, &mut q, config.heads, config.head_dim, self.rope(step));
         rope(cpu, &mut k, config.kv_heads, config.head_dim, self.rope(step));
         let attended = self.attend(step, &q, &k, &v, room)?;
-        let packed = step.packed(&attended, step.n, room);
-        let input = Input { values: &attended, packed: &packed };
-        let (attn_out, kept_o) = self.o.forward(step, parameters, input, room);
+        let rounded = self.o.rounded_inputs(step, &attended, room);
+        let values = rounded.as_deref().unwrap_or(&attended);
+        let packed = step.packed(values, step.n, room);
+        let (attn_out, kept_o) =
+            self.o.forward(step, parameters, Input { values, packed: &packed }, room);
         room.give_panels(packed);
+        room.give(rounded);
         let (middle, attn_out) = joined(step, parameters, &self.post_attn_norm, attn_out, x, room);
-        let ffn_in = normed(step, parameters, &self.ffn_norm, &middle, room);
+        let mut ffn_in = normed(step, parameters, &self.ffn_norm, &middle, room);
+        self.gate.round_inputs(step, &mut ffn_in);
         let packed = step.packed(&ffn_in, step.n, room);
         let input = Input { values: &ffn_in, packed: &packed };
         let (gate, kept_gate) = self.gate.forward(step, parameters, input, room);
         let (up, kept_up) = self.up.forward(step, parameters, input, room);
         room.give_panels(packed);
-        let gated = gated(step, &gate, &up, room);
+        let mut gated = gated(step, &gate, &up, room);
+        self.down.round_inputs(step, &mut gated);
         let (mut out, mut ffn_out) = (Vec::new(), None);
         // Where the last projection's output has no norm and is not scaled, no gradient depends on it.
         let needed =
@@ -295,7 +301,8 @@ impl<'c> Layer<'c> {
 
         let d_out =
             joined_backward(step, parameters, &self.post_ffn_norm, d_x, &saved.ffn_out, room);
-        let gated = gated(step, &saved.gate, &saved.up, room);
+        let mut gated = gated(step, &saved.gate, &saved.up, room);
+        self.down.round_inputs(step, &mut gated);
         let mut d_gated = room.take(gated.len());
         let (set, add) = (Update::Set, Update::Add);
         let d_ffn = d_out.as_deref().unwrap_or(d_x);
@@ -306,7 +313,8 @@ impl<'c> Layer<'c> {
             Activation::GeluTanh => gelu_tanh_mul_backward,
         };
         backward(cpu, &mut d_gate, &mut d_up, &d_gated, &saved.gate, &saved.up);
-        let ffn_in = normed(step, parameters, &self.ffn_norm, &saved.middle, room);
+        let mut ffn_in = normed(step, parameters, &self.ffn_norm, &saved.middle, room);
+        self.gate.round_inputs(step, &mut ffn_in);
         let mut d_in = room.take(d_x.len());
         self.gate.backward(step, parameters, set, &mut d_in, &d_gate, &ffn_in, kept_gate, room);
         self.up.backward(step, parameters, add, &mut d_in, &d_up, &ffn_in, kept_up, room);
@@ -317,16 +325,18 @@ impl<'c> Layer<'c> {
         let d_out =
             joined_backward(step, parameters, &self.post_attn_norm, d_x, &saved.attn_out, room);
         let mut d_attended = room.take(saved.attended.len());
+        let rounded = self.o.rounded_inputs(step, &saved.attended, room);
         self.o.backward(
             step,
             parameters,
             set,
             &mut d_attended,
             d_out.as_deref().unwrap_or(d_x),
-            &saved.attended,
+            rounded.as_deref().unwrap_or(&saved.attended),
             kept_o,
             room,
         );
+        room.give(rounded);
         let mut d_q = room.take(saved.q.len());
         let (mut d_k, mut d_v) = (room.take(saved.k.len()), room.take(saved.v.len()));
         let gradients = AttentionGradients { q: &mut d_q, k: &mut d_k, v: &mut d_v };
@@ -346,7 +356,8 @@ impl<'c> Layer<'c> {
                 room.give([std::mem::replace(d, d_raw)]);
             }
         }
-        let attn_in = normed(step, parameters, &self.attn_norm, &saved.x, room);
+        let mut attn_in = normed(step, parameters, &self.attn_norm, &saved.x, room);
+        self.q.round_inputs(step, &mut attn_in);
         self.q.backward(step, parameters, set, &mut d_in, &d_q, &attn_in, kept_q, room);
         self.k.backward(step, parameters, add, &mut d_in, &d_k, &attn_in, kept_k, room);
         self.v.backward(step, parameters, add, &mut d_in, &d_v, &attn_in, kept_v, room);

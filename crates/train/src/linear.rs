@@ -6,6 +6,7 @@ use bevel_kernels::{add, add_bias};
 use crate::Parameters;
 use crate::lora::{Lora, Scaled};
 use crate::room::{Input, Room, Step};
+use crate::rounding::round_inputs;
 use crate::weight::{Matrix, Vector};
 
 /// A linear layer.
@@ -34,6 +35,25 @@ impl Kept {
 }
 
 impl Linear<'_> {
+    /// Rounds inputs as the layer sees them. Their gradient is taken for that of the inputs themselves.
+    pub(crate) fn round_inputs(&self, step: &Step<'_>, x: &mut [f32]) {
+        if self.weight.rounds_inputs() {
+            round_inputs(step.cpu, x, self.weight.cols());
+        }
+    }
+
+    /// The same of a copy, where the inputs are needed as they are; `None` where they are not rounded.
+    pub(crate) fn rounded_inputs(
+        &self,
+        step: &Step<'_>,
+        x: &[f32],
+        room: &mut Room,
+    ) -> Option<Vec<f32>> {
+        let mut copy = self.weight.rounds_inputs().then(|| room.copy(x))?;
+        self.round_inputs(step, &mut copy);
+        Some(copy)
+    }
+
     /// y, and what its backward pass needs.
     pub(crate) fn forward(
         &self,

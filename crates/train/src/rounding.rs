@@ -4,6 +4,7 @@
 use std::fmt::Debug;
 
 use bevel_base::{DType, pack};
+use bevel_kernels::Cpu;
 
 /// What a matrix becomes where it is stored. A row depends on itself, and on one number of the whole matrix.
 pub trait Rounding: Debug + Send + Sync {
@@ -21,6 +22,22 @@ pub trait Rounding: Debug + Send + Sync {
     fn is_before_writing(&self) -> bool {
         false
     }
+
+    /// Whether inputs of a layer are rounded too: to 8 bits, with a scale for each token.
+    fn rounds_inputs(&self) -> bool {
+        false
+    }
+}
+
+/// Rounds rows to multiples of their largest magnitude / 127.
+pub(crate) fn round_inputs(cpu: &Cpu, x: &mut [f32], cols: usize) {
+    cpu.pool().run_chunks(x, cols, |_, row| {
+        let largest = row.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        if largest > 0.0 {
+            let (per_step, step) = (127.0 / largest, largest / 127.0);
+            row.iter_mut().for_each(|x| *x = (*x * per_step).round_ties_even() * step);
+        }
+    });
 }
 
 /// As a type of GGUF files has it.
@@ -40,8 +57,8 @@ impl Rounding for AsStored {
     }
 }
 
-/// −s, 0 and s, with s the mean of |w| over the matrix (BitNet b1.58, arXiv 2402.17764), which TQ1_0 and TQ2_0 hold as
-/// they are.
+/// −s, 0 and s, with s the mean of |w| over the matrix, which TQ1_0 and TQ2_0 hold as they are; inputs have 8 bits (BitNet
+/// b1.58, arXiv 2402.17764).
 #[derive(Clone, Copy, Debug)]
 pub struct Ternary;
 
@@ -63,6 +80,10 @@ impl Rounding for Ternary {
     }
 
     fn is_before_writing(&self) -> bool {
+        true
+    }
+
+    fn rounds_inputs(&self) -> bool {
         true
     }
 }
@@ -94,6 +115,22 @@ mod tests {
             let mut stored = ternary.clone();
             stored.chunks_exact_mut(512).for_each(|row| AsStored(dtype).round(1.0, row));
             assert_eq!(stored, ternary, "{dtype}");
+        }
+    }
+
+    #[test]
+    fn inputs_have_eight_bits() {
+        let cpu = Cpu::new(2).unwrap();
+        let x: Vec<f32> = (0..96).map(|i| (i * i % 37) as f32 - 18.0).chain([0.0; 32]).collect();
+        let mut rounded = x.clone();
+        round_inputs(&cpu, &mut rounded, 32);
+        for (x, rounded) in x.chunks(32).zip(rounded.chunks(32)) {
+            let step = x.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
+            for (x, rounded) in x.iter().zip(rounded) {
+                assert!((x - rounded).abs() <= 0.5001 * step, "{x} {rounded}");
+                let levels = rounded / step.max(1e-9);
+                assert!((levels - levels.round()).abs() < 1e-3 && levels.abs() < 127.01);
+            }
         }
     }
 

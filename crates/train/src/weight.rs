@@ -161,6 +161,16 @@ impl<'c> Matrix<'c> {
         Seen::Trained { values, cols: *cols, rounded }
     }
 
+    /// Whether inputs of products with it are rounded.
+    pub(crate) fn rounds_inputs(&self) -> bool {
+        match self {
+            Self::Frozen(_) => false,
+            Self::Trained { rounding, .. } => {
+                rounding.as_ref().is_some_and(|rounding| rounding.rounds_inputs())
+            }
+        }
+    }
+
     /// Adds to the gradient of row `index`.
     pub(crate) fn row_backward(&self, parameters: &mut Parameters, index: usize, d_row: &[f32]) {
         if let Self::Trained { parameter, rows, cols, .. } = self {

@@ -260,3 +260,67 @@ fn options_of_training_work_together() {
     );
     check_failure(&wrong(&["--dropout", "1"]), 2, &["--dropout"]);
 }
+
+/// Models are trained themselves: all of one, some tensors, from nothing, and for types of few bits.
+#[test]
+fn models_are_trained() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let data = path("data.jsonl");
+    let lines: String =
+        (0..16).map(|i| format!("{{\"text\": \"She was {i}, and he was {i}.\"}}\n")).collect();
+    std::fs::write(&data, lines).unwrap();
+    let run = |model: &str, out: &str, more: &[&str]| {
+        let args = ["finetune", model, &data, "-o", out, "--held-out", "0.25", "--exact"];
+        output(&[&args[..], more].concat())
+    };
+    let found = |model: &str, out: &str, more: &[&str]| {
+        let more = [more, &["--steps", "6", "--lr", "1e-3", "--json"]].concat();
+        serde_json::from_str::<serde_json::Value>(&stdout(&run(model, out, &more))).unwrap()
+    };
+    let loss = |found: &serde_json::Value, key: &str| found[key].as_f64().unwrap();
+    // The model that was written is the one that was trained: its loss is where that ended.
+    let check = |found: &serde_json::Value, kind: &str| {
+        let (before, after) = (loss(found, "held_out_loss_before"), loss(found, "held_out_loss"));
+        assert!(after < before, "{kind}: {before} {after}");
+        let model = found["output"].as_str().unwrap();
+        let again = self::run_once(&data, model, &path(&format!("again-{kind}")));
+        assert!((again - after).abs() < 0.01, "{kind}: {after} is written as {again}");
+    };
+    check(&found("tiny-austen", &path("full"), &["--full"]), "full");
+    check(&found("tiny-austen", &path("norms"), &["--train", "norms,blk.3.*"]), "norms");
+    for (kind, name) in [("TQ2_0", "model.gguf"), ("Q4_0", "model.gguf"), ("W3", "model")] {
+        let result = found("tiny-austen", &path(kind), &["--qat", kind]);
+        assert!(result["output"].as_str().unwrap().ends_with(name), "{result}");
+        check(&result, kind);
+    }
+    // From nothing, of a directory without weights.
+    std::fs::create_dir(path("blank")).unwrap();
+    let assets = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-austen");
+    for name in ["config.json", "tokenizer.json"] {
+        std::fs::copy(assets.join(name), dir.path().join("blank").join(name)).unwrap();
+    }
+    let result = found(&path("blank"), &path("scratch"), &["--scratch", "--type", "Q8_0"]);
+    assert!((loss(&result, "held_out_loss_before") - 4096f64.ln()).abs() < 0.2, "{result}");
+    check(&result, "scratch");
+    check_page(dir.path().join("scratch/report.html"), &["the whole model", "4196608 numbers"]);
+    let text = stdout(&output(&["run", &path("scratch/model.gguf"), "She", "-n", "3"]));
+    assert!(!text.is_empty());
+
+    let full = path("full");
+    check_failure(&run("tiny-austen", &full, &["--full"]), 1, &["has a model", "--force"]);
+    check_failure(&run(&path("blank"), &path("x"), &["--full"]), 1, &["blank"]);
+    check_failure(&run("tiny-austen", &path("x"), &["--train", "blk.9.*"]), 1, &["`blk.9.*`"]);
+    check_failure(&run("tiny-austen", &path("x"), &["--train", "head"]), 1, &["embeddings"]);
+    check_failure(&run("tiny-austen", &path("x"), &["--train", "bias"]), 2, &["embeddings"]);
+    check_failure(&run("tiny-austen", &path("x"), &["--full", "--rank", "4"]), 2, &["--rank"]);
+    check_failure(&run("tiny-austen", &path("x"), &["--qat", "BF16"]), 1, &["BF16", "Q4_0"]);
+    check_failure(&run("tiny-austen", &path("x"), &["--qat", "NF4"]), 1, &["NF4", "W4"]);
+}
+
+/// The held-out loss of a model.
+fn run_once(data: &str, model: &str, out: &str) -> f64 {
+    let args = ["finetune", model, data, "-o", out, "--held-out", "0.25", "--exact"];
+    let found = json(&[&args[..], &["--steps", "1", "--json"]].concat());
+    found["held_out_loss_before"].as_f64().unwrap()
+}

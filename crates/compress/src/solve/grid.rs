@@ -10,6 +10,7 @@ use super::scales::{Parameters, Scales};
 use super::{Codes, Form, GroupSpec, Range, ScaleType, SolveError, SolveResult, Target};
 
 /// A target as scales and levels.
+#[derive(Debug)]
 pub(super) struct Grid {
     /// Columns whose scales are chosen together, a multiple of `group`; the last span of a row may
     /// be shorter.
@@ -23,6 +24,7 @@ pub(super) struct Grid {
 }
 
 /// Who chooses the scales.
+#[derive(Debug)]
 pub(super) enum Source {
     /// The search of a packed layout.
     Packed(grid::Grid),

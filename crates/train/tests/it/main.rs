@@ -3,6 +3,7 @@
 mod data;
 mod log;
 mod training;
+mod whole;
 
 use std::path::{Path, PathBuf};
 

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use bevel_base::DType;
+use bevel_compress::solve::RowRounding;
 use bevel_compress::{Base, Options, Override, Preview, Recipe, Storage};
 use bevel_kernels::Cpu;
-use bevel_model::Checkpoint;
+use bevel_model::{Checkpoint, Entry};
 use bevel_train::{
     AsStored, LoraConfig, Network, Parameters, Rounding, Ternary, Trainable, write_adapter,
 };
@@ -52,7 +53,10 @@ impl Goal {
     pub(super) fn output(&self, directory: &Path) -> PathBuf {
         match self {
             Self::Adapter(_) => directory.to_owned(),
-            Self::Model { .. } => directory.join("model.gguf"),
+            Self::Model { recipe, .. } => match recipe.base {
+                Base::Grouped(_) => directory.join("model"),
+                Base::Keep | Base::Mix(_) => directory.join("model.gguf"),
+            },
         }
     }
 
@@ -60,7 +64,7 @@ impl Goal {
     ///
     /// # Errors
     /// Where there is no such tensor, and where a model cannot be trained for a type.
-    pub(super) fn trainable(&self, checkpoint: &Checkpoint) -> Result<Trainable> {
+    pub(super) fn trainable(&self, checkpoint: &Checkpoint, cpu: &Cpu) -> Result<Trainable> {
         let (patterns, recipe, trained_for_it) = match self {
             Self::Adapter(lora) => return Ok(Trainable::lora(lora.clone())),
             Self::Model { patterns, recipe, trained_for_it } => (patterns, recipe, *trained_for_it),
@@ -77,7 +81,7 @@ impl Goal {
         }
         recipe.check()?;
         let roundings =
-            if trained_for_it { roundings(checkpoint, recipe)? } else { BTreeMap::new() };
+            if trained_for_it { roundings(checkpoint, recipe, cpu)? } else { BTreeMap::new() };
         Ok(Trainable { lora: None, tensors: patterns.clone(), roundings })
     }
 
@@ -186,42 +190,62 @@ fn own_types(checkpoint: &Checkpoint, patterns: &[String]) -> Recipe {
         let is_matrix = entry.shape.dims().len() > 1;
         is_matrix && patterns.iter().any(|pattern| bevel_base::matches(pattern, name))
     });
-    let overrides = trained.map(|(name, entry)| {
-        let dtype = match checkpoint.file_dtype(name) {
-            dtype @ (DType::F32 | DType::F16 | DType::BF16) if !is_blank && !entry.is_coded() => {
-                dtype
-            }
-            _ => DType::F16,
-        };
-        Override { pattern: name.clone(), dtype }
-    });
-    Recipe { overrides: overrides.collect(), ..Recipe::new(Base::Keep) }
+    let own_type = |(name, entry): (&String, &Entry)| match checkpoint.file_dtype(name) {
+        dtype @ (DType::F32 | DType::F16 | DType::BF16) if !is_blank && !entry.is_coded() => dtype,
+        _ => DType::F16,
+    };
+    let types: Vec<(&String, DType)> = trained.map(|of| (of.0, own_type(of))).collect();
+    let of = |pattern: &String, dtype| Override { pattern: pattern.clone(), dtype };
+    let overrides = match types.as_slice() {
+        // A recipe that can be read.
+        [(_, first), rest @ ..] if rest.iter().all(|(_, dtype)| dtype == first) => {
+            let matches_some = |pattern: &&String| {
+                types.iter().any(|(name, _)| bevel_base::matches(pattern, name))
+            };
+            patterns.iter().filter(matches_some).map(|pattern| of(pattern, *first)).collect()
+        }
+        types => types.iter().map(|&(name, dtype)| of(name, dtype)).collect(),
+    };
+    Recipe { overrides, ..Recipe::new(Base::Keep) }
 }
 
 /// What the matrices of a model become in the types of a recipe.
 fn roundings(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
+    cpu: &Cpu,
 ) -> Result<BTreeMap<String, Arc<dyn Rounding>>> {
-    if let Base::Grouped(code) = recipe.base {
-        bail!(
-            "a model cannot be trained for {code}, whose codes are in groups; choose a type of GGUF files, such as Q4_0"
-        );
-    }
     let mut roundings: BTreeMap<String, Arc<dyn Rounding>> = BTreeMap::new();
     for tensor in Preview::new(checkpoint, recipe)?.tensors {
-        match tensor.to {
-            Storage::Type(DType::TQ1_0 | DType::TQ2_0) => {
-                roundings.insert(tensor.name, Arc::new(Ternary));
+        let rounding: Arc<dyn Rounding> = match tensor.to {
+            Storage::Type(DType::TQ1_0 | DType::TQ2_0) => Arc::new(Ternary),
+            Storage::Type(dtype) if dtype.is_packed() => Arc::new(AsStored(dtype)),
+            Storage::Type(_) => continue,
+            Storage::Codes(code) => {
+                let rows = recipe.row_rounding(cpu, tensor.shape.row_len())?;
+                Arc::new(InGroups(rows.with_context(|| {
+                    format!("a model cannot be trained for {code}; choose W2, W3, W4, W8, or a type of GGUF files")
+                })?))
             }
-            Storage::Type(dtype) if dtype.is_packed() => {
-                roundings.insert(tensor.name, Arc::new(AsStored(dtype)));
-            }
-            _ => {}
+        };
+        roundings.insert(tensor.name, rounding);
+    }
+    ensure!(
+        !roundings.is_empty(),
+        "{} is no type of few bits; choose one such as Q4_0",
+        recipe.base
+    );
+    Ok(roundings)
+}
+
+/// Codes in groups of a row's columns.
+#[derive(Debug)]
+struct InGroups(RowRounding);
+
+impl Rounding for InGroups {
+    fn round(&self, _: f32, row: &mut [f32]) {
+        if self.0.round(row).is_err() {
+            row.fill(f32::NAN);
         }
     }
-    if roundings.is_empty() {
-        bail!("{} is no type of few bits; choose one such as Q4_0", recipe.base);
-    }
-    Ok(roundings)
 }

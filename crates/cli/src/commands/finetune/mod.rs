@@ -34,7 +34,11 @@ const TOGETHER: usize = 512;
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let shown = args.output.display();
-    for (name, what) in [("adapter_model.safetensors", "an adapter"), ("model.gguf", "a model")] {
+    for (name, what) in [
+        ("adapter_model.safetensors", "an adapter"),
+        ("model.gguf", "a model"),
+        ("model", "a model"),
+    ] {
         ensure!(
             args.force || args.resume || !args.output.join(name).exists(),
             "`{shown}` has {what}; choose another name, or replace it with --force"
@@ -60,7 +64,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         recompute: args.recompute.map_or(Recompute::Nothing, |n| Recompute::Layers(n.into())),
     };
     let mut parameters = Parameters::default();
-    let trainable = goal.trainable(&checkpoint)?;
+    let trainable = goal.trainable(&checkpoint, &cpu)?;
     let mut network =
         Network::new(&cpu, &checkpoint, &trainable, &network_config, &mut parameters)?;
     ensure!(
