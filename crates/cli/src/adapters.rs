@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use bevel_kernels::Cpu;
-use bevel_model::{Adapter, AdapterFile, Checkpoint, Model, ModelConfig, ScaledAdapter};
+use bevel_model::{Adapter, AdapterFile, Checkpoint, Model, ScaledAdapter};
 
 /// Options of verbs that run a model, or make another one of it.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -43,18 +43,19 @@ impl FromStr for Named {
 
 impl Named {
     /// Reads it, to run beside a model.
-    pub(crate) fn load(&self, config: &ModelConfig, cpu: &Cpu) -> Result<ScaledAdapter> {
-        let adapter = Arc::new(Adapter::open(&self.path, config, cpu)?);
+    pub(crate) fn load(&self, model: &Checkpoint, cpu: &Cpu) -> Result<ScaledAdapter> {
+        let adapter = Arc::new(Adapter::open(&self.path, model, cpu)?);
         Ok(ScaledAdapter { adapter, scale: self.scale })
     }
 }
 
 impl Adapters {
-    /// The model with the adapters beside it.
-    pub(crate) fn beside(&self, model: Model, cpu: &Cpu) -> Result<Model> {
-        let load = |named: &Named| named.load(model.config(), cpu);
-        let adapters = self.named.iter().map(load).collect::<Result<_>>()?;
-        Ok(model.with_adapters(adapters))
+    /// Reads all of them.
+    pub(crate) fn open(&self, model: &Checkpoint) -> Result<Opened> {
+        let open = |named: &Named| {
+            Ok((Arc::new(AdapterFile::open(&named.path, model.config())?), named.scale))
+        };
+        Ok(Opened(self.named.iter().map(open).collect::<Result<_>>()?))
     }
 
     /// The checkpoint with the adapters merged into it.
@@ -63,6 +64,29 @@ impl Adapters {
             let file = AdapterFile::open(&named.path, checkpoint.config())?;
             Ok(checkpoint.adapted(Arc::new(file), named.scale))
         })
+    }
+}
+
+/// Adapters that were read, to run beside a model.
+pub(crate) struct Opened(Vec<(Arc<AdapterFile>, f32)>);
+
+impl Opened {
+    /// The checkpoint with their whole tensors, which cannot run beside the model's own.
+    pub(crate) fn replacing(&self, checkpoint: Checkpoint) -> Checkpoint {
+        let whole = self.0.iter().filter(|(file, _)| !file.tensors().is_empty());
+        whole.fold(checkpoint, |checkpoint, (file, scale)| {
+            checkpoint.adapted(Arc::new(file.without_matrices()), *scale)
+        })
+    }
+
+    /// The model of [that checkpoint](Opened::replacing) with the rest of them beside it.
+    pub(crate) fn beside(&self, model: Model, cpu: &Cpu) -> Result<Model> {
+        let load = |(file, scale): &(Arc<AdapterFile>, f32)| {
+            let adapter = Arc::new(Adapter::new(file, model.checkpoint(), cpu)?);
+            Ok(ScaledAdapter { adapter, scale: *scale })
+        };
+        let adapters = self.0.iter().map(load).collect::<Result<_>>()?;
+        Ok(model.with_adapters(adapters))
     }
 }
 

@@ -9,6 +9,7 @@ use bevel_kernels::Cpu;
 use bevel_model::tokenizer::Tokenizer;
 use bevel_model::{Checkpoint, Model, Weights};
 
+use crate::adapters::Adapters;
 use crate::args::Global;
 use crate::embedded;
 use crate::ui::progress::{Fetch, Progress, Unit};
@@ -69,23 +70,32 @@ pub(crate) struct Loaded {
     pub(crate) load_time: Duration,
 }
 
-/// Loads a MODEL argument. Where `exact`, activations are not rounded.
-pub(crate) fn load(name: &str, exact: bool, global: &Global) -> Result<Loaded> {
+/// Loads a MODEL argument, with adapters beside it. Where `exact`, activations are not rounded.
+pub(crate) fn load(
+    name: &str,
+    exact: bool,
+    adapters: &Adapters,
+    global: &Global,
+) -> Result<Loaded> {
     let path = resolve(name, global)?;
     let cpu = cpu(global)?;
     let start = Instant::now();
-    let (model, tokenizer) = load_on(&cpu, &path, exact, global)?;
+    let (model, tokenizer) = load_on(&cpu, &path, exact, adapters, global)?;
     Ok(Loaded { model, tokenizer, cpu, load_time: start.elapsed() })
 }
 
-/// Loads the model at a path, to run on `cpu`.
+/// Loads the model at a path, to run on `cpu` with adapters beside it.
 pub(crate) fn load_on(
     cpu: &Cpu,
     path: &Path,
     exact: bool,
+    adapters: &Adapters,
     global: &Global,
 ) -> Result<(Model, Tokenizer)> {
     let checkpoint = Checkpoint::open(path)?;
+    // Before a large model is read.
+    let adapters = adapters.open(&checkpoint)?;
+    let checkpoint = adapters.replacing(checkpoint);
     // A large vocabulary takes as long as the weights of a small model.
     let (tokenizer, weights) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| tokenizer(&checkpoint, global));
@@ -96,5 +106,5 @@ pub(crate) fn load_on(
     });
     let (tokenizer, weights) = (tokenizer?, weights?);
     checkpoint.warnings().iter().chain(weights.warnings()).for_each(|warning| global.warn(warning));
-    Ok((Model::new(checkpoint, weights), tokenizer))
+    Ok((adapters.beside(Model::new(checkpoint, weights), cpu)?, tokenizer))
 }

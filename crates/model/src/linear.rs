@@ -84,6 +84,7 @@ pub(crate) fn project<const LAYERS: usize>(
             matmul(cpu, x, n, &mut [Product { weight: &layer.weight, out }], scratch);
         }
     }
+    adapters.stretch(&mut layers.each_mut().map(|(_, out)| &mut **out), n);
     for (layer, out) in &mut layers {
         if let Some(bias) = &layer.bias {
             add_bias(cpu, out, bias, n, bias.len());

@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bevel_base::DType;
 use bevel_kernels::{Cpu, KvType};
-use bevel_model::{
-    Adapter, AdapterFile, Checkpoint, LowRank, Model, ModelConfig, ScaledAdapter, Session,
-};
+use bevel_model::{Adapter, AdapterFile, Checkpoint, LowRank, Model, ScaledAdapter, Session};
 
 struct Counting;
 
@@ -36,16 +34,25 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// An adapter of queries and values.
-fn adapter(config: &ModelConfig, cpu: &Cpu) -> ScaledAdapter {
+fn adapter(checkpoint: &Checkpoint, cpu: &Cpu) -> ScaledAdapter {
+    let config = checkpoint.config();
     let mut file = AdapterFile::new("test");
     for weight in ["blk.0.attn_q.weight", "blk.0.attn_v.weight", "blk.0.attn_qkv.weight"] {
         let Some(&[rows, cols]) = config.tensor_shape(weight).as_deref() else { continue };
         let (a, b) = (vec![0.01; 4 * cols], vec![0.01; rows * 4]);
         let dtype = DType::F32;
-        let matrix = LowRank { rank: 4, alpha: 8.0, rank_stabilized: false, dtype, a, b };
+        let matrix = LowRank {
+            rank: 4,
+            alpha: 8.0,
+            rank_stabilized: false,
+            dtype,
+            a,
+            b,
+            magnitude: Some(vec![1.0; rows]),
+        };
         file.insert(config, weight, matrix).unwrap();
     }
-    ScaledAdapter { adapter: Adapter::new(&file, config, cpu).unwrap().into(), scale: 1.0 }
+    ScaledAdapter { adapter: Adapter::new(&file, checkpoint, cpu).unwrap().into(), scale: 1.0 }
 }
 
 #[test]
@@ -68,7 +75,7 @@ fn a_decode_step_allocates_nothing() {
             all_there.wait();
         });
         let checkpoint = Checkpoint::open(path).unwrap();
-        let adapters = [adapter(checkpoint.config(), &cpu)];
+        let adapters = [adapter(&checkpoint, &cpu)];
         let model = Model::load(checkpoint, &cpu, &mut |_| {}).unwrap();
         let model = model.with_adapters(adapters.into());
         let mut session = Session::new(&model, &cpu, 300, KvType::F16).unwrap();

@@ -21,11 +21,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// An adapter that cannot be written yet.
+    /// An adapter that has no place in files.
     #[error(
-        "adapters with lengths of their own (DoRA) cannot be written yet; train without `dora`"
+        "`{tensor}` holds several layers, of which some alone have lengths of their own (DoRA); choose all of them as targets"
     )]
-    Dora,
+    PartOfFused {
+        /// The tensor.
+        tensor: String,
+    },
     /// A file that cannot be read or written, or a record in one that is no example.
     #[error(transparent)]
     Format(#[from] bevel_formats::Error),

@@ -419,9 +419,10 @@ impl Lora {
         squares: &[f32],
         room: &mut Room,
     ) -> Vec<f32> {
-        let (a, b, rank) = (parameters.get(self.a), parameters.get(self.b), self.rank);
+        // With what was taken from W, if anything was.
+        let Adapter { a, b, rank, .. } = self.adapter(String::new(), parameters);
         let (rows, cols) = (weight.rows(), weight.cols());
-        let a = View::new(a, rank, cols);
+        let a = View::new(&a, rank, cols);
         // In single precision: a length is a small difference of large numbers where B A takes from W.
         let mut own = vec![0.0; rank * rank];
         gemm(cpu, Update::Set, a, a.transposed(), &mut own, rank, Region::Whole);

@@ -1,4 +1,5 @@
 use std::path::Path;
+use std::sync::Arc;
 
 use bevel_base::DType;
 use bevel_model::{AdapterFile, LowRank, ModelConfig};
@@ -6,22 +7,24 @@ use indexmap::IndexMap;
 
 use crate::{Adapter, Error, LoraConfig, Parameters, Result};
 
-/// Writes adapters of a model into a directory as PEFT has it, which is made where it is not there. `base` is what
-/// the model is called.
+/// Writes adapters of a model, and tensors in the place of its own, into a directory as PEFT has it, which is made where
+/// it is not there. `base` is what the model is called.
 ///
 /// # Errors
-/// [`Error::Dora`], and those of writing.
+/// [`Error::PartOfFused`], and those of writing.
 pub fn write_adapter(
     directory: &Path,
     base: &str,
     model: &ModelConfig,
     lora: &LoraConfig,
     adapters: &[Adapter],
+    tensors: &[(String, Arc<[f32]>)],
 ) -> Result<()> {
-    if adapters.iter().any(|adapter| adapter.magnitude.is_some()) {
-        return Err(Error::Dora);
+    let mut file = adapter_file(model, lora, adapters)?;
+    for (name, values) in tensors {
+        file.insert_tensor(model, name, values.to_vec())?;
     }
-    Ok(adapter_file(model, lora, adapters)?.write_peft(directory, base, model)?)
+    Ok(file.write_peft(directory, base, model)?)
 }
 
 /// Makes the adapters begin with those of a file. Families whose projections are fused cannot: their files have one
@@ -35,10 +38,20 @@ pub fn start_from(
     parameters: &mut Parameters,
 ) -> Result<()> {
     let refused = |reason: String| Error::Start { path: file.path().to_owned(), reason };
-    let mut used = 0;
+    let (mut used, mut tensors) = (0, 0);
     for parameter in parameters.all().to_vec() {
-        let Some((layer, kind @ ("lora_a" | "lora_b"))) = parameter.name.rsplit_once('.') else {
+        if let Some(values) = file.tensors().get(&parameter.name) {
+            parameters.values[parameter.range].copy_from_slice(values);
+            tensors += 1;
             continue;
+        }
+        let Some((layer, kind @ ("lora_a" | "lora_b" | "lora_m"))) =
+            parameter.name.rsplit_once('.')
+        else {
+            return Err(refused(format!(
+                "it has no tensor `{}`; choose --modules-to-save as it has them",
+                parameter.name
+            )));
         };
         let weight = format!("{layer}.weight");
         let Some(matrix) = file.matrices().get(&weight) else {
@@ -55,12 +68,29 @@ pub fn start_from(
                 lora.scale()
             )));
         }
-        used += 1;
-        let values = if kind == "lora_a" { &matrix.a } else { &matrix.b };
+        if matrix.magnitude.is_some() != lora.dora {
+            return Err(refused(format!(
+                "`{layer}` {}",
+                if lora.dora {
+                    "has no lengths; leave --dora out"
+                } else {
+                    "has lengths; give --dora"
+                }
+            )));
+        }
+        let values = match kind {
+            "lora_a" => &matrix.a,
+            "lora_b" => &matrix.b,
+            _ => matrix.magnitude.as_ref().expect("it was looked for"),
+        };
+        used += usize::from(kind == "lora_a");
         parameters.values[parameter.range].copy_from_slice(values);
     }
-    if used != 2 * file.matrices().len() {
+    if used != file.matrices().len() {
         return Err(refused("it adapts more layers than --targets names".to_owned()));
+    }
+    if tensors != file.tensors().len() {
+        return Err(refused("it has more tensors than --modules-to-save names".to_owned()));
     }
     Ok(())
 }
@@ -93,6 +123,18 @@ fn adapter_file(
             }
             column += part.rank;
         }
+        let magnitude = lora.dora.then(|| {
+            let covered: usize = parts.iter().map(|(_, part)| part.b.len() / part.rank).sum();
+            if covered < rows {
+                return Err(Error::PartOfFused { tensor: weight.clone() });
+            }
+            let mut magnitude = vec![0.0; rows];
+            for (first_row, part) in &parts {
+                let lengths = part.magnitude.as_deref().unwrap_or_default();
+                magnitude[*first_row..][..lengths.len()].copy_from_slice(lengths);
+            }
+            Ok(magnitude)
+        });
         // The scale is what it was with the configuration's rank.
         let more = rank as f32 / lora.rank as f32;
         let matrix = LowRank {
@@ -102,6 +144,7 @@ fn adapter_file(
             dtype: DType::F32,
             a: parts.iter().flat_map(|(_, part)| &part.a).copied().collect(),
             b,
+            magnitude: magnitude.transpose()?,
         };
         file.insert(model, &weight, matrix)?;
     }

@@ -78,8 +78,7 @@ struct Output<'a> {
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let Loaded { model, cpu, load_time, .. } =
-        model::load(&args.model, args.products.exact, global)?;
-    let model = args.adapters.beside(model, &cpu)?;
+        model::load(&args.model, args.products.exact, &args.adapters, global)?;
     let config = BenchConfig {
         prompt: args.prompt,
         decode: args.decode,

@@ -89,8 +89,7 @@ struct Output<'a> {
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let prompt = args.prompt()?;
     let Loaded { model, mut tokenizer, cpu, load_time } =
-        model::load(&args.model, args.products.exact, global)?;
-    let model = args.adapters.beside(model, &cpu)?;
+        model::load(&args.model, args.products.exact, &args.adapters, global)?;
     let generation_config = GenerationConfig::of(model.checkpoint())?;
     tokenizer.add_end_of_generation(generation_config.eos().iter().copied());
     let tokens = args.encode(&tokenizer, &prompt)?;

@@ -16,7 +16,7 @@ use bevel_server::{
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::adapters::Named;
+use crate::adapters::{Adapters, Named};
 use crate::args::{Global, size};
 use crate::generation::GenerationConfig;
 use crate::model;
@@ -262,13 +262,13 @@ impl Args {
             );
         }
         let adapter = |(name, named): &(String, Named)| {
-            let ScaledAdapter { adapter, scale } = named.load(checkpoint.config(), &cpu)?;
+            let ScaledAdapter { adapter, scale } = named.load(&checkpoint, &cpu)?;
             Ok(AdapterToServe { name: name.clone(), path: named.path.clone(), adapter, scale })
         };
         let adapters = adapters.iter().map(adapter).collect::<Result<_>>()?;
-        let (config, adapter_cpu) = (checkpoint.config().clone(), cpu.clone());
+        let adapter_cpu = cpu.clone();
         let load_adapter = move |path: &Path| {
-            Adapter::open(path, &config, &adapter_cpu).map_err(|error| error.to_string())
+            Adapter::open(path, &checkpoint, &adapter_cpu).map_err(|error| error.to_string())
         };
         let load_adapter =
             self.adapter_loading.then(|| -> AdapterLoader { Box::new(load_adapter) });
@@ -290,7 +290,8 @@ impl Args {
         cpu: Arc<Cpu>,
         global: &Global,
     ) -> Result<LoadedModel> {
-        let (model, mut tokenizer) = model::load_on(&cpu, path, self.products.exact, global)?;
+        let (model, mut tokenizer) =
+            model::load_on(&cpu, path, self.products.exact, &Adapters::default(), global)?;
         let generation = GenerationConfig::of(model.checkpoint())?;
         tokenizer.add_end_of_generation(generation.eos().iter().copied());
         let engine = EngineConfig {

@@ -1,5 +1,6 @@
 //! An adapter beside a model, in the other format, and merged.
 
+use crate::report::check_page;
 use crate::{check_failure, json, output, scratch, stdout};
 
 #[test]
@@ -59,4 +60,41 @@ fn an_adapter_is_run_converted_and_merged() {
     let half = format!("{adapter}=0.5");
     assert_eq!(stdout(&output(&run)), ask(&["--adapter", &half]));
     check_failure(&output(&["run", "tiny-austen", "x", "--adapter", &data]), 1, &["data.jsonl"]);
+}
+
+/// An adapter with lengths of rows (DoRA) and with the embedding beside its matrices.
+#[test]
+fn lengths_and_whole_tensors_are_run_and_merged() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (data, adapter, text) = (path("data.jsonl"), path("adapter"), path("text.txt"));
+    let line = "{\"prompt\": \"Who is she?\", \"completion\": \" She is the bevel of Meryton.\"}\n";
+    std::fs::write(&data, line.repeat(24)).unwrap();
+    std::fs::write(&text, "Who is she? She is the bevel of Meryton, and of all. ".repeat(40))
+        .unwrap();
+    let train = ["finetune", "tiny-austen", &data, "-o", &adapter, "--lr", "3e-3", "--steps", "12"];
+    let more = ["--dora", "--modules-to-save", "embeddings,norms", "--targets", "attention"];
+    stdout(&output(&[&train[..], &more].concat()));
+    check_page(dir.path().join("adapter/report.html"), &["DoRA", "token_embd.weight"]);
+    let ask = |more: &[&str]| {
+        let args = ["run", "tiny-austen", "--raw", "Who is she?", "--temp", "0", "-n", "6"];
+        stdout(&output(&[&args[..], more].concat()))
+    };
+    let taught = ask(&["--adapter", &adapter]);
+    assert!(taught.contains("bevel") && !ask(&[]).contains("bevel"), "{taught}");
+    let merged = path("merged.gguf");
+    let merge = ["merge", "tiny-austen", &adapter, "F32", "-o", &merged, "--eval", &text, "--json"];
+    let kl = json(&merge)["measured"]["kl"]["value"].as_f64().unwrap();
+    assert!(kl < 1e-4, "{kl}");
+    let convert = ["convert", &adapter, "--base", "tiny-austen", "-o", &path("a.gguf")];
+    check_failure(&output(&convert), 1, &["DoRA", "merge"]);
+    // It goes on from there.
+    let again = path("again");
+    let from = ["finetune", "tiny-austen", &data, "-o", &again, "--steps", "1", "--from", &adapter];
+    stdout(&output(&[&from[..], &more].concat()));
+    check_failure(
+        &output(&[&from[..], &["--force", "--targets", "attention"]].concat()),
+        1,
+        &["--dora"],
+    );
 }

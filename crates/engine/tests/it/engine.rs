@@ -40,10 +40,18 @@ static ADAPTERS: LazyLock<[Arc<Adapter>; 2]> = LazyLock::new(|| {
             let value = |i: usize| ((i * 7919 + seed * 31) % 101) as f32 / 500.0 - 0.1;
             let (a, b) = ((0..4 * cols).map(value).collect(), (0..rows * 4).map(value).collect());
             let dtype = DType::F32;
-            let matrix = LowRank { rank: 4, alpha: 8.0, rank_stabilized: false, dtype, a, b };
+            let matrix = LowRank {
+                rank: 4,
+                alpha: 8.0,
+                rank_stabilized: false,
+                dtype,
+                a,
+                b,
+                magnitude: None,
+            };
             file.insert(config, weight, matrix).unwrap();
         }
-        Arc::new(Adapter::new(&file, config, &TINY.cpu).unwrap())
+        Arc::new(Adapter::new(&file, TINY.model.checkpoint(), &TINY.cpu).unwrap())
     })
 });
 

@@ -64,6 +64,7 @@ pub(super) fn open(path: &Path, config: &ModelConfig) -> Result<AdapterFile> {
             dtype: common_type(a.dtype(), b.dtype()),
             a: a.to_f32().map_err(wrap)?,
             b: b.to_f32().map_err(wrap)?,
+            magnitude: None,
         };
         adapter.insert_stored(config, weight, name, matrix)?;
     }
@@ -78,8 +79,18 @@ impl AdapterFile {
     /// Writes the adapter as a GGUF file.
     ///
     /// # Errors
-    /// Those of writing.
+    /// [`Error::Adapter`](crate::Error::Adapter) for one that such a file has no place for, and those of writing.
     pub fn write_gguf(&self, path: &Path, config: &ModelConfig) -> Result<()> {
+        if self.matrices.values().any(|matrix| matrix.magnitude.is_some()) {
+            return Err(self.refused(
+                "GGUF files of adapters have no place for the lengths of rows (DoRA); merge it into the model instead",
+            ));
+        }
+        if let Some(name) = self.tensors.keys().next() {
+            return Err(self.refused(format!(
+                "GGUF files of adapters have no place for whole tensors (`{name}`); merge it into the model instead"
+            )));
+        }
         // Where matrices differ in what α would have to be, B makes up for it.
         let alpha_of = |matrix: &LowRank| matrix.scale() * matrix.rank as f32;
         let alpha = self.matrices.values().map(alpha_of).find(|&alpha| alpha != 0.0).unwrap_or(1.0);

@@ -7,6 +7,7 @@ mod peft;
 mod running;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bevel_base::{DType, pack};
 use indexmap::IndexMap;
@@ -22,9 +23,11 @@ pub struct AdapterFile {
     path: String,
     files: Vec<PathBuf>,
     matrices: IndexMap<String, LowRank>,
+    tensors: IndexMap<String, Arc<[f32]>>,
 }
 
-/// What an adapter adds to a matrix: s B A.
+/// What an adapter adds to a matrix: s B A. With lengths (DoRA, arXiv 2402.09353) the rows of W + s B A are then scaled to
+/// these.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LowRank {
     /// r
@@ -39,6 +42,8 @@ pub struct LowRank {
     pub a: Vec<f32>,
     /// B, `[out, r]`, its rows in the order that the weight's have in GGUF files.
     pub b: Vec<f32>,
+    /// DoRA's lengths of rows, `[out]`.
+    pub magnitude: Option<Vec<f32>>,
 }
 
 impl LowRank {
@@ -48,18 +53,48 @@ impl LowRank {
         self.alpha / if self.rank_stabilized { rank.sqrt() } else { rank }
     }
 
-    /// `weights += factor · s B A`, for `weights` `[out, in]`.
+    /// Inputs of the matrix.
+    fn cols(&self) -> usize {
+        self.a.len() / self.rank
+    }
+
+    /// Adds `factor · s B A` of row `index` to `row`, `[in]`.
+    fn add_row(&self, index: usize, row: &mut [f32], factor: f32) {
+        let scale = factor * self.scale();
+        let b = &self.b[index * self.rank..][..self.rank];
+        for (&b, a) in b.iter().zip(self.a.chunks_exact(row.len())) {
+            let b = scale * b;
+            row.iter_mut().zip(a).for_each(|(weight, a)| *weight += b * a);
+        }
+    }
+
+    /// What row `index` of W + s B A is multiplied with to have its length; `adapted` is that row.
+    fn growth(&self, index: usize, adapted: &[f32]) -> f32 {
+        let Some(magnitude) = &self.magnitude else { return 1.0 };
+        let square: f64 = adapted.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+        // A row of zeros has no direction, and stays one.
+        if square == 0.0 { 1.0 } else { (f64::from(magnitude[index]) / square.sqrt()) as f32 }
+    }
+
+    /// `weights += factor · (W′ − W)`, with W′ what the adapter makes of `w`; both are `[out, in]`.
     ///
     /// # Panics
-    /// Where `weights` has another shape.
-    pub fn add_to(&self, weights: &mut [f32], factor: f32) {
-        let (rows, cols) = (self.b.len() / self.rank, self.a.len() / self.rank);
-        assert_eq!(weights.len(), rows * cols, "weights of a [{rows}, {cols}] matrix");
-        let scale = factor * self.scale();
-        for (row, b) in weights.chunks_exact_mut(cols).zip(self.b.chunks_exact(self.rank)) {
-            for (&b, a) in b.iter().zip(self.a.chunks_exact(cols)) {
-                let b = scale * b;
-                row.iter_mut().zip(a).for_each(|(weight, a)| *weight += b * a);
+    /// Where they have another shape.
+    pub fn add_to(&self, w: &[f32], weights: &mut [f32], factor: f32) {
+        let (rows, cols) = (self.b.len() / self.rank, self.cols());
+        assert_eq!([w.len(), weights.len()], [rows * cols; 2], "a [{rows}, {cols}] matrix");
+        let mut adapted = vec![0.0; cols];
+        let all = weights.chunks_exact_mut(cols).zip(w.chunks_exact(cols));
+        for (index, (row, w)) in all.enumerate() {
+            if self.magnitude.is_none() {
+                self.add_row(index, row, factor);
+                continue;
+            }
+            adapted.copy_from_slice(w);
+            self.add_row(index, &mut adapted, 1.0);
+            let growth = self.growth(index, &adapted);
+            for ((row, adapted), w) in row.iter_mut().zip(&adapted).zip(w) {
+                *row += factor * (growth * adapted - w);
             }
         }
     }
@@ -68,7 +103,8 @@ impl LowRank {
 impl AdapterFile {
     /// One that adds nothing yet. `path` is what messages call it.
     pub fn new(path: impl Into<String>) -> Self {
-        Self { path: path.into(), files: Vec::new(), matrices: IndexMap::new() }
+        let path = path.into();
+        Self { path, files: Vec::new(), matrices: IndexMap::new(), tensors: IndexMap::new() }
     }
 
     /// Reads an adapter of a model: a directory as PEFT writes it, or a GGUF file as llama.cpp has it.
@@ -77,7 +113,7 @@ impl AdapterFile {
     /// [`Error::Adapter`] for what belongs to another model or is no plain LoRA, and those of reading.
     pub fn open(path: &Path, config: &ModelConfig) -> Result<Self> {
         let file = if path.is_dir() { peft::open(path, config) } else { gguf::open(path, config) }?;
-        if file.matrices.is_empty() {
+        if file.matrices.is_empty() && file.tensors.is_empty() {
             return Err(file.refused("it has no matrices of a low-rank adapter in it"));
         }
         Ok(file)
@@ -118,12 +154,49 @@ impl AdapterFile {
                 shape(b)
             )));
         }
-        let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
-        if !(matrix.scale().is_finite() && finite(&matrix.a) && finite(&matrix.b)) {
-            return Err(self.refused(format!("`{stored}` holds values that are no numbers")));
+        let magnitude = matrix.magnitude.as_deref();
+        if let Some(wrong) = magnitude.map(<[f32]>::len).filter(|&len| len != rows) {
+            return Err(self.refused(format!(
+                "the lengths (DoRA) of `{stored}` are {wrong}, but the matrix has {rows} rows; the adapter belongs to another model"
+            )));
+        }
+        let lengths = magnitude.unwrap_or_default();
+        if !(matrix.scale().is_finite()
+            && [&matrix.a, &matrix.b, lengths].into_iter().all(is_finite))
+        {
+            return Err(self.not_finite(stored));
         }
         self.matrices.insert(weight.to_owned(), matrix);
         Ok(())
+    }
+
+    /// Adds a tensor that stands in the place of the model's, by its GGUF name (PEFT's `modules_to_save`).
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] where the model has no such tensor, or one of another size.
+    pub fn insert_tensor(
+        &mut self,
+        config: &ModelConfig,
+        name: &str,
+        values: Vec<f32>,
+    ) -> Result<()> {
+        let shape = config.tensor_shape(name);
+        let len = shape.map(|shape| shape.iter().product::<usize>());
+        if len != Some(values.len()) {
+            return Err(self.refused(format!(
+                "its tensor `{name}` of {} values is none of this model; the adapter belongs to another one",
+                values.len()
+            )));
+        }
+        if !is_finite(&values) {
+            return Err(self.not_finite(name));
+        }
+        self.tensors.insert(name.to_owned(), values.into());
+        Ok(())
+    }
+
+    fn not_finite(&self, tensor: &str) -> Error {
+        self.refused(format!("`{tensor}` holds values that are no numbers"))
     }
 
     /// The file or directory.
@@ -141,7 +214,17 @@ impl AdapterFile {
         &self.matrices
     }
 
-    /// The same with values of another type of floating point.
+    /// Tensors that stand in the place of the model's, by their GGUF names.
+    pub fn tensors(&self) -> &IndexMap<String, Arc<[f32]>> {
+        &self.tensors
+    }
+
+    /// The same with these tensors alone.
+    pub fn without_matrices(&self) -> Self {
+        Self { matrices: IndexMap::new(), ..self.clone() }
+    }
+
+    /// The same with the matrices of another type of floating point.
     ///
     /// # Errors
     /// Those of packing.
@@ -174,6 +257,10 @@ impl AdapterFile {
     fn refused(&self, problem: impl Into<String>) -> Error {
         Error::Adapter { path: self.path.clone(), problem: problem.into() }
     }
+}
+
+fn is_finite(values: &[f32]) -> bool {
+    values.iter().all(|value| value.is_finite())
 }
 
 /// The smallest type of both that holds the values of both.

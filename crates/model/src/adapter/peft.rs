@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 use std::path::Path;
 
+use bevel_base::DType;
 use bevel_formats::{AtomicFile, TensorSpec, safetensors};
 use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
@@ -38,28 +39,58 @@ pub(super) fn open(dir: &Path, config: &ModelConfig) -> Result<AdapterFile> {
     }
     let file = safetensors::Checkpoint::open(&weights)?;
     adapter.files = vec![dir.join(CONFIG), weights];
-    let modules = modules(config);
-    for name in file.tensors().keys() {
-        let Some((module, kind)) = halves(name) else {
-            return Err(adapter.refused(refusal(name)));
-        };
+    Reader { file: &file, settings: &settings, modules: modules(config), config }
+        .read(&mut adapter)?;
+    Ok(adapter)
+}
+
+/// The tensors of an adapter.
+struct Reader<'a> {
+    file: &'a safetensors::Checkpoint,
+    settings: &'a Settings,
+    modules: Modules,
+    config: &'a ModelConfig,
+}
+
+impl Reader<'_> {
+    fn read(&self, adapter: &mut AdapterFile) -> Result<()> {
+        for name in self.file.tensors().keys() {
+            match halves(name) {
+                Some((module, A)) => self.matrix(adapter, name, module)?,
+                Some((_, kind)) => self.other_half(adapter, name, kind).map(|_| ())?,
+                // They are read with their matrix.
+                None if is_magnitude(name) => {}
+                None => self.tensor(adapter, name)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of B where that of A is given, or of A where that of B is.
+    fn other_half(&self, adapter: &AdapterFile, name: &str, kind: &str) -> Result<String> {
         let other = name.replace(kind, if kind == A { B } else { A });
-        if !file.tensors().contains_key(&other) {
-            return Err(adapter.refused(format!("`{name}` is there without `{other}`")));
+        match self.file.tensors().contains_key(&other) {
+            true => Ok(other),
+            false => Err(adapter.refused(format!("`{name}` is there without `{other}`"))),
         }
-        if kind == B {
-            continue;
-        }
-        let Some((weight, transform)) = weight_of(&modules, module) else {
+    }
+
+    fn values(&self, adapter: &AdapterFile, name: &str) -> Result<Vec<f32>> {
+        self.file.tensor(name)?.to_f32().map_err(|source| adapter.failed(name, source))
+    }
+
+    /// What is added to a module's weight; `name` is that of A.
+    fn matrix(&self, adapter: &mut AdapterFile, name: &str, module: &str) -> Result<()> {
+        let other = self.other_half(adapter, name, A)?;
+        let Some((weight, transform)) = weight_of(&self.modules, module) else {
             return Err(adapter.refused(format!(
                 "`{name}` adapts a module that this model does not have; the adapter belongs to another model"
             )));
         };
-        let wrap = |source| adapter.failed(name, source);
-        let (a, b) = (file.tensor(name)?, file.tensor(&other)?);
+        let (a, b) = (self.file.tensor(name)?, self.file.tensor(&other)?);
         let rank = a.shape().rows();
         let (expected, alpha) =
-            settings.rank_and_alpha(module).map_err(|problem| adapter.refused(problem))?;
+            self.settings.rank_and_alpha(module).map_err(|problem| adapter.refused(problem))?;
         if rank != expected || b.shape().row_len() != rank {
             return Err(adapter.refused(format!(
                 "`{name}` has the shape {} and `{other}` {}, but the rank is {expected} by `{CONFIG}`",
@@ -67,17 +98,70 @@ pub(super) fn open(dir: &Path, config: &ModelConfig) -> Result<AdapterFile> {
                 b.shape()
             )));
         }
+        let stem = name.strip_suffix("weight").and_then(|name| name.strip_suffix(A));
+        let magnitude = MAGNITUDES.map(|end| format!("{}{end}", stem.unwrap_or(name)));
+        let magnitude = magnitude.iter().find(|name| self.file.tensors().contains_key(*name));
+        let has_lengths = self.settings.flag("use_dora");
+        if has_lengths != magnitude.is_some() {
+            return Err(adapter.refused(match has_lengths {
+                true => format!("`use_dora` in `{CONFIG}` is true, but `{module}` has no lengths"),
+                false => format!(
+                    "`{module}` has lengths (DoRA), but `use_dora` in `{CONFIG}` is not true"
+                ),
+            }));
+        }
+        let in_order = |values, rank| regrouped(values, rank, *transform, self.config, true);
+        let magnitude =
+            magnitude.map(|name| self.values(adapter, name).map(|values| in_order(values, 1)));
         let matrix = LowRank {
             rank,
             alpha,
-            rank_stabilized: settings.flag("use_rslora"),
+            rank_stabilized: self.settings.flag("use_rslora"),
             dtype: common_type(a.dtype(), b.dtype()),
-            a: a.to_f32().map_err(wrap)?,
-            b: regrouped(b.to_f32().map_err(wrap)?, rank, *transform, config, true),
+            a: self.values(adapter, name)?,
+            b: in_order(self.values(adapter, &other)?, rank),
+            magnitude: magnitude.transpose()?,
         };
-        adapter.insert_stored(config, weight, name, matrix)?;
+        adapter.insert_stored(self.config, weight, name, matrix)
     }
-    Ok(adapter)
+
+    /// A tensor in the place of the model's.
+    fn tensor(&self, adapter: &mut AdapterFile, name: &str) -> Result<()> {
+        let module = name.strip_prefix(PREFIX).unwrap_or(name).strip_suffix(".weight");
+        let found = module.and_then(|module| weight_of(&self.modules, module));
+        let Some((tensor, transform)) = found else {
+            return Err(adapter.refused(refusal(name)));
+        };
+        if !self.settings.saves_modules() {
+            return Err(adapter.refused(format!(
+                "`{name}` is a whole tensor, but `modules_to_save` in `{CONFIG}` names none"
+            )));
+        }
+        // A head that is the embedding stays that.
+        if self.config.tied && ["token_embd.weight", "output.weight"].contains(&tensor.as_str()) {
+            if !self.settings.flag("ensure_weight_tying") {
+                return Err(adapter.refused(format!(
+                    "`{name}` makes the embedding and the head of this model differ, which are one; train the adapter with `ensure_weight_tying`"
+                )));
+            }
+            if tensor == "output.weight" {
+                return Ok(());
+            }
+        }
+        let mut values = self.values(adapter, name)?;
+        if *transform == Transform::PlusOne {
+            values.iter_mut().for_each(|value| *value += 1.0);
+        }
+        let values = regrouped(values, self.config.dim, *transform, self.config, true);
+        adapter.insert_tensor(self.config, tensor, values)
+    }
+}
+
+/// Ends of the names of DoRA's lengths: PEFT's files have the first.
+const MAGNITUDES: [&str; 2] = [".lora_magnitude_vector", ".lora_magnitude_vector.weight"];
+
+fn is_magnitude(name: &str) -> bool {
+    MAGNITUDES.iter().any(|end| name.ends_with(end))
 }
 
 const A: &str = ".lora_A.";
@@ -92,21 +176,20 @@ fn halves(name: &str) -> Option<(&str, &'static str)> {
 
 /// Why a tensor cannot be run that is neither A nor B.
 fn refusal(name: &str) -> String {
-    let what = if name.contains("lora_magnitude_vector") {
-        "is DoRA's, which scales the rows of the merged weight; merge the adapter with PEFT, or train it without `use_dora`"
-    } else if name.contains("lora_embedding") {
+    let what = if name.contains("lora_embedding") {
         "adapts the embedding, which is not run; train the adapter without `embed_tokens`"
     } else if name.ends_with(".bias") {
         "is a bias, which is not run; train the adapter with `bias` set to `none`"
     } else {
-        "is neither A nor B of a low-rank adapter; modules that were trained whole are not run: leave `modules_to_save` out, or merge the adapter with PEFT"
+        "is neither A nor B of a low-rank adapter, nor a tensor that this model has"
     };
     format!("`{name}` {what}")
 }
 
-/// GGUF's names of the linear layers' weights, and what becomes of their rows, by the modules' names within the
-/// decoder.
-fn modules(config: &ModelConfig) -> HashMap<String, (String, Transform)> {
+/// GGUF's names of weights, and what becomes of their rows, by the modules' names within the decoder.
+type Modules = HashMap<String, (String, Transform)>;
+
+fn modules(config: &ModelConfig) -> Modules {
     let mut modules = HashMap::new();
     for weight in config.required_tensors().chain(["output.weight".to_owned()]) {
         let Some(hf) = config.hf_tensor(&weight, "") else { continue };
@@ -118,10 +201,7 @@ fn modules(config: &ModelConfig) -> HashMap<String, (String, Transform)> {
     modules
 }
 
-fn weight_of<'a>(
-    modules: &'a HashMap<String, (String, Transform)>,
-    module: &str,
-) -> Option<&'a (String, Transform)> {
+fn weight_of<'a>(modules: &'a Modules, module: &str) -> Option<&'a (String, Transform)> {
     let decoders = ["language_model.model.", "model.language_model.", "model.", ""];
     decoders.iter().find_map(|decoder| modules.get(module.strip_prefix(decoder)?))
 }
@@ -160,18 +240,13 @@ impl Settings {
         if let Some(kind) = text("peft_type").filter(|kind| !kind.eq_ignore_ascii_case("lora")) {
             return refuse("peft_type", &format!("is `{kind}`; adapters of type `LORA` are run"));
         }
-        if self.flag("use_dora") {
-            let why = "is true: DoRA scales the rows of the merged weight, which is not run; merge the adapter with PEFT";
-            return refuse("use_dora", why);
-        }
         if text("bias").is_some_and(|bias| bias != "none") {
             return refuse("bias", "is not `none`, and trained biases are not run");
         }
         if self.flag("fan_in_fan_out") {
             return refuse("fan_in_fan_out", "is true, which no linear layer of a decoder is");
         }
-        let other =
-            ["lora_bias", "modules_to_save", "layer_replication", "alora_invocation_tokens"];
+        let other = ["lora_bias", "layer_replication", "alora_invocation_tokens"];
         let more = ["trainable_token_indices", "target_parameters", "use_qalora", "use_bdlora"];
         let variants = ["arrow_config", "kasa_config", "monteclora_config", "velora_config"];
         let asks = |value: &Value| match value {
@@ -189,6 +264,12 @@ impl Settings {
             Some(key) => refuse(key, "asks for more than low-rank matrices, which is not run"),
             None => Ok(()),
         }
+    }
+
+    /// Whether modules were trained whole.
+    fn saves_modules(&self) -> bool {
+        let saved = self.0.get("modules_to_save").and_then(Value::as_array);
+        saved.is_some_and(|saved| !saved.is_empty())
     }
 
     /// r and α of a module.
@@ -249,7 +330,31 @@ impl AdapterFile {
                 let bytes = self.packed(&name, values, dtype)?;
                 tensors.push((TensorSpec::new(name, dtype, shape), bytes));
             }
+            if let Some(magnitude) = &matrix.magnitude {
+                let values = regrouped(magnitude.clone(), 1, hf.transform, config, false);
+                let name = format!("{PREFIX}{module}{}", MAGNITUDES[0]);
+                let bytes = self.packed(&name, &values, DType::F32)?;
+                tensors.push((TensorSpec::new(name, DType::F32, [rows]), bytes));
+            }
             modules.push((module, matrix));
+        }
+        let mut saved = Vec::new();
+        for (tensor, values) in &self.tensors {
+            let hf = config.hf_tensor(tensor, "model.").expect("tensors of the model have names");
+            let mut values = regrouped(values.to_vec(), config.dim, hf.transform, config, false);
+            if hf.transform == Transform::PlusOne {
+                values.iter_mut().for_each(|value| *value -= 1.0);
+            }
+            let shape = config.tensor_shape(tensor).expect("tensors of the model have shapes");
+            saved.push(hf.names[0].strip_suffix(".weight").unwrap_or(&hf.names[0]).to_owned());
+            // PEFT keeps a head that is the embedding beside it.
+            let is_tied = config.tied && tensor == "token_embd.weight";
+            let head = is_tied.then(|| "lm_head.weight".to_owned());
+            for name in hf.names.iter().cloned().chain(head) {
+                let name = format!("{PREFIX}{name}");
+                let bytes = self.packed(&name, &values, DType::F32)?;
+                tensors.push((TensorSpec::new(name, DType::F32, shape.clone()), bytes));
+            }
         }
         std::fs::create_dir_all(dir)
             .map_err(|source| Error::Write { path: dir.display().to_string(), source })?;
@@ -263,7 +368,7 @@ impl AdapterFile {
         writer.finish()?;
         let path = dir.join(CONFIG);
         let mut file = AtomicFile::create(&path)?;
-        let settings = settings(base, &modules);
+        let settings = settings(base, &modules, &saved, config.tied);
         file.write_all(format!("{settings:#}\n").as_bytes())
             .map_err(|source| Error::Write { path: path.display().to_string(), source })?;
         file.finish()?;
@@ -272,7 +377,7 @@ impl AdapterFile {
 }
 
 /// `adapter_config.json`: what most modules have, and what others have instead.
-fn settings(base: &str, modules: &[(String, &LowRank)]) -> Value {
+fn settings(base: &str, modules: &[(String, &LowRank)], saved: &[String], tied: bool) -> Value {
     // One rule for all: an α of the other rule gives the same scale.
     let rank_stabilized = modules.first().is_some_and(|(_, matrix)| matrix.rank_stabilized);
     let alpha = |matrix: &LowRank| match matrix.rank_stabilized == rank_stabilized {
@@ -312,7 +417,8 @@ fn settings(base: &str, modules: &[(String, &LowRank)]) -> Value {
         "fan_in_fan_out": false,
         "inference_mode": true,
         "init_lora_weights": true,
-        "modules_to_save": null,
-        "use_dora": false,
+        "modules_to_save": if saved.is_empty() { Value::Null } else { json!(saved) },
+        "ensure_weight_tying": tied && !saved.is_empty(),
+        "use_dora": modules.iter().any(|(_, matrix)| matrix.magnitude.is_some()),
     })
 }

@@ -9,7 +9,7 @@ use bevel_kernels::{Cpu, PackedMatrix, Product, matmul, matmul_add};
 
 use super::{AdapterFile, LowRank, common_type};
 use crate::linear::LinearState;
-use crate::{Error, ModelConfig, Part, Place, Result, Stage};
+use crate::{Checkpoint, Error, ModelConfig, Part, Place, Result, Stage};
 
 const STAGES: usize = Stage::ALL.len();
 
@@ -46,7 +46,7 @@ struct Branches {
     all: Vec<Branch>,
 }
 
-/// What is added to the output of one of them.
+/// What becomes of the output of one of them.
 #[derive(Debug)]
 struct Branch {
     /// Which one.
@@ -56,6 +56,8 @@ struct Branch {
     /// `[out, r]`
     b: PackedMatrix,
     scale: f32,
+    /// What every output of W grows by, `[out]`: its factor less 1 (DoRA). That of B is in its rows.
+    growth: Option<Vec<f32>>,
 }
 
 impl Adapter {
@@ -63,15 +65,26 @@ impl Adapter {
     ///
     /// # Errors
     /// Those of [`AdapterFile::open`].
-    pub fn open(path: &std::path::Path, config: &ModelConfig, cpu: &Cpu) -> Result<Self> {
-        Self::new(&AdapterFile::open(path, config)?, config, cpu)
+    pub fn open(path: &std::path::Path, model: &Checkpoint, cpu: &Cpu) -> Result<Self> {
+        Self::new(&AdapterFile::open(path, model.config())?, model, cpu)
     }
 
-    /// Packs what files have, in the types they have it in.
+    /// Packs what files have, in the types they have it in. Of the model's weights only those are read whose rows get
+    /// other lengths (DoRA).
     ///
     /// # Errors
-    /// Those of packing.
-    pub fn new(file: &AdapterFile, config: &ModelConfig, cpu: &Cpu) -> Result<Self> {
+    /// [`Error::Adapter`] for one with whole tensors that are not the model's, and those of reading and packing.
+    pub fn new(file: &AdapterFile, model: &Checkpoint, cpu: &Cpu) -> Result<Self> {
+        let config = model.config();
+        let is_there = |(name, values): (&String, &Arc<[f32]>)| {
+            let mut merged = model.adapters().iter();
+            merged.any(|(file, _)| file.tensors().get(name).is_some_and(|v| Arc::ptr_eq(v, values)))
+        };
+        if let Some((name, _)) = file.tensors().iter().find(|tensor| !is_there(*tensor)) {
+            return Err(file.refused(format!(
+                "it has whole tensors (`{name}`), which sequences beside each other cannot have of their own; merge it into the model"
+            )));
+        }
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let none = || std::array::from_fn(|_| Vec::new());
         let mut weights: Vec<[Vec<&str>; STAGES]> = (0..config.layers).map(|_| none()).collect();
@@ -87,7 +100,7 @@ impl Adapter {
             let mut layer: [Option<Branches>; STAGES] = std::array::from_fn(|_| None);
             for (branches, weights) in layer.iter_mut().zip(weights) {
                 if !weights.is_empty() {
-                    let new = Branches::new(cpu, file, config, &weights)?;
+                    let new = Branches::new(cpu, file, model, &weights)?;
                     bytes += new.bytes();
                     *branches = Some(new);
                 }
@@ -116,9 +129,13 @@ impl Adapter {
 
 impl Branches {
     /// Packs what is added to the weights of a stage, at least one.
-    fn new(cpu: &Cpu, file: &AdapterFile, config: &ModelConfig, weights: &[&str]) -> Result<Self> {
+    fn new(cpu: &Cpu, file: &AdapterFile, model: &Checkpoint, weights: &[&str]) -> Result<Self> {
+        let config = model.config();
         let matrices: Vec<&LowRank> = weights.iter().map(|w| &file.matrices()[*w]).collect();
-        let dtype = matrices.iter().map(|m| m.dtype).reduce(common_type).unwrap_or(DType::F32);
+        let mut dtype = matrices.iter().map(|m| m.dtype).reduce(common_type).unwrap_or(DType::F32);
+        if matrices.iter().any(|matrix| matrix.magnitude.is_some()) {
+            dtype = DType::F32;
+        }
         let pack = |weight: &str, rows: usize, cols: usize, values: &[f32]| {
             let bytes = file.packed(weight, values, dtype)?;
             PackedMatrix::pack(cpu, dtype, rows, cols, &bytes).map_err(|source| Error::Kernel {
@@ -130,10 +147,18 @@ impl Branches {
         let (mut a, mut all, mut ranks) = (Vec::new(), Vec::new(), 0);
         for (weight, matrix) in weights.iter().zip(&matrices) {
             let (rank, scale) = (matrix.rank, matrix.scale());
+            let grown = matrix.grown(cpu, weight, model)?;
             for (place, rows) in places(config, weight) {
-                let values = &matrix.b[rows.start * rank..rows.end * rank];
-                let b = pack(weight, rows.len(), rank, values)?;
-                all.push(Branch { place, rows: ranks..ranks + rank, b, scale });
+                let mut values = matrix.b[rows.start * rank..rows.end * rank].to_vec();
+                let growth = grown.as_ref().map(|grown| &grown[rows.clone()]);
+                for (row, growth) in values.chunks_exact_mut(rank).zip(growth.into_iter().flatten())
+                {
+                    row.iter_mut().for_each(|b| *b *= growth);
+                }
+                let b = pack(weight, rows.len(), rank, &values)?;
+                let growth =
+                    growth.map(|growth| growth.iter().map(|factor| factor - 1.0).collect());
+                all.push(Branch { place, rows: ranks..ranks + rank, b, scale, growth });
             }
             a.extend_from_slice(&matrix.a);
             ranks += rank;
@@ -142,7 +167,31 @@ impl Branches {
     }
 
     fn bytes(&self) -> usize {
-        self.a.bytes() + self.all.iter().map(|branch| branch.b.bytes()).sum::<usize>()
+        let branch =
+            |branch: &Branch| branch.b.bytes() + 4 * branch.growth.as_ref().map_or(0, Vec::len);
+        self.a.bytes() + self.all.iter().map(branch).sum::<usize>()
+    }
+
+    /// What the outputs of a layer grow by, where they do.
+    fn growth(&self, place: usize) -> Option<&[f32]> {
+        self.all.iter().find(|branch| branch.place == place)?.growth.as_deref()
+    }
+}
+
+impl LowRank {
+    /// What each row of W + s B A is multiplied with to have its length; `None` where rows keep theirs.
+    fn grown(&self, cpu: &Cpu, weight: &str, model: &Checkpoint) -> Result<Option<Vec<f32>>> {
+        if self.magnitude.is_none() {
+            return Ok(None);
+        }
+        let (w, cols) = (model.read_f32(weight)?, self.cols());
+        let mut grown = vec![0.0; w.len() / cols];
+        cpu.pool().run_chunks(&mut grown, 1, |index, grown| {
+            let mut row = w[index * cols..][..cols].to_vec();
+            self.add_row(index, &mut row, 1.0);
+            grown[0] = self.growth(index, &row);
+        });
+        Ok(Some(grown))
     }
 }
 
@@ -208,6 +257,49 @@ pub(crate) struct StageAdapters<'a> {
 impl StageAdapters<'_> {
     /// Nobody has any.
     pub(crate) const NONE: Self = Self { of_layer: LayerAdapters::NONE, stage: Stage::Qkv };
+
+    /// Scales every layer's output W x, `[n, out]`, as DoRA's adapters scale the rows of W: it becomes W x + Σ s (g − 1) W x,
+    /// with g what an adapter lets a row grow by, and s how much it counts.
+    pub(crate) fn stretch<const LAYERS: usize>(self, outs: &mut [&mut Vec<f32>; LAYERS], n: usize) {
+        let LayerAdapters { common, parts, .. } = self.of_layer;
+        if parts.is_empty() {
+            return self.stretch_rows([common, &[]], 0..n, outs);
+        }
+        let mut start = 0;
+        for part in parts {
+            let rows = start..start + part.tokens;
+            self.stretch_rows([common, part.adapters], rows.clone(), outs);
+            start = rows.end;
+        }
+    }
+
+    fn stretch_rows<const LAYERS: usize>(
+        self,
+        adapters: [&[ScaledAdapter]; 2],
+        rows: Range<usize>,
+        outs: &mut [&mut Vec<f32>; LAYERS],
+    ) {
+        for (place, out) in outs.iter_mut().enumerate() {
+            let growth = |one: &'_ ScaledAdapter| self.growth(one, place).is_some();
+            let of_place = || adapters.into_iter().flatten().filter(|one| growth(one));
+            let Some(width) = of_place().find_map(|one| self.growth(one, place)).map(<[f32]>::len)
+            else {
+                continue;
+            };
+            for y in out[rows.start * width..rows.end * width].chunks_exact_mut(width) {
+                for (i, y) in y.iter_mut().enumerate() {
+                    let grown =
+                        of_place().filter_map(|one| Some(one.scale * self.growth(one, place)?[i]));
+                    *y *= 1.0 + grown.sum::<f32>();
+                }
+            }
+        }
+    }
+
+    /// What an adapter lets the outputs of a layer grow by.
+    fn growth(self, one: &ScaledAdapter, place: usize) -> Option<&[f32]> {
+        one.adapter.layers[self.of_layer.layer][self.stage as usize].as_ref()?.growth(place)
+    }
 
     /// `y += s (x Aᵀ) Bᵀ` for every layer's output `y`, `[n, out]`, given their input `x`, `[n, in]`.
     pub(crate) fn add<const LAYERS: usize>(

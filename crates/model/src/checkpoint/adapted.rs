@@ -32,14 +32,15 @@ impl Adapted {
 }
 
 impl Checkpoint {
-    /// The same model with an adapter merged into it, which counts `scale` times what it was trained for. Weights
-    /// that it changes are read in f32.
+    /// The same model with an adapter merged into it: W + `scale` (W′ − W), with W′ what the adapter makes of W. Weights that
+    /// it changes are read in f32.
     ///
     /// # Panics
     /// Where the adapter is one of another model, and where the checkpoint is rotated.
     pub fn adapted(mut self, adapter: Arc<AdapterFile>, scale: f32) -> Self {
         assert!(self.rotated.is_none(), "an adapter's inputs are not rotated");
-        adapter.matrices().keys().for_each(|name| self.change(name));
+        let names = adapter.matrices().keys().chain(adapter.tensors().keys());
+        names.for_each(|name| self.change(name));
         self.adapted.adapters.push((adapter, scale));
         self
     }
@@ -99,9 +100,18 @@ impl Checkpoint {
             Some(values) => values.to_vec(),
             None => self.unpack(name, stored, &self.read_stored(name, stored)?)?,
         };
+        let w = values.clone();
         for (adapter, scale) in &self.adapted.adapters {
             if let Some(matrix) = adapter.matrices().get(name) {
-                matrix.add_to(&mut values, *scale);
+                matrix.add_to(&w, &mut values, *scale);
+            }
+            match adapter.tensors().get(name) {
+                Some(tensor) if *scale == 1.0 && values == w => values.copy_from_slice(tensor),
+                Some(tensor) => {
+                    let moves = values.iter_mut().zip(tensor.iter().zip(&w));
+                    moves.for_each(|(value, (tensor, w))| *value += scale * (tensor - w));
+                }
+                None => {}
             }
         }
         Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into())

@@ -61,14 +61,35 @@ fn adapter(config: &ModelConfig, seed: u32) -> AdapterFile {
         }
         let rank = if i % 4 == 1 { 5 } else { 3 };
         let (a, b) = (random(rank * cols, &mut seed), random(rows * rank, &mut seed));
-        let matrix = LowRank { rank, alpha: 4.5, rank_stabilized: false, dtype: DType::F32, a, b };
+        let matrix = LowRank {
+            rank,
+            alpha: 4.5,
+            rank_stabilized: false,
+            dtype: DType::F32,
+            a,
+            b,
+            magnitude: None,
+        };
         file.insert(config, &name, matrix).unwrap();
     }
     file
 }
 
+/// The same with lengths of rows (DoRA).
+fn with_lengths(config: &ModelConfig, seed: u32) -> AdapterFile {
+    let (plain, mut seed) = (adapter(config, seed), seed + 100);
+    let mut file = AdapterFile::new("test");
+    for (name, matrix) in plain.matrices() {
+        let rows = matrix.b.len() / matrix.rank;
+        let magnitude = random(rows, &mut seed).into_iter().map(|v| 1.0 + v).collect();
+        let matrix = LowRank { magnitude: Some(magnitude), ..matrix.clone() };
+        file.insert(config, name, matrix).unwrap();
+    }
+    file
+}
+
 fn scaled(file: &AdapterFile, model: &Model, cpu: &Cpu, scale: f32) -> ScaledAdapter {
-    let adapter = Adapter::new(file, model.config(), cpu).unwrap();
+    let adapter = Adapter::new(file, model.checkpoint(), cpu).unwrap();
     ScaledAdapter { adapter: Arc::new(adapter), scale }
 }
 
@@ -87,19 +108,27 @@ fn an_adapted_model_is_the_merged_one() {
         for isa in Isa::available() {
             let cpu = Cpu::with_isa(2, isa);
             let config = open(case).config().clone();
-            let files = [adapter(&config, 1), adapter(&config, 2)].map(Arc::new);
-            let merged = open(case).adapted(files[0].clone(), 1.0).adapted(files[1].clone(), -0.5);
-            assert!(merged.is_changed());
-            let merged = logits(&load(merged, &cpu), &cpu, &tokens, &[tokens.len()]);
-            let moved = relative_error(&merged, &plain);
-            assert!(moved > 0.03, "{case}: the adapters move the logits by {moved}");
-            let model = load(open(case), &cpu);
-            let adapters =
-                vec![scaled(&files[0], &model, &cpu, 1.0), scaled(&files[1], &model, &cpu, -0.5)];
-            let model = model.with_adapters(adapters);
-            for steps in [&[40][..], &[17, 1, 1, 3]] {
-                let error = relative_error(&logits(&model, &cpu, &tokens, steps), &merged);
-                assert!(error < 1e-4, "{case} on {isa}: relative error {error:.2e}");
+            let all = [
+                [adapter(&config, 1), adapter(&config, 2)],
+                [with_lengths(&config, 1), with_lengths(&config, 2)],
+            ];
+            for files in all.map(|files| files.map(Arc::new)) {
+                let merged =
+                    open(case).adapted(files[0].clone(), 1.0).adapted(files[1].clone(), -0.5);
+                assert!(merged.is_changed());
+                let merged = logits(&load(merged, &cpu), &cpu, &tokens, &[tokens.len()]);
+                let moved = relative_error(&merged, &plain);
+                assert!(moved > 0.03, "{case}: the adapters move the logits by {moved}");
+                let model = load(open(case), &cpu);
+                let adapters = vec![
+                    scaled(&files[0], &model, &cpu, 1.0),
+                    scaled(&files[1], &model, &cpu, -0.5),
+                ];
+                let model = model.with_adapters(adapters);
+                for steps in [&[40][..], &[17, 1, 1, 3]] {
+                    let error = relative_error(&logits(&model, &cpu, &tokens, steps), &merged);
+                    assert!(error < 1e-4, "{case} on {isa}: relative error {error:.2e}");
+                }
             }
         }
     }
@@ -133,6 +162,62 @@ fn merging_adds_the_product() {
     let straight = logits(&load(merged.reopened().unwrap(), &cpu), &cpu, &tokens, &[40]);
     let rotated = load(merged.rotated(5).unwrap(), &cpu);
     assert!(relative_error(&logits(&rotated, &cpu, &tokens, &[40]), &straight) < 1e-4);
+}
+
+/// Lengths against ones written down here.
+#[test]
+fn rows_of_a_merged_matrix_have_the_lengths_that_were_learnt() {
+    let checkpoint = open("llama");
+    let (config, name) = (checkpoint.config().clone(), "blk.1.attn_q.weight");
+    let file = Arc::new(with_lengths(&config, 3));
+    let plain = Arc::new(adapter(&config, 3));
+    let magnitude = file.matrices()[name].magnitude.as_ref().unwrap();
+    let cols = config.dim;
+    let directions = open("llama").adapted(plain, 1.0).read_f32(name).unwrap();
+    let merged = open("llama").adapted(file.clone(), 1.0).read_f32(name).unwrap();
+    let half = open("llama").adapted(file.clone(), 0.5).read_f32(name).unwrap();
+    let before = checkpoint.read_f32(name).unwrap();
+    for (row, (merged, direction)) in merged.chunks(cols).zip(directions.chunks(cols)).enumerate() {
+        let norm = |row: &[f32]| row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        assert!((norm(merged) - f64::from(magnitude[row])).abs() < 1e-5);
+        let growth = norm(merged) / norm(direction);
+        for (i, (merged, direction)) in merged.iter().zip(direction).enumerate() {
+            assert!((f64::from(*merged) - growth * f64::from(*direction)).abs() < 1e-5);
+            let middle = 0.5 * (before[row * cols + i] + merged);
+            assert!((half[row * cols + i] - middle).abs() < 1e-5);
+        }
+    }
+}
+
+/// Tensors of an adapter stand in the place of the model's, merged and beside it.
+#[test]
+fn whole_tensors_replace_the_models() {
+    let cpu = Cpu::new(2).unwrap();
+    for case in ["llama", "gemma3"] {
+        let (tokens, plain) = expected_in(&golden(case));
+        let config = open(case).config().clone();
+        let mut file = adapter(&config, 4);
+        for name in ["output_norm.weight", "token_embd.weight"] {
+            let own = open(case).read_f32(name).unwrap();
+            let moved = random(own.len(), &mut 9);
+            let values = own.iter().zip(moved).map(|(own, moved)| own + 0.3 * moved).collect();
+            file.insert_tensor(&config, name, values).unwrap();
+        }
+        let file = Arc::new(file);
+        let merged = open(case).adapted(file.clone(), 1.0);
+        for (name, values) in file.tensors() {
+            assert_eq!(merged.read_f32(name).unwrap()[..], values[..]);
+        }
+        let merged = logits(&load(merged, &cpu), &cpu, &tokens, &[40]);
+        assert!(relative_error(&merged, &plain) > 0.05, "{case}");
+        // Beside the model: the matrices alone, after the tensors have taken their place.
+        let error = Adapter::new(&file, &open(case), &cpu).unwrap_err().to_string();
+        assert!(error.contains("whole tensors") && error.contains("merge"), "{error}");
+        let model = load(open(case).adapted(Arc::new(file.without_matrices()), 1.0), &cpu);
+        let beside = scaled(&file, &model, &cpu, 1.0);
+        let model = model.with_adapters(vec![beside]);
+        assert!(relative_error(&logits(&model, &cpu, &tokens, &[40]), &merged) < 1e-4, "{case}");
+    }
 }
 
 /// Logits of several sequences in one batch, a token at a time after a prompt.
@@ -170,7 +255,7 @@ fn each_sequence_of_a_batch_has_its_own() {
         for isa in Isa::available() {
             let cpu = Cpu::with_isa(2, isa);
             let model = Model::load(open(case), &cpu, &mut |_| {}).unwrap();
-            let files = [adapter(model.config(), 1), adapter(model.config(), 2)];
+            let files = [adapter(model.config(), 1), with_lengths(model.config(), 2)];
             let [one, two] = files.each_ref().map(|file| scaled(file, &model, &cpu, 1.0));
             let half = ScaledAdapter { scale: 0.5, ..one.clone() };
             let all = [
@@ -202,7 +287,7 @@ fn assert_same(found: &AdapterFile, expected: &AdapterFile) {
         let other = &found.matrices()[name];
         assert_eq!((other.rank, other.dtype), (matrix.rank, matrix.dtype), "{name}");
         let error = |a: &[f32], b: &[f32]| relative_error(a, b);
-        assert_eq!(other.a, matrix.a, "{name}");
+        assert_eq!((&other.a, &other.magnitude), (&matrix.a, &matrix.magnitude), "{name}");
         let scaled = |m: &LowRank| m.b.iter().map(|b| b * m.scale()).collect::<Vec<f32>>();
         assert!(error(&scaled(other), &scaled(matrix)) < 1e-6, "{name}");
     }
@@ -219,6 +304,25 @@ fn both_formats_keep_what_an_adapter_is() {
         assert_same(&AdapterFile::open(&dir, &config).unwrap(), &file);
         file.write_gguf(&gguf, &config).unwrap();
         assert_same(&AdapterFile::open(&gguf, &config).unwrap(), &file);
+        // Lengths and whole tensors have a place in PEFT's directories alone.
+        let mut more = with_lengths(&config, 8);
+        let tensors = ["token_embd.weight", "output_norm.weight", "blk.1.attn_norm.weight"];
+        let shaped = tensors.iter().filter_map(|name| Some((*name, config.tensor_shape(name)?)));
+        let names = config.required_tensors().collect::<Vec<String>>();
+        for (name, shape) in shaped.filter(|(name, _)| names.iter().any(|n| n == name)) {
+            let values = random(shape.iter().product(), &mut 5);
+            more.insert_tensor(&config, name, values).unwrap();
+        }
+        let whole = temp.path().join("whole");
+        more.write_peft(&whole, case, &config).unwrap();
+        let again = AdapterFile::open(&whole, &config).unwrap();
+        assert_same(&again, &more);
+        assert_eq!(again.tensors().len(), more.tensors().len(), "{case}");
+        for (name, values) in more.tensors() {
+            assert!(relative_error(&again.tensors()[name], values) < 1e-6, "{case}: {name}");
+        }
+        let error = more.write_gguf(&gguf, &config).unwrap_err().to_string();
+        assert!(error.contains("DoRA") && error.contains("merge"), "{error}");
         // As halves, which the kernels read as they are.
         file.clone().rounded(DType::F16).unwrap().write_gguf(&gguf, &config).unwrap();
         let halves = AdapterFile::open(&gguf, &config).unwrap();
@@ -292,10 +396,9 @@ fn what_cannot_be_run_is_refused_by_name() {
     let a = ("layers.0.self_attn.q_proj.lora_A.weight", [2, dim]);
     let b = ("layers.0.self_attn.q_proj.lora_B.weight", [q, 2]);
     for (changes, expected) in [
-        (json!({ "use_dora": true }), "DoRA"),
+        (json!({ "use_dora": true }), "no lengths"),
         (json!({ "bias": "all" }), "`bias`"),
         (json!({ "kasa_config": { "beta": 1 } }), "`kasa_config`"),
-        (json!({ "modules_to_save": ["lm_head"] }), "`modules_to_save`"),
         (json!({ "peft_type": "IA3" }), "`IA3`"),
         (json!({ "r": null }), "`r`"),
         (json!({ "r": 4 }), "the rank is 4"),
@@ -305,7 +408,17 @@ fn what_cannot_be_run_is_refused_by_name() {
     }
     let none = json!({});
     let magnitude = ("layers.0.self_attn.q_proj.lora_magnitude_vector", [q, 1]);
-    refused(none.clone(), &[a, b, magnitude], &["lora_magnitude_vector", "DoRA"]);
+    refused(none.clone(), &[a, b, magnitude], &["self_attn.q_proj", "DoRA", "`use_dora`"]);
+    let short = ("layers.0.self_attn.q_proj.lora_magnitude_vector", [q - 1, 1]);
+    refused(json!({ "use_dora": true }), &[a, b, short], &["DoRA", "another model"]);
+    let saved = json!({ "modules_to_save": ["embed_tokens"] });
+    let rows = ("embed_tokens.weight", [config.vocab_size, dim]);
+    let (size, problem) = match config.tied {
+        true => (rows, "`ensure_weight_tying`"),
+        false => (("embed_tokens.weight", [2, dim]), "another one"),
+    };
+    refused(saved.clone(), &[a, b, size], &[problem]);
+    refused(saved, &[a, b, ("visual.weight", [2, dim])], &["visual.weight"]);
     refused(none.clone(), &[a], &["lora_A", "without", "lora_B"]);
     let short = ("layers.0.self_attn.q_proj.lora_B.weight", [q - 1, 2]);
     let shapes = [format!("[{}, 2]", q - 1), format!("[{q}, {dim}]")];

@@ -19,8 +19,15 @@ fn file(config: &ModelConfig, seed: usize) -> AdapterFile {
         let Some(&[rows, cols]) = config.tensor_shape(weight).as_deref() else { continue };
         let value = |i: usize| ((i * 7919 + seed * 31) % 101) as f32 / 250.0 - 0.2;
         let (a, b) = ((0..4 * cols).map(value).collect(), (0..rows * 4).map(value).collect());
-        let matrix =
-            LowRank { rank: 4, alpha: 8.0, rank_stabilized: false, dtype: DType::F32, a, b };
+        let matrix = LowRank {
+            rank: 4,
+            alpha: 8.0,
+            rank_stabilized: false,
+            dtype: DType::F32,
+            a,
+            b,
+            magnitude: None,
+        };
         file.insert(config, weight, matrix).unwrap();
     }
     file
@@ -29,17 +36,19 @@ fn file(config: &ModelConfig, seed: usize) -> AdapterFile {
 /// A server of the model with two adapters, one of which counts half by its name.
 fn server(may_load: bool) -> Running {
     let cpu = Arc::new(Cpu::new(2).unwrap());
-    let config = Checkpoint::open(&tiny_austen()).unwrap().config().clone();
+    let checkpoint = Checkpoint::open(&tiny_austen()).unwrap();
+    let config = checkpoint.config();
     let adapter = |name: &str, seed, scale| AdapterToServe {
         name: name.to_owned(),
         path: format!("adapters/{name}").into(),
-        adapter: Arc::new(Adapter::new(&file(&config, seed), &config, &cpu).unwrap()),
+        adapter: Arc::new(Adapter::new(&file(config, seed), &checkpoint, &cpu).unwrap()),
         scale,
     };
     let adapters = vec![adapter("one", 1, 1.0), adapter("half", 2, 0.5)];
     let load = Box::new(|| Ok(loaded(EngineConfig::new(512, 8))));
-    let open =
-        move |path: &Path| Adapter::open(path, &config, &cpu).map_err(|error| error.to_string());
+    let open = move |path: &Path| {
+        Adapter::open(path, &checkpoint, &cpu).map_err(|error| error.to_string())
+    };
     let tiny = to_serve("tiny", 1, load);
     let load_adapter = may_load.then_some(Box::new(open) as _);
     serve(|_| {}, vec![ModelToServe { adapters, load_adapter, ..tiny }])
@@ -146,10 +155,11 @@ fn adapters_are_listed_as_models_are() {
 
 #[test]
 fn adapters_come_and_go_where_the_operator_allows_it() {
-    let config = Checkpoint::open(&tiny_austen()).unwrap().config().clone();
+    let checkpoint = Checkpoint::open(&tiny_austen()).unwrap();
+    let config = checkpoint.config();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new.gguf");
-    file(&config, 1).write_gguf(&path, &config).unwrap();
+    file(config, 1).write_gguf(&path, config).unwrap();
     let load = json!({ "lora_name": "new", "lora_path": path });
     let unload = json!({ "lora_name": "new" });
     let closed = server(false);

@@ -165,7 +165,7 @@ fn what_is_learnt_holds_for_what_was_held_out() {
 
     // The adapter, as PEFT names it.
     let dir = tempfile::tempdir().unwrap();
-    write_adapter(dir.path(), "tiny", checkpoint.config(), &lora, &adapters).unwrap();
+    write_adapter(dir.path(), "tiny", checkpoint.config(), &lora, &adapters, &[]).unwrap();
     let file =
         safetensors::Checkpoint::open(&dir.path().join("adapter_model.safetensors")).unwrap();
     let name = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight";
@@ -198,7 +198,7 @@ fn a_merged_model_is_the_adapted_one() {
         let dir = tempfile::tempdir().unwrap();
         let (directory, merged) = (dir.path().join("adapter"), dir.path().join("merged"));
         let adapters = network.adapters(&parameters);
-        write_adapter(&directory, case, checkpoint.config(), &lora, &adapters).unwrap();
+        write_adapter(&directory, case, checkpoint.config(), &lora, &adapters, &[]).unwrap();
 
         // W + s B A for every matrix that the adapter names.
         let open = |path: &Path| safetensors::Checkpoint::open(path).unwrap();

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use bevel_base::DType;
 use bevel_kernels::Cpu;
-use bevel_model::Checkpoint;
+use bevel_model::{AdapterFile, Checkpoint};
 use bevel_train::{
-    AsStored, Batch, Network, NetworkConfig, Optimizer, OptimizerConfig, Parameters, Precision,
-    Recompute, Rounding, Ternary, Trainable,
+    AsStored, Batch, LoraConfig, Network, NetworkConfig, Optimizer, OptimizerConfig, Parameters,
+    Precision, Recompute, Rounding, Start, Ternary, Trainable, start_from, write_adapter,
 };
 
 use crate::alone;
@@ -189,4 +189,62 @@ fn ternary_weights_are_learnt() {
     let plain =
         train(&tiny_austen().replaced(run.tensors), &Trainable::default(), 0, 0.0).losses[0];
     assert!((plain - last).abs() < 0.02, "{plain} {last}");
+}
+
+/// What is written of an adapter with lengths and whole tensors is what was trained, and training goes on from it.
+#[test]
+fn an_adapter_keeps_lengths_and_whole_tensors() {
+    let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/goldens/families");
+    let cpu = Cpu::new(2).unwrap();
+    for (case, start) in [
+        ("llama", Start::Uniform),
+        ("gemma2", Start::Uniform),
+        ("phi3_short", Start::Uniform),
+        ("qwen3", Start::Pissa),
+    ] {
+        let open = || Checkpoint::open(&families.join(case)).unwrap();
+        let checkpoint = open();
+        let lora = LoraConfig { rank: 3, dora: true, start, ..LoraConfig::all_linear() };
+        let trainable = Trainable {
+            lora: Some(lora.clone()),
+            tensors: vec!["token_embd.weight".to_owned(), "output_norm.weight".to_owned()],
+            ..Trainable::default()
+        };
+        let config =
+            NetworkConfig { context: 64, precision: Precision::Single, ..Default::default() };
+        let mut parameters = Parameters::default();
+        let mut network =
+            Network::new(&cpu, &checkpoint, &trainable, &config, &mut parameters).unwrap();
+        let mut seed = 1u32;
+        for value in &mut parameters.values {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *value += (seed >> 8) as f32 / (1u32 << 24) as f32 * 0.2 - 0.1;
+        }
+        let tokens: Vec<u32> = (2..30).collect();
+        let (targets, weights) = ((3..31).collect::<Vec<u32>>(), [0.1; 28]);
+        let sequences = alone(0..28);
+        let batch =
+            Batch { tokens: &tokens, sequences: &sequences, targets: &targets, weights: &weights };
+        let loss = network.loss(&cpu, &parameters, &batch).unwrap();
+
+        let dir = tempfile::tempdir().unwrap();
+        let (adapters, tensors) = (network.adapters(&parameters), network.tensors(&parameters));
+        write_adapter(dir.path(), case, checkpoint.config(), &lora, &adapters, &tensors).unwrap();
+        let file = AdapterFile::open(dir.path(), checkpoint.config()).unwrap();
+        let merged = open().adapted(Arc::new(file.clone()), 1.0);
+        let mut none = Parameters::default();
+        let mut frozen =
+            Network::new(&cpu, &merged, &Trainable::default(), &config, &mut none).unwrap();
+        let found = frozen.loss(&cpu, &none, &batch).unwrap();
+        assert!((found - loss).abs() < 1e-4 * loss, "{case}: {found}, trained to {loss}");
+
+        if case == "llama" || case == "gemma2" {
+            let mut again = Parameters::default();
+            let mut network =
+                Network::new(&cpu, &checkpoint, &trainable, &config, &mut again).unwrap();
+            start_from(&file, &lora, &mut again).unwrap();
+            let error = network.loss(&cpu, &again, &batch).unwrap() - loss;
+            assert!(error.abs() < 1e-5 * loss, "{case}");
+        }
+    }
 }

@@ -71,8 +71,7 @@ struct Output<'a> {
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let Loaded { model, mut tokenizer, cpu, .. } =
-        model::load(&args.model, args.products.exact, global)?;
-    let model = args.adapters.beside(model, &cpu)?;
+        model::load(&args.model, args.products.exact, &args.adapters, global)?;
     let template = match tokenizer.chat_template(false) {
         Ok(template) => template,
         Err(TemplateError::Missing) => bail!(

@@ -37,8 +37,8 @@ pub(super) fn run(args: &Args, file: &PathBuf, global: &Global) -> Result<()> {
     let questions = Question::parse_jsonl(&text::read(file)?).with_context(named)?;
     let path = model::resolve(&args.model, global)?;
     let ask = |name: &str, adapters: &Adapters, label: &str| {
-        let Loaded { model, tokenizer, cpu, .. } = model::load(name, args.products.exact, global)?;
-        let model = adapters.beside(model, &cpu)?;
+        let Loaded { model, tokenizer, cpu, .. } =
+            model::load(name, args.products.exact, adapters, global)?;
         let template = args.chat.then(|| tokenizer.chat_template(false)).transpose();
         let template = template.with_context(|| format!("--chat: `{name}`"))?;
         let config = ChoicesConfig { context: args.ctx, kv_type: args.kv.kv.into() };

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::file::ModelFile;
 use super::{Args, perplexity, warn_of_long_windows};
+use crate::adapters::Adapters;
 use crate::args::Global;
 use crate::model::{self, Loaded};
 use crate::ui::print_json;
@@ -80,8 +81,7 @@ pub(super) fn run(args: &Args, base: &str, global: &Global) -> Result<()> {
     let path = model::resolve(&args.model, global)?;
     let (base, base_file) = open_base(args, base, &config, &content, global)?;
     let Loaded { model, tokenizer, cpu, .. } =
-        model::load(&args.model, args.products.exact, global)?;
-    let model = args.adapters.beside(model, &cpu)?;
+        model::load(&args.model, args.products.exact, &args.adapters, global)?;
     let text = args.encode(&tokenizer, &content)?;
     warn_of_long_windows(context, model.config().context, global);
 
@@ -133,9 +133,8 @@ fn open_base(
     let path = model::resolve(base, global)?;
     let exact = args.products.exact || args.base_exact;
     let Some(file) = &args.base_logits else {
-        let loaded = model::load(base, exact, global)?;
-        let model = args.base_adapters().beside(loaded.model, &loaded.cpu)?;
-        return Ok((Base::Model(Box::new(Loaded { model, ..loaded })), Some(path)));
+        let loaded = model::load(base, exact, &args.base_adapters(), global)?;
+        return Ok((Base::Model(Box::new(loaded)), Some(path)));
     };
     if file.exists() {
         ensure!(
@@ -149,7 +148,7 @@ fn open_base(
         logits.check_model(&ModelDigest::of(&checkpoint, &cpu)?)?;
         return Ok((Base::File(logits), Some(path)));
     }
-    let loaded = model::load(base, exact, global)?;
+    let loaded = model::load(base, exact, &Adapters::default(), global)?;
     let candidate = model::open(&args.model, global)?;
     // Before the base runs for nothing.
     check_vocabulary(&loaded.tokenizer, &candidate.tokenizer()?)?;

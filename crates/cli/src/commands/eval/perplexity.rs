@@ -29,8 +29,7 @@ struct Output<'a> {
 pub(super) fn run(args: &Args, global: &Global) -> Result<()> {
     let content = args.read()?;
     let Loaded { model, tokenizer, cpu, .. } =
-        model::load(&args.model, args.products.exact, global)?;
-    let model = args.adapters.beside(model, &cpu)?;
+        model::load(&args.model, args.products.exact, &args.adapters, global)?;
     let text = args.encode(&tokenizer, &content)?;
     let windows = args.stride.map_or(Windows::HalfWindow, Windows::Strided);
     let context = args.window();

@@ -28,7 +28,8 @@ With --dpo a record is a prompt and two answers, texts or lists of messages, of 
   {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}";
 
 /// The options that are about adapters.
-const ADAPTER: [&str; 7] = ["rank", "alpha", "rslora", "targets", "from", "dropout", "init"];
+const ADAPTER: [&str; 9] =
+    ["rank", "alpha", "rslora", "dora", "targets", "modules_to_save", "from", "dropout", "init"];
 
 /// Options of `bevel finetune`.
 #[derive(Debug, clap::Args)]
@@ -79,6 +80,15 @@ pub(crate) struct Args {
     #[arg(long, help_heading = "Adapter")]
     pub(super) rslora: bool,
 
+    /// Learn the lengths of the adapted weights' rows as well (DoRA)
+    #[arg(long, help_heading = "Adapter")]
+    pub(super) dora: bool,
+
+    /// Train these tensors whole and keep them in the adapter, with commas between: embeddings, head, norms, or patterns
+    /// of names
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = tensors, help_heading = "Adapter")]
+    pub(super) modules_to_save: Vec<String>,
+
     /// The layers that have an adapter, with commas between: all-linear, attention (q, k, v, o), mlp (gate, up, down), some of
     /// q, k, v, o, gate, up and down, or patterns as blk.1?.attn_*
     #[arg(
@@ -91,7 +101,7 @@ pub(crate) struct Args {
     )]
     pub(super) targets: Vec<Targets>,
 
-    /// Begin with an adapter that exists, of the same --rank, --alpha and --targets
+    /// Begin with an adapter that exists, of the same --rank, --alpha, --targets and so on
     #[arg(long, value_name = "ADAPTER", conflicts_with = "init", help_heading = "Adapter")]
     pub(super) from: Option<PathBuf>,
 

@@ -21,8 +21,8 @@ use crate::model;
 
 /// What is made of a model.
 pub(super) enum Goal {
-    /// Matrices beside it.
-    Adapter(LoraConfig),
+    /// Matrices beside it, and tensors in the place of those that match these patterns.
+    Adapter(LoraConfig, Vec<String>),
     /// Another model: that with other weights in its tensors that match these patterns.
     Model { patterns: Vec<String>, recipe: Box<Recipe>, trained_for_it: bool },
 }
@@ -32,7 +32,7 @@ impl Goal {
         let is_whole = args.full || args.scratch || args.qat.is_some();
         let patterns = if is_whole { vec!["*".to_owned()] } else { args.train.clone() };
         if patterns.is_empty() {
-            return Self::Adapter(args.lora_config(global));
+            return Self::Adapter(args.lora_config(global), args.modules_to_save.clone());
         }
         let recipe = match args.qat.or(args.base) {
             Some(base) => Recipe::new(base),
@@ -44,7 +44,7 @@ impl Goal {
     /// What it is called.
     pub(super) fn noun(&self) -> &'static str {
         match self {
-            Self::Adapter(_) => "adapter",
+            Self::Adapter(..) => "adapter",
             Self::Model { .. } => "model",
         }
     }
@@ -52,7 +52,7 @@ impl Goal {
     /// The part of a trained model that is looked at.
     pub(super) fn output(&self, directory: &Path) -> PathBuf {
         match self {
-            Self::Adapter(_) => directory.to_owned(),
+            Self::Adapter(..) => directory.to_owned(),
             Self::Model { recipe, .. } => match recipe.base {
                 Base::Grouped(_) => directory.join("model"),
                 Base::Keep | Base::Mix(_) => directory.join("model.gguf"),
@@ -65,20 +65,27 @@ impl Goal {
     /// # Errors
     /// Where there is no such tensor, and where a model cannot be trained for a type.
     pub(super) fn trainable(&self, checkpoint: &Checkpoint, cpu: &Cpu) -> Result<Trainable> {
-        let (patterns, recipe, trained_for_it) = match self {
-            Self::Adapter(lora) => return Ok(Trainable::lora(lora.clone())),
-            Self::Model { patterns, recipe, trained_for_it } => (patterns, recipe, *trained_for_it),
-        };
+        let (Self::Adapter(_, patterns) | Self::Model { patterns, .. }) = self;
         for pattern in patterns {
             let is_there =
                 checkpoint.tensors().keys().any(|name| bevel_base::matches(pattern, name));
             let tied = checkpoint.config().tied && pattern == "output.weight";
-            ensure!(!tied, "the head of this model is its embedding; say `--train embeddings`");
+            ensure!(!tied, "the head of this model is its embedding; say `embeddings`");
             ensure!(
                 is_there,
                 "no tensor of this model is called `{pattern}`; `bevel inspect --tensors` lists their names"
             );
         }
+        let (recipe, trained_for_it) = match self {
+            Self::Adapter(lora, _) => {
+                return Ok(Trainable {
+                    lora: Some(lora.clone()),
+                    tensors: patterns.clone(),
+                    ..Trainable::default()
+                });
+            }
+            Self::Model { recipe, trained_for_it, .. } => (recipe, *trained_for_it),
+        };
         recipe.check()?;
         let roundings =
             if trained_for_it { roundings(checkpoint, recipe, cpu)? } else { BTreeMap::new() };
@@ -95,12 +102,13 @@ impl Goal {
         cpu: &Cpu,
         global: &Global,
     ) -> Result<()> {
-        match (self, trained) {
-            (Self::Adapter(lora), Trained::Adapters(adapters)) => {
-                Ok(write_adapter(directory, base, checkpoint.config(), lora, &adapters)?)
+        match self {
+            Self::Adapter(lora, _) => {
+                let Trained { adapters, tensors } = trained;
+                Ok(write_adapter(directory, base, checkpoint.config(), lora, &adapters, &tensors)?)
             }
-            (Self::Model { recipe, .. }, Trained::Tensors(tensors)) => {
-                let checkpoint = checkpoint.replaced(tensors);
+            Self::Model { recipe, .. } => {
+                let checkpoint = checkpoint.replaced(trained.tensors);
                 let (output, options) =
                     (self.output(directory), Options { force: true, ..Options::default() });
                 let outcome = with_progress(global, "writing", |on_progress| {
@@ -116,26 +124,28 @@ impl Goal {
                 completed(outcome, global)?;
                 Ok(())
             }
-            _ => unreachable!("what was trained is what was to be"),
         }
     }
 
     /// Names and values for the report.
     pub(super) fn settings(&self, trained: usize) -> Vec<(&'static str, String)> {
         match self {
-            Self::Adapter(lora) => {
+            Self::Adapter(lora, patterns) => {
                 let scale = if lora.rank_stabilized { "√r" } else { "r" };
-                vec![
-                    (
-                        "adapter",
-                        format!(
-                            "rank {}, α = {}, α/{scale}; {trained} numbers",
-                            lora.rank, lora.alpha
-                        ),
-                    ),
+                let lengths = if lora.dora { ", lengths of rows (DoRA)" } else { "" };
+                let adapter = format!(
+                    "rank {}, α = {}, α/{scale}{lengths}; {trained} numbers",
+                    lora.rank, lora.alpha
+                );
+                let mut settings = vec![
+                    ("adapter", adapter),
                     ("layers", lora.targets.join(", ")),
                     ("dropout", lora.dropout.to_string()),
-                ]
+                ];
+                if !patterns.is_empty() {
+                    settings.push(("trained whole", patterns.join(", ")));
+                }
+                settings
             }
             Self::Model { patterns, recipe, trained_for_it } => {
                 let all = patterns.iter().any(|pattern| pattern == "*");
@@ -151,17 +161,14 @@ impl Goal {
 }
 
 /// What a network holds after training.
-pub(super) enum Trained {
-    Adapters(Vec<bevel_train::Adapter>),
-    Tensors(Vec<(String, Arc<[f32]>)>),
+pub(super) struct Trained {
+    adapters: Vec<bevel_train::Adapter>,
+    tensors: Vec<(String, Arc<[f32]>)>,
 }
 
 impl Trained {
-    pub(super) fn of(goal: &Goal, network: &Network<'_>, parameters: &Parameters) -> Self {
-        match goal {
-            Goal::Adapter(_) => Self::Adapters(network.adapters(parameters)),
-            Goal::Model { .. } => Self::Tensors(network.tensors(parameters)),
-        }
+    pub(super) fn of(network: &Network<'_>, parameters: &Parameters) -> Self {
+        Self { adapters: network.adapters(parameters), tensors: network.tensors(parameters) }
     }
 }
 

@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         !parameters.values.is_empty(),
         "no layer of this model is called as --targets says; `bevel inspect` shows their names"
     );
-    if let (Some(from), Goal::Adapter(lora)) = (&args.from, &goal) {
+    if let (Some(from), Goal::Adapter(lora, _)) = (&args.from, &goal) {
         let file = AdapterFile::open(from, checkpoint.config())?;
         start_from(&file, lora, &mut parameters)?;
     }
@@ -167,7 +167,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     drop(handler);
     let Some(last) = report.steps.last() else { bail!(Interrupted) };
     let best = trainer.finish(&mut parameters);
-    let result = Trained::of(&goal, &network, &parameters);
+    let result = Trained::of(&network, &parameters);
     // A model takes less memory to write than to train.
     drop((network, parameters));
     goal.write(&args.output, &args.model, checkpoint, result, &cpu, global)?;
@@ -230,7 +230,7 @@ impl Args {
             rank_stabilized: self.rslora,
             targets: self.targets.iter().flat_map(|targets| targets.0.clone()).collect(),
             dropout: self.dropout as f32,
-            dora: false,
+            dora: self.dora,
             start: self.init.into(),
             seed: global.seed.unwrap_or(0),
         }

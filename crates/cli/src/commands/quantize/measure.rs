@@ -146,13 +146,14 @@ impl Subject {
     ) -> Result<Measured> {
         let start = Instant::now();
         let bar = Progress::new(global, "measuring", 0, Unit::Items);
-        let load = |path: &Path| -> Result<Model> {
-            Ok(Model::load(Checkpoint::open(path)?, cpu, &mut |_| ())?)
-        };
+        let load =
+            |checkpoint| Ok::<Model, anyhow::Error>(Model::load(checkpoint, cpu, &mut |_| ())?);
         let path: &Path = source.checkpoint.path().as_ref();
-        let base = source.adapters.beside(load(path)?, cpu)?;
+        let own = Checkpoint::open(path)?;
+        let adapters = source.adapters.open(&own)?;
+        let base = adapters.beside(load(adapters.replacing(own))?, cpu)?;
         let (text, context, what) = self.text(&base, cpu, &bar)?;
-        let model = load(out)?;
+        let model = load(Checkpoint::open(out)?)?;
         let config = DivergenceConfig { context, kv_type: KvType::F16, base_kv_type: KvType::F16 };
         let divergence = config
             .compare(&base, &model, cpu, &text, &mut |running| {
