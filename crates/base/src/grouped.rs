@@ -158,9 +158,16 @@ impl GroupedMatrix {
     /// # Panics
     /// Where there is no such row or `out` has another length.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
-        assert_eq!(out.len(), self.cols, "length of the row");
+        self.dequantize_codes(row, &self.codes[row * self.cols..][..self.cols], out);
+    }
+
+    /// The same of codes that are given, which the matrix itself need not have.
+    ///
+    /// # Panics
+    /// Where there is no such row or a length is another one.
+    pub fn dequantize_codes(&self, row: usize, codes: &[u8], out: &mut [f32]) {
+        assert_eq!([codes.len(), out.len()], [self.cols; 2], "length of the row");
         let groups = self.groups();
-        let codes = &self.codes[row * self.cols..][..self.cols];
         let scales = &self.scales[row * groups..][..groups];
         if let Some(group_of) = &self.group_of {
             for ((out, &code), &group) in out.iter_mut().zip(codes).zip(group_of) {

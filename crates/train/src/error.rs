@@ -13,6 +13,17 @@ pub enum Error {
         /// The model.
         path: String,
     },
+    /// An adapter that is to begin with what quantization lost.
+    #[error("LoftQ begins with what quantization lost, and asks for the original model")]
+    NoOriginal,
+    /// An original that is another model.
+    #[error("`{path}` was not made of `{original}`, whose layers have other shapes")]
+    OtherModel {
+        /// The model.
+        path: String,
+        /// What it is said to be made of.
+        original: String,
+    },
     /// An adapter that training cannot begin with.
     #[error("`{path}` cannot be gone on from: {reason}")]
     Start {

@@ -1,6 +1,8 @@
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::ops::Range;
 
+use bevel_base::grouped::Coding;
 use bevel_base::{DType, GroupedMatrix, pack};
 use bevel_kernels::linalg::Rows;
 use bevel_model::{Checkpoint, Error, Result};
@@ -18,8 +20,50 @@ pub(crate) struct Frozen<'c> {
 enum Source<'c> {
     /// Rows of a type, of so many bytes each.
     Stored { dtype: DType, bytes: Cow<'c, [u8]>, first: usize, row_bytes: usize },
-    /// Codes in groups, the matrix's own beginning at row `first`.
-    Codes { matrix: Box<GroupedMatrix>, first: usize },
+    /// Codes in groups, the matrix's own beginning at row `first`. Those of up to 4 bits lie in `halves` and not in the
+    /// matrix.
+    Codes { matrix: Box<GroupedMatrix>, halves: Option<Halves>, first: usize },
+}
+
+thread_local! {
+    /// A row's codes.
+    static CODES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Codes of up to 4 bits, two a byte: a row's first half in the lower bits, its second half in the upper ones.
+#[derive(Debug)]
+struct Halves {
+    bytes: Vec<u8>,
+    row_bytes: usize,
+}
+
+impl Halves {
+    /// Those of a matrix; `None` where codes are larger.
+    fn of(matrix: &GroupedMatrix) -> Option<Self> {
+        let is_small = match &matrix.coding {
+            Coding::Integer { bits, .. } | Coding::Affine { bits, .. } => *bits <= 4,
+            Coding::Levels(_) => true,
+            Coding::Float8 => false,
+        };
+        if !is_small {
+            return None;
+        }
+        let row_bytes = matrix.cols.div_ceil(2);
+        let pack = |row: &[u8]| {
+            let (low, high) = row.split_at(row_bytes);
+            let high = high.iter().copied().chain([0]);
+            low.iter().zip(high).map(|(low, high)| low | high << 4).collect::<Vec<u8>>()
+        };
+        let bytes = matrix.codes.chunks_exact(matrix.cols.max(1)).flat_map(pack).collect();
+        Some(Self { bytes, row_bytes })
+    }
+
+    fn row(&self, index: usize, codes: &mut [u8]) {
+        let bytes = &self.bytes[index * self.row_bytes..][..self.row_bytes];
+        let (low, high) = codes.split_at_mut(self.row_bytes);
+        low.iter_mut().zip(bytes).for_each(|(code, byte)| *code = byte & 15);
+        high.iter_mut().zip(bytes).for_each(|(code, byte)| *code = byte >> 4);
+    }
 }
 
 impl<'c> Frozen<'c> {
@@ -38,9 +82,19 @@ impl<'c> Frozen<'c> {
         let total = outer.iter().product();
         let rows = rows.unwrap_or(0..total);
         let source = match checkpoint.read_grouped(name, 0)? {
-            Some(matrix) => Source::Codes { matrix: Box::new(matrix), first: rows.start },
+            Some(mut matrix) => {
+                checkpoint.release(name);
+                let halves = Halves::of(&matrix);
+                if halves.is_some() {
+                    matrix.codes = Vec::new();
+                }
+                Source::Codes { matrix: Box::new(matrix), halves, first: rows.start }
+            }
             None => {
                 let bytes = checkpoint.read(name)?;
+                if let Cow::Owned(_) = bytes {
+                    checkpoint.release(name);
+                }
                 let row_bytes = bytes.len() / total;
                 Source::Stored { dtype: entry.dtype, bytes, first: rows.start, row_bytes }
             }
@@ -77,8 +131,16 @@ impl<'c> Frozen<'c> {
     fn unpack_row(&self, index: usize, out: &mut [f32]) -> bevel_base::Result<()> {
         assert!(index < self.rows, "row {index} of {}", self.rows);
         match &self.source {
-            Source::Codes { matrix, first } => {
-                matrix.dequantize_row(first + index, out);
+            Source::Codes { matrix, halves, first } => {
+                let row = first + index;
+                match halves {
+                    None => matrix.dequantize_row(row, out),
+                    Some(halves) => CODES.with_borrow_mut(|codes| {
+                        codes.resize(out.len(), 0);
+                        halves.row(row, codes);
+                        matrix.dequantize_codes(row, codes, out);
+                    }),
+                }
                 Ok(())
             }
             Source::Stored { dtype, bytes, first, row_bytes } => {
@@ -100,5 +162,27 @@ impl Rows for Frozen<'_> {
 
     fn read(&self, index: usize, out: &mut [f32]) {
         self.row(index, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bevel_base::grouped::nf4;
+
+    use super::*;
+
+    #[test]
+    fn codes_in_halves_of_bytes_are_the_same() {
+        for cols in [64, 65, 1] {
+            let values: Vec<f32> = (0..3 * cols).map(|i| (i * i % 23) as f32 - 11.0).collect();
+            let matrix = nf4::quantize(&values, 3, cols, nf4::Levels::Nf4, 64.min(cols)).unwrap();
+            let halves = Halves::of(&matrix).unwrap();
+            assert_eq!(halves.bytes.len(), 3 * cols.div_ceil(2));
+            for (row, expected) in matrix.codes.chunks(cols).enumerate() {
+                let mut codes = vec![0; cols];
+                halves.row(row, &mut codes);
+                assert_eq!(codes, expected);
+            }
+        }
     }
 }

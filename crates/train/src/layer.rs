@@ -11,10 +11,11 @@ use bevel_kernels::{
 use bevel_model::{Activation, ModelConfig, QkNorm, Result};
 
 use crate::Parameters;
+use crate::frozen::Frozen;
 use crate::linear::{Kept, Linear};
 use crate::lora::{Adapter, Lora, Target};
 use crate::room::{Input, Room, Step};
-use crate::weight::{Loader, Vector};
+use crate::weight::{Loader, Matrix, Vector};
 
 /// One decoder block. A norm is `None` where the family has none there.
 #[derive(Debug)]
@@ -380,13 +381,19 @@ impl<'c> Loader<'c, '_> {
         let name = |kind: &str| format!("blk.{layer}.{stem}.{kind}");
         let weight = self.matrix(&name("weight"), rows.clone())?;
         let has_bias = self.checkpoint.tensors().contains_key(&name("bias"));
-        let bias = has_bias.then(|| self.vector(&name("bias"), rows)).transpose()?;
+        let bias = has_bias.then(|| self.vector(&name("bias"), rows.clone())).transpose()?;
         let adapter = format!("blk.{layer}.{}", target.name());
         let config = self.trainable.lora.as_ref().filter(|lora| lora.adapts(&adapter));
         // A layer that is trained itself needs no adapter.
         let config = config.filter(|_| !self.trainable.trains(&name("weight")));
+        let original = self.trainable.original.as_ref().filter(|_| config.is_some());
+        let original = original
+            .map(|original| Frozen::load(original, &name("weight"), rows).map(Matrix::Frozen))
+            .transpose()?;
         let lora = config.map(|config| {
-            Lora::new(self.cpu, config, &adapter, &weight, &mut self.random, self.parameters)
+            let (random, parameters) = (&mut self.random, &mut *self.parameters);
+            let original = original.as_ref();
+            Lora::new(self.cpu, config, &adapter, &weight, original, random, parameters)
         });
         Ok(Linear { weight, bias, lora })
     }

@@ -51,7 +51,7 @@ impl Target {
     }
 }
 
-/// What adapters begin with. All of them begin without effect.
+/// What adapters begin with. All but [`Start::LoftQ`] begin without effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
     /// A uniform in ±1 / √in (Kaiming's with a = √5, PEFT's choice), B zero.
@@ -61,6 +61,9 @@ pub enum Start {
     Gaussian,
     /// The principal singular vectors of W, taken away from it (PiSSA, arXiv 2404.02948).
     Pissa,
+    /// The principal singular vectors of what W lost when it was quantized (LoftQ, arXiv 2310.08659, with one round):
+    /// those of the [original](crate::Trainable::original)'s matrix less W.
+    LoftQ,
 }
 
 /// Which adapters there are.
@@ -202,19 +205,26 @@ impl Scaled {
 }
 
 impl Lora {
-    /// Adds an adapter to the parameters.
+    /// Adds an adapter to the parameters. `original` is W before it was quantized, for [`Start::LoftQ`].
     pub(crate) fn new(
         cpu: &Cpu,
         config: &LoraConfig,
         name: &str,
         weight: &Matrix<'_>,
+        original: Option<&Matrix<'_>>,
         random: &mut Pcg64Mcg,
         parameters: &mut Parameters,
     ) -> Self {
         let (rows, cols, rank) = (weight.rows(), weight.cols(), config.rank);
         let scale = config.scale();
-        let mut taken = None;
+        let mut taken: Option<Vec<f32>> = None;
         let mut b = vec![0.0; rows * rank];
+        let mut principal_of = |values: &[f32], random: &mut Pcg64Mcg| {
+            let (left, right) = principal(cpu, values, (rows, cols), rank, random);
+            let part = (1.0 / scale).sqrt();
+            b = left.into_iter().map(|value| value * part).collect();
+            right.into_iter().map(|value| value * part).collect::<Vec<f32>>()
+        };
         let a: Vec<f32> = match config.start {
             Start::Uniform => {
                 let bound = 1.0 / (cols as f32).sqrt();
@@ -222,28 +232,41 @@ impl Lora {
             }
             Start::Gaussian => (0..rank * cols).map(|_| normal(random) / rank as f32).collect(),
             Start::Pissa => {
-                let values = unpacked(weight, parameters);
-                let (left, right) = principal(cpu, &values, (rows, cols), rank, random);
-                let part = (1.0 / scale).sqrt();
-                b = left.into_iter().map(|value| value * part).collect();
-                let a: Vec<f32> = right.into_iter().map(|value| value * part).collect();
-                taken = Some([a.clone(), b.clone()]);
+                let a = principal_of(&unpacked(weight, parameters), random);
+                taken = Some(a.clone());
                 a
+            }
+            Start::LoftQ => {
+                let original = original.expect("the network asks for an original");
+                let mut lost = unpacked(original, parameters);
+                let left = unpacked(weight, parameters);
+                lost.iter_mut().zip(left).for_each(|(lost, w)| *lost -= w);
+                principal_of(&lost, random)
             }
         };
         let magnitude = config.dora.then(|| {
-            let squares: Vec<f32> = unpacked(weight, parameters)
-                .chunks_exact(cols)
-                .map(|row| row.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>() as f32)
-                .collect();
-            let lengths: Vec<f32> = squares.iter().map(|square| square.sqrt()).collect();
+            let squares_of = |w: &[f32]| -> Vec<f32> {
+                let square = |row: &[f32]| row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>();
+                w.chunks_exact(cols).map(|row| square(row) as f32).collect()
+            };
+            let mut values = unpacked(weight, parameters);
+            let squares = squares_of(&values);
+            if config.start == Start::LoftQ {
+                // The lengths that rows have with the adapter.
+                let (b, a) = (View::new(&b, rows, rank), View::new(&a, rank, cols));
+                let mut added = vec![0.0; rows * cols];
+                gemm(cpu, Update::Set, b, a, &mut added, cols, Region::Whole);
+                values.iter_mut().zip(added).for_each(|(w, added)| *w += scale * added);
+            }
+            let lengths: Vec<f32> =
+                squares_of(&values).iter().map(|square| square.sqrt()).collect();
             (parameters.add(format!("{name}.lora_m"), (rows, 1), &lengths), squares)
         });
         Self {
             a: parameters.add(format!("{name}.lora_a"), (rank, cols), &a),
             b: parameters.add(format!("{name}.lora_b"), (rows, rank), &b),
             magnitude,
-            taken,
+            taken: taken.map(|a| [a, b.clone()]),
             rank,
             scale,
             dropout: config.dropout,

@@ -7,7 +7,7 @@ use bevel_kernels::{Cpu, RopeTable, cross_entropy, log_sum_exp, scale, softcap, 
 use bevel_model::{Checkpoint, ModelConfig};
 
 use crate::layer::{Layer, Saved, Wanted, normed, normed_backward};
-use crate::lora::{Adapter, Lora};
+use crate::lora::{Adapter, Lora, Start};
 use crate::room::{Input, Room, Step};
 use crate::weight::{Loader, Matrix, Vector};
 use crate::{Error, Parameter, Parameters, Result, Rounding, Trainable, noise};
@@ -91,6 +91,19 @@ impl<'c> Network<'c> {
         let config = checkpoint.config();
         if config.experts.is_some() {
             return Err(Error::Experts { path: checkpoint.path().to_owned() });
+        }
+        if trainable.lora.as_ref().is_some_and(|lora| lora.start == Start::LoftQ) {
+            let original = trainable.original.as_ref().ok_or(Error::NoOriginal)?;
+            let (own, other) = (config, original.config());
+            let shape = |config: &ModelConfig| {
+                config.required_tensors().map(|name| config.tensor_shape(&name)).collect::<Vec<_>>()
+            };
+            if own.family.gguf != other.family.gguf || shape(own) != shape(other) {
+                return Err(Error::OtherModel {
+                    path: checkpoint.path().to_owned(),
+                    original: original.path().to_owned(),
+                });
+            }
         }
         let random = Lora::random(trainable.lora.as_ref().map_or(0, |lora| lora.seed));
         let mut loader = Loader { cpu, checkpoint, trainable, random, parameters };

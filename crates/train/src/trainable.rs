@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bevel_model::Checkpoint;
+
 use crate::{LoraConfig, Rounding};
 
 /// What of a model is trained: a mask over its tensors, and matrices beside them.
@@ -11,6 +13,8 @@ pub struct Trainable {
     /// Patterns of names in GGUF's convention, as `token_embd.weight`: the tensors that are trained themselves, in
     /// single precision. `*` stands for the whole model.
     pub tensors: Vec<String>,
+    /// The model before it was quantized, for adapters that begin with what that lost ([`Start::LoftQ`](crate::Start)).
+    pub original: Option<Arc<Checkpoint>>,
     /// What products see of some of these, by name (quantization-aware training).
     pub roundings: BTreeMap<String, Arc<dyn Rounding>>,
 }

@@ -6,13 +6,14 @@ mod training;
 mod whole;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bevel_formats::safetensors;
 use bevel_kernels::{Cpu, Isa};
 use bevel_model::Checkpoint;
 use bevel_train::{
     Batch, Error, LoraConfig, Network, NetworkConfig, Noise, Optimizer, OptimizerConfig,
-    Parameters, Precision, Recompute, Start, Trainable,
+    Parameters, Precision, Recompute, Rounding, Start, Ternary, Trainable,
 };
 
 fn golden(case: &str) -> PathBuf {
@@ -351,4 +352,58 @@ fn principal_vectors_begin_without_effect() {
             }
         }
     }
+}
+
+/// LoftQ's adapter makes up for what quantization lost.
+#[test]
+fn what_quantization_lost_is_where_an_adapter_begins() {
+    let cpu = Cpu::new(2).unwrap();
+    let open = || training::tiny_austen();
+    let original = open();
+    // The same model in ternary weights.
+    let quantized = original
+        .tensors()
+        .iter()
+        .filter(|(name, entry)| name.starts_with("blk.") && entry.shape.dims().len() == 2);
+    let quantized = quantized.map(|(name, entry)| {
+        let mut values = original.read_f32(name).unwrap();
+        let scale = Ternary.scale(&values);
+        let rows = values.chunks_exact_mut(entry.shape.row_len());
+        rows.for_each(|row| Ternary.round(scale, row));
+        (name.clone(), values.into())
+    });
+    let base = open().replaced(quantized.collect::<Vec<_>>());
+    let text =
+        "She was the youngest of the two daughters of a most affectionate, indulgent father.";
+    let tokens = open().tokenizer().unwrap().encode(text, true, false).unwrap();
+    let n = tokens.len() - 1;
+    let (targets, weights) = (tokens[1..].to_vec(), vec![1.0 / n as f32; n]);
+    let sequences = alone(0..n);
+    let batch =
+        Batch { tokens: &tokens[..n], sequences: &sequences, targets: &targets, weights: &weights };
+    let run = |model: &Checkpoint, lora: LoraConfig, original: Option<Checkpoint>| {
+        let trainable = Trainable { original: original.map(Arc::new), ..Trainable::lora(lora) };
+        let config =
+            NetworkConfig { context: 64, precision: Precision::Single, ..Default::default() };
+        let mut parameters = Parameters::default();
+        let mut network = Network::new(&cpu, model, &trainable, &config, &mut parameters)?;
+        network.loss(&cpu, &parameters, &batch)
+    };
+    let lora = |rank, start| LoraConfig { rank, start, ..LoraConfig::all_linear() };
+    let best = run(&original, lora(4, Start::Uniform), None).unwrap();
+    let worst = run(&base, lora(4, Start::Uniform), None).unwrap();
+    let loss = |rank, dora| {
+        let lora = LoraConfig { dora, ..lora(rank, Start::LoftQ) };
+        run(&base, lora, Some(open())).unwrap()
+    };
+    let found = [loss(64, false), loss(64, true)];
+    // How much of what was lost is back.
+    let back = found.map(|loss| (worst - loss) / (worst - best));
+    assert!(worst - best > 0.3, "{best} {worst}");
+    assert!(back[0] > 0.5 && (back[1] - back[0]).abs() < 1e-3, "{back:?}");
+    let alone = run(&base, lora(4, Start::LoftQ), None).unwrap_err().to_string();
+    assert!(alone.contains("original"), "{alone}");
+    let other = Checkpoint::open(&golden("llama")).unwrap();
+    let other = run(&base, lora(4, Start::LoftQ), Some(other)).unwrap_err().to_string();
+    assert!(other.contains("other shapes"), "{other}");
 }

@@ -28,8 +28,18 @@ With --dpo a record is a prompt and two answers, texts or lists of messages, of 
   {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}";
 
 /// The options that are about adapters.
-const ADAPTER: [&str; 9] =
-    ["rank", "alpha", "rslora", "dora", "targets", "modules_to_save", "from", "dropout", "init"];
+const ADAPTER: [&str; 10] = [
+    "rank",
+    "alpha",
+    "rslora",
+    "dora",
+    "targets",
+    "modules_to_save",
+    "from",
+    "dropout",
+    "init",
+    "loftq",
+];
 
 /// Options of `bevel finetune`.
 #[derive(Debug, clap::Args)]
@@ -112,6 +122,10 @@ pub(crate) struct Args {
     /// What the adapter's matrices begin with
     #[arg(long, value_name = "NAME", default_value = "uniform", help_heading = "Adapter")]
     pub(super) init: StartName,
+
+    /// Begin with what MODEL lost when it was quantized from this one (LoftQ)
+    #[arg(long, value_name = "ORIGINAL", conflicts_with_all = ["init", "from"], help_heading = "Adapter")]
+    pub(super) loftq: Option<String>,
 
     /// Times that every example is seen
     #[arg(long, value_name = "N", default_value_t = 1.0, allow_negative_numbers = true, value_parser = positive, help_heading = "Training")]

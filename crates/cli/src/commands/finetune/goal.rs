@@ -89,7 +89,7 @@ impl Goal {
         recipe.check()?;
         let roundings =
             if trained_for_it { roundings(checkpoint, recipe, cpu)? } else { BTreeMap::new() };
-        Ok(Trainable { lora: None, tensors: patterns.clone(), roundings })
+        Ok(Trainable { tensors: patterns.clone(), roundings, ..Trainable::default() })
     }
 
     /// Writes what was trained into a directory. `base` is what the model is called.

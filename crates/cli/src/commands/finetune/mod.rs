@@ -5,13 +5,14 @@ mod data;
 mod goal;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bevel_eval::{Machine, peak_memory};
 use bevel_model::AdapterFile;
 use bevel_train::{
-    LoraConfig, Network, NetworkConfig, OptimizerConfig, Parameters, Precision, Recompute,
+    LoraConfig, Network, NetworkConfig, OptimizerConfig, Parameters, Precision, Recompute, Start,
     TrainConfig, Trainer, start_from,
 };
 use serde_json::json;
@@ -64,7 +65,10 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         recompute: args.recompute.map_or(Recompute::Nothing, |n| Recompute::Layers(n.into())),
     };
     let mut parameters = Parameters::default();
-    let trainable = goal.trainable(&checkpoint, &cpu)?;
+    let mut trainable = goal.trainable(&checkpoint, &cpu)?;
+    if let Some(original) = &args.loftq {
+        trainable.original = Some(Arc::new(model::open(original, global)?));
+    }
     let mut network =
         Network::new(&cpu, &checkpoint, &trainable, &network_config, &mut parameters)?;
     ensure!(
@@ -92,10 +96,13 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     let before = trainer.held_out_loss(&mut network, &parameters, &cpu)?;
     // Whatever changes what a step computes.
     let same = format!(
-        "{} {trainable:?} {network_config:?} {config:?} {:?} {:?} {}",
+        "{} {:?} {:?} {:?} {network_config:?} {config:?} {:?} {:?} {}",
         args.model,
+        trainable.lora,
+        trainable.tensors,
+        trainable.roundings,
         args.dpo,
-        args.from,
+        (&args.from, &args.loftq),
         data.hash()
     );
     if args.resume {
@@ -231,7 +238,7 @@ impl Args {
             targets: self.targets.iter().flat_map(|targets| targets.0.clone()).collect(),
             dropout: self.dropout as f32,
             dora: self.dora,
-            start: self.init.into(),
+            start: if self.loftq.is_some() { Start::LoftQ } else { self.init.into() },
             seed: global.seed.unwrap_or(0),
         }
     }
