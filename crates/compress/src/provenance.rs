@@ -91,9 +91,11 @@ pub(crate) fn source_files(checkpoint: &Checkpoint) -> Vec<PathBuf> {
 /// Hashes the model's files and those of the adapters that are merged into it.
 fn hash_all(checkpoint: &Checkpoint, on_progress: &mut OnProgress<'_>) -> Result<String> {
     let mut list = hash(&source_files(checkpoint), on_progress)?;
-    if checkpoint.replacements().is_empty() && checkpoint.adapters().is_empty() {
+    let seed = checkpoint.random_seed();
+    if seed.is_none() && checkpoint.replacements().is_empty() && checkpoint.adapters().is_empty() {
         return Ok(list);
     }
+    list += &seed.map_or(String::new(), |seed| format!("\nrandom weights, seed {seed}"));
     for (name, values) in checkpoint.replacements() {
         let values = hexadecimal(&Sha256::digest(bytemuck::cast_slice::<f32, u8>(values)));
         list += &format!("\n{values}  {name}");

@@ -120,6 +120,17 @@ impl<'c> Frozen<'c> {
         self.cols
     }
 
+    /// Bytes in memory, those of pages of the file counted.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.source {
+            Source::Stored { row_bytes, .. } => self.rows * row_bytes,
+            Source::Codes { matrix, halves, .. } => {
+                let codes = halves.as_ref().map_or(matrix.codes.len(), |halves| halves.bytes.len());
+                codes + 4 * matrix.scales.len()
+            }
+        }
+    }
+
     /// Row `index`, `[in]`.
     ///
     /// # Panics

@@ -14,7 +14,7 @@ use crate::Parameters;
 use crate::frozen::Frozen;
 use crate::linear::{Kept, Linear};
 use crate::lora::{Adapter, Lora, Target};
-use crate::room::{Input, Room, Step};
+use crate::room::{Input, Room, Step, capacity};
 use crate::weight::{Loader, Matrix, Vector};
 
 /// One decoder block. A norm is `None` where the family has none there.
@@ -126,10 +126,37 @@ impl<'c> Layer<'c> {
         })
     }
 
+    /// Its linear layers, in the order of [`Target::ALL`].
+    fn linears(&self) -> [&Linear<'c>; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+
+    /// Bytes of weights that are not trained.
+    pub(crate) fn frozen_bytes(&self) -> usize {
+        self.linears().iter().map(|linear| linear.weight.frozen_bytes()).sum()
+    }
+
+    /// Bytes of [`Saved`] for `n` tokens.
+    pub(crate) fn kept_bytes(&self, config: &ModelConfig, n: usize) -> usize {
+        let (dim, q, kv) = (config.dim, config.q_dim(), config.kv_dim());
+        let ffn = config.ffn_dim;
+        let mut widths = vec![dim, q, kv, kv, q, dim, ffn, ffn];
+        widths.extend(self.q_norm.is_some().then_some(q));
+        widths.extend(self.k_norm.is_some().then_some(kv));
+        widths.extend(self.post_attn_norm.is_some().then_some(dim));
+        widths.extend(self.post_ffn_norm.is_some().then_some(dim));
+        for linear in self.linears() {
+            if let Some(lora) = &linear.lora {
+                widths.push(lora.rank());
+                widths.extend(lora.scales().then(|| linear.weight.rows()));
+            }
+        }
+        widths.into_iter().map(|width| 4 * capacity(n * width)).sum()
+    }
+
     /// The adapters of its linear layers.
     pub(crate) fn adapters(&self, layer: usize, parameters: &Parameters) -> Vec<Adapter> {
-        let Self { q, k, v, o, gate, up, down, .. } = self;
-        let all = Target::ALL.into_iter().zip([q, k, v, o, gate, up, down]);
+        let all = Target::ALL.into_iter().zip(self.linears());
         all.filter_map(|(target, linear)| {
             let name = format!("blk.{layer}.{}", target.name());
             linear.lora.as_ref().map(|lora| lora.adapter(name, parameters))

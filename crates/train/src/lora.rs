@@ -386,6 +386,11 @@ impl Lora {
         noise::mix(step.noise.unwrap_or(0), self.a as u64)
     }
 
+    /// r
+    pub(crate) fn rank(&self) -> usize {
+        self.rank
+    }
+
     /// Whether outputs are scaled (DoRA).
     pub(crate) fn scales(&self) -> bool {
         self.magnitude.is_some()

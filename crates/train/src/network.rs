@@ -10,7 +10,7 @@ use crate::layer::{Layer, Saved, Wanted, normed, normed_backward};
 use crate::lora::{Adapter, Lora, Start};
 use crate::room::{Input, Room, Step};
 use crate::weight::{Loader, Matrix, Vector};
-use crate::{Error, Parameter, Parameters, Result, Rounding, Trainable, noise};
+use crate::{Error, Parameter, Parameters, Result, Rounding, Trainable, noise, tiles};
 
 /// Bytes of logits that are in memory together.
 const LOGITS: usize = 128 << 20;
@@ -64,6 +64,15 @@ pub struct Batch<'a> {
     pub targets: &'a [u32],
     /// What each target's loss counts; 0 for none.
     pub weights: &'a [f32],
+}
+
+/// What a network holds after training.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// Its adapters.
+    pub adapters: Vec<Adapter>,
+    /// The tensors that were trained themselves.
+    pub tensors: Vec<(String, Arc<[f32]>)>,
 }
 
 /// Randomness of a step; the same seed gives the same.
@@ -136,6 +145,36 @@ impl<'c> Network<'c> {
         self.checkpoint.config()
     }
 
+    pub(crate) fn layers(&self) -> &[Layer<'c>] {
+        &self.layers
+    }
+
+    pub(crate) fn recompute(&self) -> Recompute {
+        self.recompute
+    }
+
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Bytes of weights that are not trained.
+    pub(crate) fn frozen_bytes(&self) -> usize {
+        let ends = self.head.iter().chain([&self.embedding]);
+        let ends: usize = ends.map(Matrix::frozen_bytes).sum();
+        ends + self.layers.iter().map(Layer::frozen_bytes).sum::<usize>()
+    }
+
+    /// Values of the largest stretch of a matrix that is packed together.
+    pub(crate) fn tile_values(&self) -> usize {
+        let config = self.config();
+        tiles::most_rows(config.vocab_size, config.dim) * config.dim
+    }
+
+    /// Rows whose logits are computed together.
+    pub(crate) fn rows_of_logits(&self) -> usize {
+        (LOGITS / (4 * self.config().vocab_size)).max(32)
+    }
+
     /// The adapters as they are now.
     pub fn adapters(&self, parameters: &Parameters) -> Vec<Adapter> {
         let layers = self.layers.iter().enumerate();
@@ -157,6 +196,14 @@ impl<'c> Network<'c> {
             (parameter.name.clone(), values.into())
         };
         trained.map(written).collect()
+    }
+
+    /// What was trained, with less memory than training took.
+    pub fn into_trained(mut self, mut parameters: Parameters) -> Trained {
+        self.room = Room::default();
+        parameters.gradients = Vec::new();
+        let (adapters, tensors) = (self.adapters(&parameters), self.tensors(&parameters));
+        Trained { adapters, tensors }
     }
 
     /// Σ weight · loss over the batch, in nats.
@@ -352,8 +399,7 @@ impl<'c> Network<'c> {
     /// The rows that have something to learn, as many together as have room for their logits.
     fn head_rows(&self, weights: &[f32]) -> Vec<Vec<usize>> {
         let rows: Vec<usize> = (0..weights.len()).filter(|&row| weights[row] != 0.0).collect();
-        let most = (LOGITS / (4 * self.checkpoint.config().vocab_size)).max(32);
-        rows.chunks(most).map(<[usize]>::to_vec).collect()
+        rows.chunks(self.rows_of_logits()).map(<[usize]>::to_vec).collect()
     }
 
     /// The logits of some rows of the last layer's output: its rows, normalised and not, and the logits before and

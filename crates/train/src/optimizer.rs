@@ -124,6 +124,15 @@ impl Optimizer {
         self.parts().iter().map(|(_, part)| part.len()).sum()
     }
 
+    /// Bytes of the state for so many values.
+    pub fn bytes(config: &OptimizerConfig, values: usize) -> usize {
+        match config.kind {
+            OptimizerKind::AdamW => 8 * values,
+            OptimizerKind::Lion => 4 * values,
+            OptimizerKind::AdamW8bit => 2 * values + 8 * values.div_ceil(BLOCK),
+        }
+    }
+
     /// Takes a step against the gradients, with the learning rate η.
     ///
     /// # Panics
@@ -310,6 +319,10 @@ mod tests {
             let worst = left.iter().fold(0.0f32, |most, d| most.max(d.abs()));
             assert!(worst < 0.01, "{kind:?}: {worst}");
             let optimizer = Optimizer::new(OptimizerConfig::new(kind), 1 << 16);
+            assert_eq!(
+                Optimizer::bytes(&OptimizerConfig::new(kind), 1 << 16),
+                optimizer.state_bytes()
+            );
             let each = optimizer.state_bytes() as f64 / f64::from(1 << 16);
             assert!((bytes..bytes * 1.02).contains(&each), "{kind:?}: {each} bytes each");
         }

@@ -86,6 +86,11 @@ pub(crate) struct Room {
     steps: u64,
 }
 
+/// Values that a buffer of so many has room for: quarters of octaves, so that the next step's buffers fit this one's.
+pub(crate) fn capacity(len: usize) -> usize {
+    len.next_multiple_of((len / 4).next_power_of_two().max(16))
+}
+
 /// Steps after which an idle buffer is freed.
 const IDLE: u64 = 2;
 
@@ -98,9 +103,7 @@ impl Room {
 
     /// A buffer of so many values, whatever they are: fresh memory would have to be zeroed, and touched first.
     pub(crate) fn take(&mut self, len: usize) -> Vec<f32> {
-        // Quarters of octaves, so that the next step's buffers fit this one's.
-        let unit = (len / 4).next_power_of_two().max(16);
-        let capacity = len.next_multiple_of(unit);
+        let capacity = capacity(len);
         let spare = self.spare.iter().position(|(_, buffer)| buffer.capacity() == capacity);
         let mut buffer = match spare {
             Some(i) => self.spare.swap_remove(i).1,

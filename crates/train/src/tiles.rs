@@ -8,11 +8,15 @@ use bevel_kernels::linalg::{Panels, Precision, Rows, Term, Update, multiply};
 /// Values that are read together.
 const TILE: usize = 2 << 20;
 
+/// Rows that are read together, at most, of so many with so many columns.
+pub(crate) fn most_rows(rows: usize, cols: usize) -> usize {
+    (TILE / cols.max(1)).clamp(1, rows.max(1)).next_multiple_of(Panels::WIDTHS)
+}
+
 /// Rows that are read together.
 pub(crate) fn tiles(matrix: &dyn Rows) -> impl Iterator<Item = Range<usize>> + use<> {
     let rows = matrix.rows();
-    let most = (TILE / matrix.cols().max(1)).clamp(1, rows.max(1));
-    let most = most.next_multiple_of(Panels::WIDTHS);
+    let most = most_rows(rows, matrix.cols());
     (0..rows).step_by(most).map(move |first| first..rows.min(first + most))
 }
 

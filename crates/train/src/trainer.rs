@@ -131,6 +131,31 @@ impl Lessons<'_> {
         self.len() == 0
     }
 
+    /// Tokens of each, from the longest to the shortest.
+    fn lengths(&self) -> Vec<usize> {
+        let of = |example: &Example| example.tokens.len() - 1;
+        let mut lengths: Vec<usize> = match self {
+            Self::Examples(examples) => examples.iter().map(of).collect(),
+            Self::Pairs { pairs, .. } => {
+                pairs.iter().map(|pair| of(&pair.chosen) + of(&pair.rejected)).collect()
+            }
+        };
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths
+    }
+
+    /// The most tokens of a step of so many that are computed together, where at most `most` are to be, or the longest one
+    /// alone.
+    pub fn tokens_together(&self, batch: usize, most: usize) -> usize {
+        let lengths = self.lengths();
+        let longest = lengths.first().copied().unwrap_or(0);
+        let all: usize = lengths.iter().take(batch).sum();
+        // Of examples that are all as long, as many as fit.
+        let whole =
+            if lengths.last() == Some(&longest) { most - most % longest.max(1) } else { most };
+        all.min(whole.max(longest))
+    }
+
     /// −ln p of pairs as the model is before training.
     fn reference(
         &self,
@@ -198,7 +223,9 @@ impl<'a> Trainer<'a> {
             None => Optimizer::new(config.optimizer, values),
             Some(directory) => Optimizer::paged(config.optimizer, values, directory)?,
         };
-        let together = config.tokens_together;
+        // What is held out is computed in parts as large as those that are learnt.
+        let together = lessons.tokens_together(config.batch, config.tokens_together);
+        let config = TrainConfig { tokens_together: together, ..config };
         let reference = [
             lessons.reference(network, parameters, cpu, together)?,
             held_out.reference(network, parameters, cpu, together)?,

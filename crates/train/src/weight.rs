@@ -82,6 +82,7 @@ impl<'c> Loader<'c, '_> {
             return Ok(found);
         }
         let values = self.checkpoint.read_f32(name)?;
+        self.checkpoint.release(name);
         Ok(self.parameters.add(name.to_owned(), shape, &values))
     }
 }
@@ -159,6 +160,14 @@ impl<'c> Matrix<'c> {
         // Rows that share a tensor with others share its scale.
         let rounded = rounding.as_deref().map(|rounding| (rounding, rounding.scale(all)));
         Seen::Trained { values, cols: *cols, rounded }
+    }
+
+    /// Bytes that are not trained.
+    pub(crate) fn frozen_bytes(&self) -> usize {
+        match self {
+            Self::Frozen(frozen) => frozen.bytes(),
+            Self::Trained { .. } => 0,
+        }
     }
 
     /// Whether inputs of products with it are rounded.

@@ -14,6 +14,8 @@ use crate::{AdapterFile, Result};
 /// What changes a checkpoint, and the entries of the tensors that it changes as the files have them.
 #[derive(Debug, Default)]
 pub(super) struct Adapted {
+    /// Weights are random, of this seed.
+    pub(super) random: Option<u64>,
     replaced: IndexMap<String, Arc<[f32]>>,
     adapters: Vec<(Arc<AdapterFile>, f32)>,
     stored: IndexMap<String, Entry>,
@@ -60,7 +62,7 @@ impl Checkpoint {
     }
 
     /// From here on the tensor is another one than that of the files.
-    fn change(&mut self, name: &str) {
+    pub(super) fn change(&mut self, name: &str) {
         let entry = &mut self.tensors[name];
         if !self.adapted.stored.contains_key(name) {
             self.adapted.stored.insert(name.to_owned(), entry.clone());
@@ -71,6 +73,11 @@ impl Checkpoint {
     /// The type of a tensor in the files, also where it was [replaced](Checkpoint::replaced).
     pub fn file_dtype(&self, name: &str) -> DType {
         self.adapted.stored(name).map_or_else(|| self.stored_dtype(name), |entry| entry.dtype)
+    }
+
+    /// The seed of its weights, where they are [random](Checkpoint::with_random_weights).
+    pub fn random_seed(&self) -> Option<u64> {
+        self.adapted.random
     }
 
     /// The tensors that have other values than in the files, adapters not counted.
@@ -88,7 +95,12 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Checkpoint::open`].
     pub fn reopened(&self) -> Result<Self> {
-        let opened = Self::open(&PathBuf::from(&self.path))?;
+        let path = PathBuf::from(&self.path);
+        let mut opened =
+            if self.weight_files().is_empty() { Self::blank(&path)? } else { Self::open(&path)? };
+        if let Some(seed) = self.adapted.random {
+            opened = opened.with_random_weights(seed);
+        }
         let opened = opened.replaced(self.adapted.replaced.clone());
         let adapters = self.adapted.adapters.iter();
         Ok(adapters.fold(opened, |model, (file, scale)| model.adapted(file.clone(), *scale)))
@@ -98,6 +110,7 @@ impl Checkpoint {
     pub(super) fn read_adapted(&self, name: &str, stored: &Entry) -> Result<Cow<'_, [u8]>> {
         let mut values = match self.adapted.replaced.get(name) {
             Some(values) => values.to_vec(),
+            None if let Some(seed) = self.adapted.random => self.random(name, seed),
             None => self.unpack(name, stored, &self.read_stored(name, stored)?)?,
         };
         let w = values.clone();

@@ -1,7 +1,6 @@
 //! Models that have not been trained yet: a configuration and a tokenizer, and random weights.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use bevel_base::DType;
 use bevel_formats::safetensors;
@@ -60,31 +59,35 @@ impl Checkpoint {
     ///
     /// # Panics
     /// Where the checkpoint is rotated.
-    pub fn with_random_weights(self, seed: u64) -> Self {
-        let added = DEVIATION / (2.0 * self.config.layers as f64).sqrt();
-        let random = |(index, (name, entry)): (usize, (&String, &Entry))| {
-            let len = entry.shape.len();
-            let deviation = match Place::of(name) {
-                _ if name.ends_with(".bias") => 0.0,
-                Place::Layer(_, rest) if rest.contains("attn_output") => added,
-                Place::Layer(_, rest) if rest.contains("ffn_down") => added,
-                _ => DEVIATION,
-            };
-            let values: Arc<[f32]> = match entry.shape.dims().len() {
-                1 if !name.ends_with(".bias") => vec![1.0; len].into(),
-                _ => {
-                    let mut random = Pcg64Mcg::seed_from_u64(seed);
-                    random.advance((index as u128) << 64);
-                    normals(&mut random, len, deviation).into()
-                }
-            };
-            (name.clone(), values)
-        };
+    pub fn with_random_weights(mut self, seed: u64) -> Self {
+        assert!(self.rotated.is_none(), "random weights are not rotated");
         let is_weight =
             |(_, entry): &(&String, &Entry)| !matches!(entry.origin, Origin::Computed(_));
-        let all = self.tensors.iter().filter(is_weight).enumerate().map(random);
-        let all: Vec<(String, Arc<[f32]>)> = all.collect();
-        self.replaced(all)
+        let names = self.tensors.iter().filter(is_weight).map(|(name, _)| name.clone());
+        for name in names.collect::<Vec<String>>() {
+            self.change(&name);
+        }
+        self.adapted.random = Some(seed);
+        self
+    }
+
+    /// The random weights of a tensor.
+    pub(super) fn random(&self, name: &str, seed: u64) -> Vec<f32> {
+        let entry = &self.tensors[name];
+        let len = entry.shape.len();
+        let added = DEVIATION / (2.0 * self.config.layers as f64).sqrt();
+        let deviation = match Place::of(name) {
+            _ if name.ends_with(".bias") => return vec![0.0; len],
+            _ if entry.shape.dims().len() == 1 => return vec![1.0; len],
+            Place::Layer(_, rest) if rest.contains("attn_output") => added,
+            Place::Layer(_, rest) if rest.contains("ffn_down") => added,
+            _ => DEVIATION,
+        };
+        // Tensors have stretches of the same random numbers, far from each other.
+        let index = self.tensors.get_index_of(name).expect("it is one of them");
+        let mut random = Pcg64Mcg::seed_from_u64(seed);
+        random.advance((index as u128) << 64);
+        normals(&mut random, len, deviation)
     }
 
     /// The files that weights are read from; none of a [blank](Checkpoint::blank) model.

@@ -85,7 +85,10 @@ impl Checkpoint {
     fn stored_entry(&self, name: &str) -> &Entry {
         let rotated = self.rotated.as_ref().and_then(|rotated| rotated.stored.get(name));
         // What replaces a tensor was not rounded to its type.
-        let adapted = self.adapted.stored(name).filter(|_| !self.replacements().contains_key(name));
+        let adapted = self
+            .adapted
+            .stored(name)
+            .filter(|_| self.random_seed().is_none() && !self.replacements().contains_key(name));
         adapted.or(rotated).unwrap_or_else(|| &self.tensors[name])
     }
 

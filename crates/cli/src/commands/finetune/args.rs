@@ -215,6 +215,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), num_args = 0..=1, default_missing_value = "1", help_heading = "Training")]
     pub(super) recompute: Option<u16>,
 
+    /// Show what the run would do and what memory it would take, and train nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+
     /// Write the figures of every step into DIR as well, for TensorBoard
     #[arg(long, value_name = "DIR")]
     pub(super) tensorboard: Option<PathBuf>,

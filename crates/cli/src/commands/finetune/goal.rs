@@ -10,9 +10,7 @@ use bevel_compress::solve::RowRounding;
 use bevel_compress::{Base, Options, Override, Preview, Recipe, Storage};
 use bevel_kernels::Cpu;
 use bevel_model::{Checkpoint, Entry};
-use bevel_train::{
-    AsStored, LoraConfig, Network, Parameters, Rounding, Ternary, Trainable, write_adapter,
-};
+use bevel_train::{AsStored, LoraConfig, Rounding, Ternary, Trainable, Trained, write_adapter};
 
 use super::Args;
 use crate::args::Global;
@@ -157,18 +155,6 @@ impl Goal {
                 settings
             }
         }
-    }
-}
-
-/// What a network holds after training.
-pub(super) struct Trained {
-    adapters: Vec<bevel_train::Adapter>,
-    tensors: Vec<(String, Arc<[f32]>)>,
-}
-
-impl Trained {
-    pub(super) fn of(network: &Network<'_>, parameters: &Parameters) -> Self {
-        Self { adapters: network.adapters(parameters), tensors: network.tensors(parameters) }
     }
 }
 

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use bevel_eval::{Machine, peak_memory};
 use bevel_model::AdapterFile;
 use bevel_train::{
-    LoraConfig, Network, NetworkConfig, OptimizerConfig, Parameters, Precision, Recompute, Start,
-    TrainConfig, Trainer, start_from,
+    LoraConfig, Memory, MemoryUse, Network, NetworkConfig, OptimizerConfig, Parameters, Precision,
+    Recompute, Start, TrainConfig, Trainer, start_from,
 };
 use serde_json::json;
 
@@ -23,11 +23,13 @@ use crate::report::training::{self, TrainingReport};
 use crate::training_record::{Recorder, write_page};
 use crate::ui::interrupt::{self, Interrupted};
 use crate::ui::progress::{Progress, Unit};
+use crate::ui::table::Table;
 use crate::ui::units::{bytes, duration};
 use crate::ui::{print_json, print_text};
 
 pub(crate) use args::Args;
-use goal::{Goal, Trained, beginning};
+use data::Data;
+use goal::{Goal, beginning};
 
 /// Tokens that are computed together: enough for the products to be fast, and not so many that what is kept of them takes
 /// more memory than a small model.
@@ -79,6 +81,20 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         let file = AdapterFile::open(from, checkpoint.config())?;
         start_from(&file, lora, &mut parameters)?;
     }
+    let (lessons, held_out) = data.lessons(args.dpo);
+    let memory = network.memory(
+        &cpu,
+        &parameters,
+        &MemoryUse {
+            tokens: lessons.tokens_together(config.batch, config.tokens_together),
+            optimizer: config.optimizer,
+            paged: args.page_optimizer,
+            keep_best: config.keep_best,
+        },
+    );
+    if args.dry_run {
+        return show_plan(&data, &config, parameters.values.len(), &memory, global);
+    }
     // What cannot be written is better known before hours of training.
     std::fs::create_dir_all(&args.output).with_context(|| format!("cannot make `{shown}`"))?;
     let (steps, trained) = (config.steps, parameters.values.len());
@@ -89,7 +105,6 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         &config,
     );
     let handler = interrupt::handle();
-    let (lessons, held_out) = data.lessons(args.dpo);
     let paged = args.page_optimizer.then_some(args.output.as_path());
     let mut trainer =
         Trainer::new(&mut network, &parameters, &cpu, lessons, held_out, config.clone(), paged)?;
@@ -109,11 +124,11 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         trainer.resume(&mut parameters, &same, &saved)?;
     }
     global.note(format!(
-        "{} examples, {} held out; {steps} steps of {}; {trained} numbers to train, {}",
+        "{} examples, {} held out; {steps} steps of {}; {trained} numbers to train; about {} of memory",
         data.learnt(),
         data.held_out(),
         config.batch,
-        bytes(4 * trained as u64)
+        bytes(memory.total() as u64)
     ));
     if args.resume {
         global.note(format!("goes on after step {}", trainer.steps()));
@@ -174,9 +189,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     drop(handler);
     let Some(last) = report.steps.last() else { bail!(Interrupted) };
     let best = trainer.finish(&mut parameters);
-    let result = Trained::of(&network, &parameters);
-    // A model takes less memory to write than to train.
-    drop((network, parameters));
+    let result = network.into_trained(parameters);
     goal.write(&args.output, &args.model, checkpoint, result, &cpu, global)?;
     if stopped {
         global.warn(format!(
@@ -201,6 +214,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
             "tokens": tokens,
             "tokens_per_second": speed,
             "seconds": start.elapsed().as_secs_f64(),
+            "expected_memory_bytes": memory.total(),
+            "training_memory_bytes": report.peak_memory_bytes,
         }));
     }
     let held_out = match before.zip(after) {
@@ -216,6 +231,51 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         written.display(),
         last.step - done,
         duration(start.elapsed())
+    ))
+}
+
+/// What a run would do, and what it would take.
+fn show_plan(
+    data: &Data,
+    config: &TrainConfig,
+    trained: usize,
+    memory: &Memory,
+    global: &Global,
+) -> Result<()> {
+    let Memory { weights, trained: values, optimizer, best, activations, working, process } =
+        *memory;
+    let parts = [
+        ("weights", "frozen weights, as their file has them", weights),
+        ("trained", "what is trained, and its gradient", values),
+        ("optimizer", "the optimizer's state", optimizer),
+        ("best", "the parameters of the lowest loss", best),
+        ("activations", "what is kept for the backward pass", activations),
+        ("working", "logits and other buffers", working),
+        ("process", "the process, tokenizer and data", process),
+    ];
+    if global.json {
+        let memory: serde_json::Map<String, serde_json::Value> =
+            parts.iter().map(|(key, _, value)| ((*key).to_owned(), json!(value))).collect();
+        return print_json(&json!({
+            "examples": data.learnt(),
+            "held_out": data.held_out(),
+            "steps": config.steps,
+            "trained_numbers": trained,
+            "expected_memory_bytes": parts.iter().map(|(_, _, value)| value).sum::<usize>(),
+            "memory": memory,
+        }));
+    }
+    let mut table = Table::new(&["<", "memory"]);
+    for (_, label, value) in parts.iter().filter(|(_, _, value)| *value > 0) {
+        table.row([(*label).to_owned(), bytes(*value as u64)]);
+    }
+    table.row(["all".to_owned(), bytes(memory.total() as u64)]);
+    print_text(&format!(
+        "{} examples, {} held out; {} steps of {}; {trained} numbers to train\n\n{table}",
+        data.learnt(),
+        data.held_out(),
+        config.steps,
+        config.batch,
     ))
 }
 
