@@ -324,3 +324,30 @@ fn run_once(data: &str, model: &str, out: &str) -> f64 {
     let found = json(&[&args[..], &["--steps", "1", "--json"]].concat());
     found["held_out_loss_before"].as_f64().unwrap()
 }
+
+/// What a run would take is told without training, and is about what it takes.
+#[test]
+fn memory_is_told_before() {
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (data, out) = (path("data.txt"), path("out"));
+    std::fs::write(&data, "She was happy, and he was not, but they were. ".repeat(400)).unwrap();
+    for more in [&["--rank", "256", "--batch", "8"][..], &["--full"]] {
+        let args = ["finetune", "tiny-austen", &data, "-o", &out, "--held-out", "0", "--json"];
+        let args = [&args[..], &["--steps", "2", "--ctx", "512", "--force"], more].concat();
+        let plan = json(&[&args[..], &["--dry-run"]].concat());
+        assert!(!dir.path().join("out/training.jsonl").exists(), "nothing was trained");
+        let parts: u64 =
+            plan["memory"].as_object().unwrap().values().filter_map(|v| v.as_u64()).sum();
+        let expected = plan["expected_memory_bytes"].as_u64().unwrap();
+        assert_eq!(parts, expected);
+        let found = json(&args);
+        let taken = found["training_memory_bytes"].as_u64().unwrap();
+        assert_eq!(found["expected_memory_bytes"].as_u64(), Some(expected));
+        let ratio = expected as f64 / taken as f64;
+        assert!((0.7..1.4).contains(&ratio), "{more:?}: {expected} expected, {taken} taken");
+        std::fs::remove_dir_all(&out).unwrap();
+    }
+    let text = stdout(&output(&["finetune", "tiny-austen", &data, "-o", &out, "--dry-run"]));
+    assert!(text.contains("optimizer's state") && text.contains("MB"), "{text}");
+}

@@ -3,17 +3,19 @@
 mod args;
 mod data;
 mod goal;
+mod plan;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bevel_eval::{Machine, peak_memory};
+use bevel_kernels::Cpu;
 use bevel_model::AdapterFile;
 use bevel_train::{
     LoraConfig, Memory, MemoryUse, Network, NetworkConfig, OptimizerConfig, Parameters, Precision,
-    Recompute, Start, TrainConfig, Trainer, start_from,
+    Recompute, Start, StepReport, TrainConfig, Trainer, start_from,
 };
 use serde_json::json;
 
@@ -23,12 +25,10 @@ use crate::report::training::{self, TrainingReport};
 use crate::training_record::{Recorder, write_page};
 use crate::ui::interrupt::{self, Interrupted};
 use crate::ui::progress::{Progress, Unit};
-use crate::ui::table::Table;
 use crate::ui::units::{bytes, duration};
 use crate::ui::{print_json, print_text};
 
 pub(crate) use args::Args;
-use data::Data;
 use goal::{Goal, beginning};
 
 /// Tokens that are computed together: enough for the products to be fast, and not so many that what is kept of them takes
@@ -36,26 +36,8 @@ use goal::{Goal, beginning};
 const TOGETHER: usize = 512;
 
 pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
-    let shown = args.output.display();
-    for (name, what) in [
-        ("adapter_model.safetensors", "an adapter"),
-        ("model.gguf", "a model"),
-        ("model", "a model"),
-    ] {
-        ensure!(
-            args.force || args.resume || !args.output.join(name).exists(),
-            "`{shown}` has {what}; choose another name, or replace it with --force"
-        );
-    }
     let saved = args.output.join("checkpoint.safetensors");
-    ensure!(
-        args.force || args.resume || !saved.exists(),
-        "`{shown}` has the checkpoint of a run that was stopped; go on with --resume, or begin anew with --force"
-    );
-    ensure!(
-        !args.resume || saved.exists(),
-        "`{shown}` has no checkpoint to go on with; leave out --resume"
-    );
+    may_begin(args, &saved)?;
     let checkpoint = beginning(args, global)?;
     let cpu = model::cpu(global)?;
     let data = args.data(&checkpoint, &cpu, global)?;
@@ -92,12 +74,13 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
             keep_best: config.keep_best,
         },
     );
+    let trained = parameters.values.len();
     if args.dry_run {
-        return show_plan(&data, &config, parameters.values.len(), &memory, global);
+        return plan::show(&data, &config, trained, &memory, global);
     }
     // What cannot be written is better known before hours of training.
-    std::fs::create_dir_all(&args.output).with_context(|| format!("cannot make `{shown}`"))?;
-    let (steps, trained) = (config.steps, parameters.values.len());
+    std::fs::create_dir_all(&args.output)
+        .with_context(|| format!("cannot make `{}`", args.output.display()))?;
     let settings = training::settings(
         &args.data.join(", "),
         [data.learnt(), data.held_out(), args.ctx as usize],
@@ -124,57 +107,32 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
         trainer.resume(&mut parameters, &same, &saved)?;
     }
     global.note(format!(
-        "{} examples, {} held out; {steps} steps of {}; {trained} numbers to train; about {} of memory",
+        "{} examples, {} held out; {} steps of {}; {trained} numbers to train; about {} of memory",
         data.learnt(),
         data.held_out(),
+        config.steps,
         config.batch,
         bytes(memory.total() as u64)
     ));
-    if args.resume {
-        global.note(format!("goes on after step {}", trainer.steps()));
-    }
     let done = trainer.steps();
+    if args.resume {
+        global.note(format!("goes on after step {done}"));
+    }
     let mut recorder = Recorder::create(&args.output, args.tensorboard.as_deref(), done, global)?;
     if let Some(loss) = before.filter(|_| done == 0) {
         recorder.before(loss);
     }
-    let checkpoint_every =
-        args.checkpoint_every.map_or((steps / 10).max(1), |every| every as usize);
+    let every = args.checkpoint_every.map_or((config.steps / 10).max(1), |every| every as usize);
     let start = Instant::now();
-    let bar = Progress::new(global, "training", steps as u64, Unit::Items);
-    let (mut tokens, mut time) = (0, Duration::ZERO);
-    let mut outcome = Ok(());
-    while !trainer.is_done() && !interrupt::requested() {
-        let report = match trainer.step(&mut network, &mut parameters, &cpu) {
-            Ok(report) => report,
-            Err(error) => {
-                outcome = Err(error);
-                break;
-            }
-        };
-        tokens += report.tokens;
-        time += report.time;
-        let speed = tokens as f64 / time.as_secs_f64();
-        bar.set(report.step as u64);
-        bar.message(format!("loss {:.3}, {speed:.0} tokens/s", report.loss));
-        if let Some(loss) = report.held_out {
-            global
-                .note(format!("step {}: loss {:.3}, held out {loss:.3}", report.step, report.loss));
-        }
-        recorder.step(&report);
-        if report.step.is_multiple_of(checkpoint_every) && !trainer.is_done() {
-            trainer.save(&parameters, &same, &saved)?;
-        }
-    }
-    drop(bar);
+    let mut save =
+        |trainer: &Trainer<'_>, parameters: &Parameters| trainer.save(parameters, &same, &saved);
+    let mut lesson = Lesson { network: &mut network, parameters: &mut parameters, cpu: &cpu };
+    let outcome = lesson.teach(&mut trainer, &config, every, &mut save, &mut recorder, global);
     let stopped = interrupt::requested() && !trainer.is_done();
-    if stopped {
-        trainer.save(&parameters, &same, &saved)?;
-    }
     let report = TrainingReport {
         model: args.model.clone(),
         settings,
-        wanted: steps,
+        wanted: config.steps,
         steps: recorder.steps,
         before,
         command: std::env::args().collect::<Vec<_>>().join(" "),
@@ -193,90 +151,142 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     goal.write(&args.output, &args.model, checkpoint, result, &cpu, global)?;
     if stopped {
         global.warn(format!(
-            "stopped after step {} of {steps}; `{shown}` has the {} as it was then, and --resume goes on",
+            "stopped after step {} of {}; `{}` has the {} as it was then, and --resume goes on",
             last.step,
+            config.steps,
+            args.output.display(),
             goal.noun()
         ));
         bail!(Interrupted);
     }
     remove(&saved)?;
-    let measured = report.steps.iter().filter_map(|step| Some((step.step, step.held_out?)));
-    let after = measured.rev().find(|&(step, _)| best.is_none_or(|best| step == best));
-    let speed = tokens as f64 / time.as_secs_f64().max(1e-9);
-    if global.json {
-        return print_json(&json!({
-            "output": goal.output(&args.output),
-            "steps": last.step,
-            "loss": last.loss,
-            "held_out_loss_before": before,
-            "held_out_loss": after.map(|(_, loss)| loss),
-            "best_step": best,
-            "tokens": tokens,
-            "tokens_per_second": speed,
-            "seconds": start.elapsed().as_secs_f64(),
-            "expected_memory_bytes": memory.total(),
-            "training_memory_bytes": report.peak_memory_bytes,
-        }));
-    }
-    let held_out = match before.zip(after) {
-        Some((before, (step, loss))) => {
-            let when = if best.is_some() { format!("after step {step}") } else { "now".to_owned() };
-            format!("held-out loss {before:.3} before, {loss:.3} {when}")
-        }
-        None => format!("loss {:.3}", last.loss),
-    };
-    let written = goal.output(&args.output);
-    print_text(&format!(
-        "{}: {held_out}; {} steps in {}, {speed:.0} tokens/s\n",
-        written.display(),
-        last.step - done,
-        duration(start.elapsed())
-    ))
+    let summary = Summary { output: goal.output(&args.output), done, best, memory, start };
+    summary.show(&report, global)
 }
 
-/// What a run would do, and what it would take.
-fn show_plan(
-    data: &Data,
-    config: &TrainConfig,
-    trained: usize,
-    memory: &Memory,
-    global: &Global,
-) -> Result<()> {
-    let Memory { weights, trained: values, optimizer, best, activations, working, process } =
-        *memory;
-    let parts = [
-        ("weights", "frozen weights, as their file has them", weights),
-        ("trained", "what is trained, and its gradient", values),
-        ("optimizer", "the optimizer's state", optimizer),
-        ("best", "the parameters of the lowest loss", best),
-        ("activations", "what is kept for the backward pass", activations),
-        ("working", "logits and other buffers", working),
-        ("process", "the process, tokenizer and data", process),
-    ];
-    if global.json {
-        let memory: serde_json::Map<String, serde_json::Value> =
-            parts.iter().map(|(key, _, value)| ((*key).to_owned(), json!(value))).collect();
-        return print_json(&json!({
-            "examples": data.learnt(),
-            "held_out": data.held_out(),
-            "steps": config.steps,
-            "trained_numbers": trained,
-            "expected_memory_bytes": parts.iter().map(|(_, _, value)| value).sum::<usize>(),
-            "memory": memory,
-        }));
+/// Refuses to replace what another run left.
+fn may_begin(args: &Args, saved: &Path) -> Result<()> {
+    let shown = args.output.display();
+    for (name, what) in [
+        ("adapter_model.safetensors", "an adapter"),
+        ("model.gguf", "a model"),
+        ("model", "a model"),
+    ] {
+        ensure!(
+            args.force || args.resume || !args.output.join(name).exists(),
+            "`{shown}` has {what}; choose another name, or replace it with --force"
+        );
     }
-    let mut table = Table::new(&["<", "memory"]);
-    for (_, label, value) in parts.iter().filter(|(_, _, value)| *value > 0) {
-        table.row([(*label).to_owned(), bytes(*value as u64)]);
+    ensure!(
+        args.force || args.resume || !saved.exists(),
+        "`{shown}` has the checkpoint of a run that was stopped; go on with --resume, or begin anew with --force"
+    );
+    ensure!(
+        !args.resume || saved.exists(),
+        "`{shown}` has no checkpoint to go on with; leave out --resume"
+    );
+    Ok(())
+}
+
+/// Keeps a run's place.
+type Save<'a> = dyn FnMut(&Trainer<'_>, &Parameters) -> bevel_train::Result<()> + 'a;
+
+/// What steps are done with.
+struct Lesson<'a, 'c> {
+    network: &'a mut Network<'c>,
+    parameters: &'a mut Parameters,
+    cpu: &'a Cpu,
+}
+
+impl Lesson<'_, '_> {
+    /// Does the steps that are left, until Ctrl-C, and keeps the run's place every so many.
+    fn teach(
+        &mut self,
+        trainer: &mut Trainer<'_>,
+        config: &TrainConfig,
+        every: usize,
+        save: &mut Save<'_>,
+        recorder: &mut Recorder<'_>,
+        global: &Global,
+    ) -> Result<()> {
+        let bar = Progress::new(global, "training", config.steps as u64, Unit::Items);
+        let (mut tokens, mut time) = (0, Duration::ZERO);
+        while !trainer.is_done() && !interrupt::requested() {
+            let report = trainer.step(self.network, self.parameters, self.cpu)?;
+            tokens += report.tokens;
+            time += report.time;
+            let speed = tokens as f64 / time.as_secs_f64();
+            bar.set(report.step as u64);
+            bar.message(format!("loss {:.3}, {speed:.0} tokens/s", report.loss));
+            if let Some(loss) = report.held_out {
+                let StepReport { step, loss: learnt, .. } = report;
+                global.note(format!("step {step}: loss {learnt:.3}, held out {loss:.3}"));
+            }
+            recorder.step(&report);
+            if report.step.is_multiple_of(every) && !trainer.is_done() {
+                save(trainer, self.parameters)?;
+            }
+        }
+        if !trainer.is_done() {
+            save(trainer, self.parameters)?;
+        }
+        Ok(())
     }
-    table.row(["all".to_owned(), bytes(memory.total() as u64)]);
-    print_text(&format!(
-        "{} examples, {} held out; {} steps of {}; {trained} numbers to train\n\n{table}",
-        data.learnt(),
-        data.held_out(),
-        config.steps,
-        config.batch,
-    ))
+}
+
+/// What is said at the end of a run.
+struct Summary {
+    output: PathBuf,
+    /// Steps that were done before it.
+    done: usize,
+    /// The step whose parameters were written, where it was not the last one.
+    best: Option<usize>,
+    memory: Memory,
+    start: Instant,
+}
+
+impl Summary {
+    fn show(&self, report: &TrainingReport, global: &Global) -> Result<()> {
+        let last = report.steps.last().expect("there were steps");
+        let measured = report.steps.iter().filter_map(|step| Some((step.step, step.held_out?)));
+        let after = measured.rev().find(|&(step, _)| self.best.is_none_or(|best| step == best));
+        let ours = &report.steps[self.done..];
+        let tokens: usize = ours.iter().map(|step| step.tokens).sum();
+        let time: Duration = ours.iter().map(|step| step.time).sum();
+        let speed = tokens as f64 / time.as_secs_f64().max(1e-9);
+        if global.json {
+            return print_json(&json!({
+                "output": self.output,
+                "steps": last.step,
+                "loss": last.loss,
+                "held_out_loss_before": report.before,
+                "held_out_loss": after.map(|(_, loss)| loss),
+                "best_step": self.best,
+                "tokens": tokens,
+                "tokens_per_second": speed,
+                "seconds": self.start.elapsed().as_secs_f64(),
+                "expected_memory_bytes": self.memory.total(),
+                "training_memory_bytes": report.peak_memory_bytes,
+            }));
+        }
+        let held_out = match report.before.zip(after) {
+            Some((before, (step, loss))) => {
+                let when = if self.best.is_some() {
+                    format!("after step {step}")
+                } else {
+                    "now".to_owned()
+                };
+                format!("held-out loss {before:.3} before, {loss:.3} {when}")
+            }
+            None => format!("loss {:.3}", last.loss),
+        };
+        print_text(&format!(
+            "{}: {held_out}; {} steps in {}, {speed:.0} tokens/s\n",
+            self.output.display(),
+            ours.len(),
+            duration(self.start.elapsed())
+        ))
+    }
 }
 
 /// Removes a file that may not be there.
