@@ -34,9 +34,9 @@ def main():
     parser.add_argument("--out")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        common = ["--steps", args.steps, "--ctx", "256", "--batch", "2", "--held-out", "0.05", "--evaluate-every", "100000"]
+        common = ["--ctx", "256", "--batch", "2", "--held-out", "0.05", "--evaluate-every", "100000"]
         learn = lambda model, out, *more: json.loads(
-            call(args.bevel, "finetune", model, args.text, "-o", f"{scratch}/{out}", *common, "--lr", args.lr, "--json", *more)
+            call(args.bevel, "finetune", model, args.text, "-o", f"{scratch}/{out}", *common, "--steps", args.steps, "--lr", args.lr, "--json", *more)
         )
         before = lambda model: json.loads(
             call(args.bevel, "finetune", model, args.text, "-o", f"{scratch}/loss", "--force", *common, "--steps", "1", "--json")
