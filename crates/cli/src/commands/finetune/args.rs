@@ -223,7 +223,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     pub(super) tensorboard: Option<PathBuf>,
 
-    /// Write a checkpoint every so many steps [default: a tenth of all]
+    /// Write a checkpoint every so many steps [default: a tenth of all, or more where that takes long]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) checkpoint_every: Option<u64>,
 

@@ -122,12 +122,17 @@ pub(crate) fn run(args: &Args, global: &Global) -> Result<()> {
     if let Some(loss) = before.filter(|_| done == 0) {
         recorder.before(loss);
     }
-    let every = args.checkpoint_every.map_or((config.steps / 10).max(1), |every| every as usize);
     let start = Instant::now();
-    let mut save =
-        |trainer: &Trainer<'_>, parameters: &Parameters| trainer.save(parameters, &same, &saved);
+    let mut places = Places {
+        path: &saved,
+        settings: &same,
+        every: args.checkpoint_every.map_or((config.steps / 10).max(1), |every| every as usize),
+        wished: args.checkpoint_every.is_some(),
+        last: (done, start),
+        cost: Duration::ZERO,
+    };
     let mut lesson = Lesson { network: &mut network, parameters: &mut parameters, cpu: &cpu };
-    let outcome = lesson.teach(&mut trainer, &config, every, &mut save, &mut recorder, global);
+    let outcome = lesson.teach(&mut trainer, config.steps, &mut places, &mut recorder, global);
     let stopped = interrupt::requested() && !trainer.is_done();
     let report = TrainingReport {
         model: args.model.clone(),
@@ -188,8 +193,38 @@ fn may_begin(args: &Args, saved: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Keeps a run's place.
-type Save<'a> = dyn FnMut(&Trainer<'_>, &Parameters) -> bevel_train::Result<()> + 'a;
+/// Keeps a run's place in a file.
+struct Places<'a> {
+    path: &'a Path,
+    settings: &'a str,
+    /// Steps from one to the next.
+    every: usize,
+    /// These were asked for. Otherwise a place is kept later where keeping it would take more than a twentieth of the
+    /// time: that of a whole model is gigabytes.
+    wished: bool,
+    /// The step at which the last one was kept, and when.
+    last: (usize, Instant),
+    /// What keeping it took.
+    cost: Duration,
+}
+
+impl Places<'_> {
+    fn is_due(&self, step: usize) -> bool {
+        let (last, when) = self.last;
+        match self.wished {
+            true => step.is_multiple_of(self.every),
+            false => step >= last + self.every && when.elapsed() >= 20 * self.cost,
+        }
+    }
+
+    fn keep(&mut self, trainer: &Trainer<'_>, parameters: &Parameters) -> Result<()> {
+        let start = Instant::now();
+        trainer.save(parameters, self.settings, self.path)?;
+        self.cost = start.elapsed();
+        self.last = (trainer.steps(), Instant::now());
+        Ok(())
+    }
+}
 
 /// What steps are done with.
 struct Lesson<'a, 'c> {
@@ -199,17 +234,16 @@ struct Lesson<'a, 'c> {
 }
 
 impl Lesson<'_, '_> {
-    /// Does the steps that are left, until Ctrl-C, and keeps the run's place every so many.
+    /// Does the steps that are left, until Ctrl-C, and keeps the run's place on the way.
     fn teach(
         &mut self,
         trainer: &mut Trainer<'_>,
-        config: &TrainConfig,
-        every: usize,
-        save: &mut Save<'_>,
+        steps: usize,
+        places: &mut Places<'_>,
         recorder: &mut Recorder<'_>,
         global: &Global,
     ) -> Result<()> {
-        let bar = Progress::new(global, "training", config.steps as u64, Unit::Items);
+        let bar = Progress::new(global, "training", steps as u64, Unit::Items);
         let (mut tokens, mut time) = (0, Duration::ZERO);
         while !trainer.is_done() && !interrupt::requested() {
             let report = trainer.step(self.network, self.parameters, self.cpu)?;
@@ -223,12 +257,12 @@ impl Lesson<'_, '_> {
                 global.note(format!("step {step}: loss {learnt:.3}, held out {loss:.3}"));
             }
             recorder.step(&report);
-            if report.step.is_multiple_of(every) && !trainer.is_done() {
-                save(trainer, self.parameters)?;
+            if places.is_due(report.step) && !trainer.is_done() {
+                places.keep(trainer, self.parameters)?;
             }
         }
         if !trainer.is_done() {
-            save(trainer, self.parameters)?;
+            places.keep(trainer, self.parameters)?;
         }
         Ok(())
     }
