@@ -1,6 +1,7 @@
 //! Losses against transformers', gradients against differences of losses, and training that learns.
 
 mod data;
+mod gradients;
 mod log;
 mod training;
 mod whole;
