@@ -43,7 +43,7 @@ pub(crate) enum Command {
     Merge(merge::Args),
     /// Find out which inputs of a model's weights are large, for rounding with importance
     Imatrix(imatrix::Args),
-    /// Teach a model from examples: train an adapter beside it
+    /// Teach a model from examples: train an adapter beside it, or the model itself
     Finetune(Box<finetune::Args>),
     /// Measure how well a model predicts a text
     Eval(eval::Args),

@@ -31,6 +31,7 @@ pub use error::{Error, Result};
 pub use family::{Activation, FAMILIES, Family, NormPlacement, QkNorm, TensorName};
 pub use forward::{Batch, Model, Part, State};
 pub use head::{Head, HeadState};
+pub use mlp::{Visit, route};
 pub use sampler::{Choice, Dry, Sampler, SamplerConfig, SamplerScratch, TokenLogprobs};
 pub use session::{FinishReason, GenerateOptions, Generation, PREFILL_CHUNK, Session, generate};
 pub use stop::StopText;

@@ -30,11 +30,15 @@ pub(crate) struct MlpState {
     sum: Vec<f32>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Visit {
-    expert: usize,
-    token: usize,
-    weight: f32,
+/// A token that goes to an expert.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Visit {
+    /// Which expert.
+    pub expert: usize,
+    /// Which row.
+    pub token: usize,
+    /// How much the expert's output counts.
+    pub weight: f32,
 }
 
 impl Ffn {
@@ -98,9 +102,9 @@ impl Mlp {
     }
 }
 
-/// Chooses each token's experts: the `used` largest of the router's softmax. Leaves the visits sorted
-/// by expert, and by token within one.
-fn route(cpu: &Cpu, router: &mut [f32], experts: Experts, visits: &mut Vec<Visit>) {
+/// Chooses each token's experts: the `used` largest of the softmax of the router's logits, `[n, experts]`, which it leaves
+/// in their place. Leaves the visits sorted by expert, and by token within one.
+pub fn route(cpu: &Cpu, router: &mut [f32], experts: Experts, visits: &mut Vec<Visit>) {
     visits.clear();
     for (token, weights) in router.chunks_exact_mut(experts.count).enumerate() {
         softmax(cpu, weights);

@@ -7,12 +7,6 @@ pub enum Error {
     /// Keys and values do not fit into memory.
     #[error(transparent)]
     Kernel(#[from] bevel_kernels::Error),
-    /// A model that cannot be trained yet.
-    #[error("`{path}` is a mixture of experts, which cannot be trained yet")]
-    Experts {
-        /// The model.
-        path: String,
-    },
     /// An adapter that is to begin with what quantization lost.
     #[error("LoftQ begins with what quantization lost, and asks for the original model")]
     NoOriginal,

@@ -25,6 +25,16 @@ enum Source<'c> {
     Codes { matrix: Box<GroupedMatrix>, halves: Option<Halves>, first: usize },
 }
 
+impl Source<'_> {
+    fn codes(mut matrix: GroupedMatrix, first: usize) -> Self {
+        let halves = Halves::of(&matrix);
+        if halves.is_some() {
+            matrix.codes = Vec::new();
+        }
+        Self::Codes { matrix: Box::new(matrix), halves, first }
+    }
+}
+
 thread_local! {
     /// A row's codes.
     static CODES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -82,13 +92,9 @@ impl<'c> Frozen<'c> {
         let total = outer.iter().product();
         let rows = rows.unwrap_or(0..total);
         let source = match checkpoint.read_grouped(name, 0)? {
-            Some(mut matrix) => {
+            Some(matrix) => {
                 checkpoint.release(name);
-                let halves = Halves::of(&matrix);
-                if halves.is_some() {
-                    matrix.codes = Vec::new();
-                }
-                Source::Codes { matrix: Box::new(matrix), halves, first: rows.start }
+                Source::codes(matrix, rows.start)
             }
             None => {
                 let bytes = checkpoint.read(name)?;
@@ -100,13 +106,7 @@ impl<'c> Frozen<'c> {
             }
         };
         let frozen = Self { source, rows: rows.len(), cols };
-        // What fails for one row fails for all.
-        let mut row = vec![0.0; cols];
-        frozen.unpack_row(0, &mut row).map_err(|source| Error::Tensor {
-            path: checkpoint.path().to_owned(),
-            tensor: name.to_owned(),
-            source,
-        })?;
+        frozen.check(checkpoint, name)?;
         Ok(frozen)
     }
 
@@ -118,6 +118,51 @@ impl<'c> Frozen<'c> {
     /// Inputs.
     pub(crate) fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// The matrices of a stack, as experts are.
+    ///
+    /// # Errors
+    /// Those of [`Frozen::load`].
+    pub(crate) fn stack(checkpoint: &'c Checkpoint, name: &str) -> Result<Vec<Self>> {
+        let entry = checkpoint.entry(name)?;
+        let &[count, rows, cols] = entry.shape.dims() else {
+            unreachable!("checked stacks have three dimensions")
+        };
+        let mut all = Vec::with_capacity(count);
+        if entry.is_coded() {
+            for index in 0..count {
+                let Some(matrix) = checkpoint.read_grouped(name, index)? else { break };
+                all.push(Self { source: Source::codes(matrix, 0), rows, cols });
+            }
+            checkpoint.release(name);
+        }
+        if all.is_empty() {
+            let bytes = checkpoint.read(name)?;
+            let row_bytes = bytes.len() / (count * rows);
+            let part = |index: usize| index * rows * row_bytes..(index + 1) * rows * row_bytes;
+            let source = |bytes| Source::Stored { dtype: entry.dtype, bytes, first: 0, row_bytes };
+            let parts: Vec<Cow<'c, [u8]>> = match bytes {
+                Cow::Borrowed(bytes) => {
+                    (0..count).map(|i| Cow::Borrowed(&bytes[part(i)])).collect()
+                }
+                Cow::Owned(bytes) => {
+                    (0..count).map(|i| Cow::Owned(bytes[part(i)].to_vec())).collect()
+                }
+            };
+            all.extend(parts.into_iter().map(|part| Self { source: source(part), rows, cols }));
+        }
+        all[0].check(checkpoint, name)?;
+        Ok(all)
+    }
+
+    /// What fails for one row fails for all.
+    fn check(&self, checkpoint: &Checkpoint, name: &str) -> Result<()> {
+        self.unpack_row(0, &mut vec![0.0; self.cols]).map_err(|source| Error::Tensor {
+            path: checkpoint.path().to_owned(),
+            tensor: name.to_owned(),
+            source,
+        })
     }
 
     /// Bytes in memory, those of pages of the file counted.

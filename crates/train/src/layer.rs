@@ -5,15 +5,16 @@ use std::ops::Range;
 use bevel_kernels::linalg::Update;
 use bevel_kernels::{
     Attended, AttentionGradients, AttentionSpec, BLOCK_TOKENS, KvPool, KvShape, KvType, RopeTable,
-    SequenceSpan, Slot, add, attention, attention_backward, gelu_tanh_mul, gelu_tanh_mul_backward,
-    rms_norm, rope, rope_backward, scale, silu_mul, silu_mul_backward,
+    SequenceSpan, Slot, add, attention, attention_backward, rms_norm, rope, rope_backward, scale,
 };
-use bevel_model::{Activation, ModelConfig, QkNorm, Result};
+use bevel_model::{Experts as Settings, ModelConfig, QkNorm, Result};
 
 use crate::Parameters;
+use crate::experts::{Experts, SavedExperts};
 use crate::frozen::Frozen;
 use crate::linear::{Kept, Linear};
 use crate::lora::{Adapter, Lora, Target};
+use crate::mlp::{Mlp, SavedMlp};
 use crate::room::{Input, Room, Step, capacity};
 use crate::weight::{Loader, Matrix, Vector};
 
@@ -29,11 +30,29 @@ pub(crate) struct Layer<'c> {
     k_norm: Option<Vector>,
     post_attn_norm: Option<Vector>,
     ffn_norm: Option<Vector>,
-    gate: Linear<'c>,
-    up: Linear<'c>,
-    down: Linear<'c>,
+    ffn: Ffn<'c>,
     post_ffn_norm: Option<Vector>,
     windowed: bool,
+}
+
+/// The second branch of a block.
+#[derive(Debug)]
+enum Ffn<'c> {
+    Dense(Box<Mlp<'c>>),
+    Experts(Box<Experts<'c>>),
+}
+
+/// What its backward pass needs.
+#[derive(Debug)]
+enum SavedFfn {
+    Dense(SavedMlp),
+    Experts(SavedExperts),
+}
+
+impl Default for SavedFfn {
+    fn default() -> Self {
+        Self::Dense(SavedMlp::default())
+    }
 }
 
 /// What the backward pass needs of the forward pass. What follows from it at little cost, as the inputs of linear layers
@@ -54,12 +73,11 @@ pub(crate) struct Saved {
     attn_out: Option<Vec<f32>>,
     /// The residual stream after attention.
     middle: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    ffn: SavedFfn,
     /// Output of the other branch before its norm, where it has one.
     ffn_out: Option<Vec<f32>>,
-    /// Of each linear layer, in the order of [`Target::ALL`].
-    linear: [Kept; 7],
+    /// Of attention's linear layers, in the order of [`Target::ALL`].
+    linear: [Kept; 4],
 }
 
 /// What is wanted of a forward pass.
@@ -76,8 +94,12 @@ pub(crate) enum Wanted {
 impl Saved {
     /// Gives the buffers back.
     fn give(self, room: &mut Room) {
-        let Self { x, q, k, v, attended, middle, gate, up, .. } = self;
-        room.give([x, q, k, v, attended, middle, gate, up]);
+        let Self { x, q, k, v, attended, middle, .. } = self;
+        room.give([x, q, k, v, attended, middle]);
+        match self.ffn {
+            SavedFfn::Dense(saved) => saved.give(room),
+            SavedFfn::Experts(saved) => saved.give(room),
+        }
         room.give([self.raw_q, self.raw_k, self.attn_out, self.ffn_out].into_iter().flatten());
         self.linear.into_iter().for_each(|kept| kept.give(room));
     }
@@ -102,7 +124,13 @@ impl<'c> Layer<'c> {
         };
         let (q, k, v) = (linear(Target::Query)?, linear(Target::Key)?, linear(Target::Value)?);
         let o = linear(Target::Output)?;
-        let (gate, up, down) = (linear(Target::Gate)?, linear(Target::Up)?, linear(Target::Down)?);
+        let ffn = match model.experts {
+            None => {
+                let (gate, up) = (linear(Target::Gate)?, linear(Target::Up)?);
+                Ffn::Dense(Box::new(Mlp { gate, up, down: linear(Target::Down)? }))
+            }
+            Some(settings) => Ffn::Experts(Box::new(loader.experts(layer, settings)?)),
+        };
         let mut norm = |stem: &str| -> Result<Option<Vector>> {
             let exists = family.layer.iter().any(|tensor| tensor.gguf == stem);
             let name = format!("blk.{layer}.{stem}.weight");
@@ -118,29 +146,47 @@ impl<'c> Layer<'c> {
             k_norm: norm("attn_k_norm")?,
             post_attn_norm: norm("post_attention_norm")?,
             ffn_norm: norm("ffn_norm")?,
-            gate,
-            up,
-            down,
+            ffn,
             post_ffn_norm: norm("post_ffw_norm")?,
             windowed: model.windowed[layer],
         })
     }
 
-    /// Its linear layers, in the order of [`Target::ALL`].
-    fn linears(&self) -> [&Linear<'c>; 7] {
-        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    /// Its linear layers, in the order of [`Target::ALL`]; without those of experts.
+    fn linears(&self) -> Vec<&Linear<'c>> {
+        let attention = [&self.q, &self.k, &self.v, &self.o].into_iter();
+        match &self.ffn {
+            Ffn::Dense(mlp) => attention.chain([&mlp.gate, &mlp.up, &mlp.down]).collect(),
+            Ffn::Experts(_) => attention.collect(),
+        }
     }
 
     /// Bytes of weights that are not trained.
     pub(crate) fn frozen_bytes(&self) -> usize {
-        self.linears().iter().map(|linear| linear.weight.frozen_bytes()).sum()
+        let linear: usize = self.linears().iter().map(|linear| linear.weight.frozen_bytes()).sum();
+        let experts = match &self.ffn {
+            Ffn::Dense(_) => 0,
+            Ffn::Experts(mixture) => {
+                let each = mixture.experts.iter().flat_map(|mlp| [&mlp.gate, &mlp.up, &mlp.down]);
+                let each: usize = each.map(|linear| linear.weight.frozen_bytes()).sum();
+                each + mixture.router.frozen_bytes()
+            }
+        };
+        linear + experts
     }
 
     /// Bytes of [`Saved`] for `n` tokens.
     pub(crate) fn kept_bytes(&self, config: &ModelConfig, n: usize) -> usize {
         let (dim, q, kv) = (config.dim, config.q_dim(), config.kv_dim());
         let ffn = config.ffn_dim;
-        let mut widths = vec![dim, q, kv, kv, q, dim, ffn, ffn];
+        let mut widths = vec![dim, q, kv, kv, q, dim];
+        match config.experts {
+            None => widths.extend([ffn, ffn]),
+            Some(experts) => {
+                widths.push(experts.count);
+                widths.extend([ffn, ffn, dim].map(|width| experts.used * width));
+            }
+        }
         widths.extend(self.q_norm.is_some().then_some(q));
         widths.extend(self.k_norm.is_some().then_some(kv));
         widths.extend(self.post_attn_norm.is_some().then_some(dim));
@@ -209,29 +255,24 @@ impl<'c> Layer<'c> {
         room.give(rounded);
         let (middle, attn_out) = joined(step, parameters, &self.post_attn_norm, attn_out, x, room);
         let mut ffn_in = normed(step, parameters, &self.ffn_norm, &middle, room);
-        self.gate.round_inputs(step, &mut ffn_in);
-        let packed = step.packed(&ffn_in, step.n, room);
-        let input = Input { values: &ffn_in, packed: &packed };
-        let (gate, kept_gate) = self.gate.forward(step, parameters, input, room);
-        let (up, kept_up) = self.up.forward(step, parameters, input, room);
-        room.give_panels(packed);
-        let mut gated = gated(step, &gate, &up, room);
-        self.down.round_inputs(step, &mut gated);
-        let (mut out, mut ffn_out) = (Vec::new(), None);
-        // Where the last projection's output has no norm and is not scaled, no gradient depends on it.
-        let needed =
-            self.post_ffn_norm.is_some() || self.down.lora.as_ref().is_some_and(Lora::scales);
-        let packed = step.packed(&gated, step.n, room);
-        let input = Input { values: &gated, packed: &packed };
-        let kept_down = if wanted != Wanted::Saved || needed {
-            let (branch, kept) = self.down.forward(step, parameters, input, room);
-            (out, ffn_out) = joined(step, parameters, &self.post_ffn_norm, branch, &middle, room);
-            kept
-        } else {
-            self.down.kept(step, parameters, input, room)
+        // Where the branch's output has no norm, no gradient depends on it.
+        let needed = wanted != Wanted::Saved || self.post_ffn_norm.is_some();
+        let (branch, ffn) = match &self.ffn {
+            Ffn::Dense(mlp) => {
+                mlp.round_inputs(step, &mut ffn_in);
+                let (branch, saved) = mlp.forward(step, parameters, &ffn_in, needed, room);
+                (branch, SavedFfn::Dense(saved))
+            }
+            Ffn::Experts(experts) => {
+                let (branch, saved) = experts.forward(step, parameters, &ffn_in, room);
+                (Some(branch), SavedFfn::Experts(saved))
+            }
         };
-        room.give_panels(packed);
-        room.give([ffn_in, gated]);
+        room.give([ffn_in]);
+        let (mut out, mut ffn_out) = (Vec::new(), None);
+        if let Some(branch) = branch {
+            (out, ffn_out) = joined(step, parameters, &self.post_ffn_norm, branch, &middle, room);
+        }
         let saved = Saved {
             x: std::mem::replace(x, out),
             raw_q,
@@ -242,10 +283,9 @@ impl<'c> Layer<'c> {
             attended,
             attn_out,
             middle,
-            gate,
-            up,
+            ffn,
             ffn_out,
-            linear: [kept_q, kept_k, kept_v, kept_o, kept_gate, kept_up, kept_down],
+            linear: [kept_q, kept_k, kept_v, kept_o],
         };
         if wanted == Wanted::Output {
             saved.give(room);
@@ -325,29 +365,26 @@ impl<'c> Layer<'c> {
         room: &mut Room,
     ) {
         let (cpu, config) = (step.cpu, step.config);
-        let [kept_q, kept_k, kept_v, kept_o, kept_gate, kept_up, kept_down] = &saved.linear;
+        let [kept_q, kept_k, kept_v, kept_o] = &saved.linear;
+        let (set, add) = (Update::Set, Update::Add);
 
         let d_out =
             joined_backward(step, parameters, &self.post_ffn_norm, d_x, &saved.ffn_out, room);
-        let mut gated = gated(step, &saved.gate, &saved.up, room);
-        self.down.round_inputs(step, &mut gated);
-        let mut d_gated = room.take(gated.len());
-        let (set, add) = (Update::Set, Update::Add);
         let d_ffn = d_out.as_deref().unwrap_or(d_x);
-        self.down.backward(step, parameters, set, &mut d_gated, d_ffn, &gated, kept_down, room);
-        let (mut d_gate, mut d_up) = (room.take(d_gated.len()), room.take(d_gated.len()));
-        let backward = match config.family.activation {
-            Activation::Silu => silu_mul_backward,
-            Activation::GeluTanh => gelu_tanh_mul_backward,
-        };
-        backward(cpu, &mut d_gate, &mut d_up, &d_gated, &saved.gate, &saved.up);
         let mut ffn_in = normed(step, parameters, &self.ffn_norm, &saved.middle, room);
-        self.gate.round_inputs(step, &mut ffn_in);
         let mut d_in = room.take(d_x.len());
-        self.gate.backward(step, parameters, set, &mut d_in, &d_gate, &ffn_in, kept_gate, room);
-        self.up.backward(step, parameters, add, &mut d_in, &d_up, &ffn_in, kept_up, room);
+        match (&self.ffn, &saved.ffn) {
+            (Ffn::Dense(mlp), SavedFfn::Dense(saved)) => {
+                mlp.round_inputs(step, &mut ffn_in);
+                mlp.backward(step, parameters, &mut d_in, d_ffn, &ffn_in, saved, room);
+            }
+            (Ffn::Experts(experts), SavedFfn::Experts(saved)) => {
+                experts.backward(step, parameters, &mut d_in, d_ffn, &ffn_in, saved, room);
+            }
+            _ => unreachable!("a layer's own forward pass saved it"),
+        }
         normed_backward(step, parameters, &self.ffn_norm, d_x, &d_in, &saved.middle);
-        room.give([gated, d_gated, d_gate, d_up, ffn_in]);
+        room.give([ffn_in]);
         room.give(d_out);
 
         let d_out =
@@ -426,6 +463,21 @@ impl<'c> Loader<'c, '_> {
     }
 }
 
+impl<'c> Loader<'c, '_> {
+    /// The mixture of a block. Experts have no adapters.
+    fn experts(&mut self, layer: usize, settings: Settings) -> Result<Experts<'c>> {
+        let name = |stem: &str| format!("blk.{layer}.{stem}.weight");
+        let router = self.matrix(&name("ffn_gate_inp"), None)?;
+        let gates = self.stack(&name("ffn_gate_exps"))?;
+        let ups = self.stack(&name("ffn_up_exps"))?;
+        let downs = self.stack(&name("ffn_down_exps"))?;
+        let plain = |weight| Linear { weight, bias: None, lora: None };
+        let mlp = |((gate, up), down)| Mlp { gate: plain(gate), up: plain(up), down: plain(down) };
+        let experts = gates.into_iter().zip(ups).zip(downs).map(mlp).collect();
+        Ok(Experts { settings, router, experts })
+    }
+}
+
 /// x + branch, the branch normalised and scaled where the family does that; and the branch as it was where its norm needs
 /// it.
 fn joined(
@@ -445,16 +497,6 @@ fn joined(
     }
     add(step.cpu, &mut out, x);
     (out, branch)
-}
-
-/// The input of the last projection.
-fn gated(step: &Step<'_>, gate: &[f32], up: &[f32], room: &mut Room) -> Vec<f32> {
-    let mut gated = room.take(gate.len());
-    match step.config.family.activation {
-        Activation::Silu => silu_mul(step.cpu, &mut gated, gate, up),
-        Activation::GeluTanh => gelu_tanh_mul(step.cpu, &mut gated, gate, up),
-    }
-    gated
 }
 
 /// Rows and width of the norm of queries or keys.

@@ -10,12 +10,14 @@
 pub mod data;
 mod eight_bit;
 mod error;
+mod experts;
 mod frozen;
 mod layer;
 mod linear;
 mod log;
 mod lora;
 mod memory;
+mod mlp;
 mod network;
 mod noise;
 mod optimizer;

@@ -89,7 +89,7 @@ impl<'c> Network<'c> {
     /// A checkpoint's model. What is trained of it is added to `parameters`.
     ///
     /// # Errors
-    /// Those of reading tensors; [`Error::Experts`].
+    /// Those of reading tensors; [`Error::NoOriginal`] and [`Error::OtherModel`] for LoftQ.
     pub fn new(
         cpu: &Cpu,
         checkpoint: &'c Checkpoint,
@@ -98,9 +98,6 @@ impl<'c> Network<'c> {
         parameters: &mut Parameters,
     ) -> Result<Self> {
         let config = checkpoint.config();
-        if config.experts.is_some() {
-            return Err(Error::Experts { path: checkpoint.path().to_owned() });
-        }
         if trainable.lora.as_ref().is_some_and(|lora| lora.start == Start::LoftQ) {
             let original = trainable.original.as_ref().ok_or(Error::NoOriginal)?;
             let (own, other) = (config, original.config());

@@ -60,6 +60,17 @@ impl<'c> Loader<'c, '_> {
         Ok(Matrix::Trained { parameter, rows, cols, rounding })
     }
 
+    /// The matrices of a stack, as experts are.
+    pub(crate) fn stack(&mut self, name: &str) -> Result<Vec<Matrix<'c>>> {
+        if !self.trainable.trains(name) {
+            let all = Frozen::stack(self.checkpoint, name)?;
+            return Ok(all.into_iter().map(Matrix::Frozen).collect());
+        }
+        let dims = self.checkpoint.entry(name)?.shape.dims().to_vec();
+        let (count, rows) = (dims[0], dims[1]);
+        (0..count).map(|i| self.matrix(name, Some(i * rows..(i + 1) * rows))).collect()
+    }
+
     /// A vector, or some of its values.
     pub(crate) fn vector(&mut self, name: &str, part: Option<Range<usize>>) -> Result<Vector> {
         if self.trainable.trains(name) {

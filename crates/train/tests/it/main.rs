@@ -29,8 +29,8 @@ fn expected(case: &str) -> (Vec<u32>, Vec<f32>) {
     (tokens.collect(), file.tensor("logits").unwrap().to_f32().unwrap())
 }
 
-/// The families that are no mixtures.
-const FAMILIES: [&str; 14] = [
+/// Every family.
+const FAMILIES: [&str; 17] = [
     "gemma2",
     "gemma3",
     "granite",
@@ -38,13 +38,16 @@ const FAMILIES: [&str; 14] = [
     "llama3_rope",
     "llama_biases_tied",
     "mistral_window",
+    "mixtral",
     "olmo2",
+    "olmoe",
     "phi3_long",
     "phi3_partial",
     "phi3_short",
     "qwen2",
     "qwen2_yarn_window",
     "qwen3",
+    "qwen3moe",
 ];
 
 fn all_linear() -> LoraConfig {
@@ -127,7 +130,9 @@ impl Data {
 
 #[test]
 fn gradients_are_what_losses_change_by() {
-    for case in FAMILIES {
+    // The loss of a mixture jumps where a token goes to another expert: PyTorch's gradients are what it is held against.
+    let mixtures = ["mixtral", "olmoe", "qwen3moe"];
+    for case in FAMILIES.into_iter().filter(|case| !mixtures.contains(case)) {
         check_gradients(case, &all_linear().into(), None, Recompute::Layers(1));
     }
 }
@@ -280,13 +285,6 @@ fn a_text_is_learnt_by_heart() {
 #[test]
 fn what_cannot_be_trained_says_so() {
     let cpu = Cpu::new(1).unwrap();
-    let checkpoint = Checkpoint::open(&golden("mixtral")).unwrap();
-    let error =
-        build(&cpu, &checkpoint, &all_linear(), 64, &mut Parameters::default()).unwrap_err();
-    assert!(
-        matches!(error, Error::Experts { .. }) && error.to_string().contains("mixtral"),
-        "{error}"
-    );
     let checkpoint = Checkpoint::open(&golden("llama")).unwrap();
     let mut parameters = Parameters::default();
     let mut network = build(&cpu, &checkpoint, &all_linear(), 64, &mut parameters).unwrap();
