@@ -22,7 +22,7 @@ mod tap;
 pub mod tokenizer;
 mod weights;
 
-pub use adapter::{Adapter, AdapterFile, LowRank, ScaledAdapter};
+pub use adapter::{Adapter, AdapterFile, LowRank, ScaledAdapter, is_saved_whole};
 pub use block::{Block, BlockState, Precision};
 pub use cache::{KvCache, Sequence};
 pub use checkpoint::{Checkpoint, Entry, HfTensor, Place, Transform, regroup_rows, source_row};

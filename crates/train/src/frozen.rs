@@ -150,6 +150,9 @@ impl<'c> Frozen<'c> {
                     (0..count).map(|i| Cow::Owned(bytes[part(i)].to_vec())).collect()
                 }
             };
+            if let Cow::Owned(_) = parts[0] {
+                checkpoint.release(name);
+            }
             all.extend(parts.into_iter().map(|part| Self { source: source(part), rows, cols }));
         }
         all[0].check(checkpoint, name)?;

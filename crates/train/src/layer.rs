@@ -459,6 +459,10 @@ impl<'c> Loader<'c, '_> {
             let original = original.as_ref();
             Lora::new(self.cpu, config, &adapter, &weight, original, random, parameters)
         });
+        if let Some(original) = &self.trainable.original {
+            // It is not looked at again.
+            original.release(&name("weight"));
+        }
         Ok(Linear { weight, bias, lora })
     }
 }

@@ -1,5 +1,5 @@
-//! Training of decoder models on frozen weights of any format: the forward pass that keeps what the backward
-//! pass needs, the backward pass, low-rank adapters (LoRA, arXiv 2106.09685) and AdamW (arXiv 1711.05101).
+//! Training of decoder models, whole, in part, or by low-rank adapters (LoRA, arXiv 2106.09685) beside frozen weights of
+//! any format: the forward pass that keeps what the backward pass needs, the backward pass, and AdamW (arXiv 1711.05101).
 //!
 //! What a layer's backward pass needs is kept, or computed again from the inputs of some layers (gradient
 //! checkpointing, arXiv 1604.06174). Frozen weights are unpacked a tile at a time, so that a model takes what its file

@@ -7,8 +7,11 @@ use bevel_kernels::{BLOCK_TOKENS, Cpu};
 use crate::room::capacity;
 use crate::{Network, Optimizer, OptimizerConfig, Parameters, Recompute};
 
-/// A process that does nothing yet: its own code, threads, and buffers of the system.
+/// A process that does nothing yet: its own code, threads, and buffers of the system; measured.
 const PROCESS: usize = 44 << 20;
+
+/// A tokenizer's texts, tables and merges, for each token; measured.
+const TOKENIZER: usize = 160;
 
 /// Bytes that training takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,7 +75,7 @@ impl Network<'_> {
             }
         };
 
-        let is_bf16 = by_precision(self.precision(), cpu);
+        let is_bf16 = self.precision() == Precision::Bf16 && cpu.isa().has_bf16_products();
         let packed = |values: usize| if is_bf16 { 2 * values } else { 4 * values };
         let rows = self.rows_of_logits().min(n);
         let logits = rows * config.vocab_size;
@@ -95,11 +98,7 @@ impl Network<'_> {
             best: if by.keep_best { 4 * trained } else { 0 },
             activations,
             working: streams + keys_and_values + attention + panels + head,
-            process: PROCESS + 160 * config.vocab_size,
+            process: PROCESS + TOKENIZER * config.vocab_size,
         }
     }
-}
-
-fn by_precision(precision: Precision, cpu: &Cpu) -> bool {
-    precision == Precision::Bf16 && cpu.isa().has_bf16_products()
 }

@@ -284,7 +284,7 @@ fn models_are_trained() {
         let (before, after) = (loss(found, "held_out_loss_before"), loss(found, "held_out_loss"));
         assert!(after < before, "{kind}: {before} {after}");
         let model = found["output"].as_str().unwrap();
-        let again = self::run_once(&data, model, &path(&format!("again-{kind}")));
+        let again = loss_of(&data, model, &path(&format!("again-{kind}")));
         assert!((again - after).abs() < 0.01, "{kind}: {after} is written as {again}");
     };
     check(&found("tiny-austen", &path("full"), &["--full"]), "full");
@@ -319,7 +319,7 @@ fn models_are_trained() {
 }
 
 /// The held-out loss of a model.
-fn run_once(data: &str, model: &str, out: &str) -> f64 {
+fn loss_of(data: &str, model: &str, out: &str) -> f64 {
     let args = ["finetune", model, data, "-o", out, "--held-out", "0.25", "--exact"];
     let found = json(&[&args[..], &["--steps", "1", "--json"]].concat());
     found["held_out_loss_before"].as_f64().unwrap()

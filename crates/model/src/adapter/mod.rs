@@ -173,13 +173,19 @@ impl AdapterFile {
     /// Adds a tensor that stands in the place of the model's, by its GGUF name (PEFT's `modules_to_save`).
     ///
     /// # Errors
-    /// [`Error::Adapter`] where the model has no such tensor, or one of another size.
+    /// [`Error::Adapter`] where the model has no such tensor, or one of another size, and for those that are not
+    /// [kept whole](is_saved_whole).
     pub fn insert_tensor(
         &mut self,
         config: &ModelConfig,
         name: &str,
         values: Vec<f32>,
     ) -> Result<()> {
+        if !is_saved_whole(name) {
+            return Err(self.refused(format!(
+                "its tensor `{name}` is a bias or holds experts, which adapters do not keep whole; merge it into the model"
+            )));
+        }
         let shape = config.tensor_shape(name);
         let len = shape.map(|shape| shape.iter().product::<usize>());
         if len != Some(values.len()) {
@@ -257,6 +263,11 @@ impl AdapterFile {
     fn refused(&self, problem: impl Into<String>) -> Error {
         Error::Adapter { path: self.path.clone(), problem: problem.into() }
     }
+}
+
+/// Whether adapters may hold the tensor of this name whole: weights of single modules, and no biases.
+pub fn is_saved_whole(name: &str) -> bool {
+    name.ends_with(".weight") && !name.contains("_exps")
 }
 
 fn is_finite(values: &[f32]) -> bool {

@@ -280,17 +280,19 @@ impl StageAdapters<'_> {
         outs: &mut [&mut Vec<f32>; LAYERS],
     ) {
         for (place, out) in outs.iter_mut().enumerate() {
-            let growth = |one: &'_ ScaledAdapter| self.growth(one, place).is_some();
-            let of_place = || adapters.into_iter().flatten().filter(|one| growth(one));
-            let Some(width) = of_place().find_map(|one| self.growth(one, place)).map(<[f32]>::len)
-            else {
-                continue;
+            let growing = || {
+                let all = adapters.into_iter().flatten();
+                all.filter_map(move |one| Some((one.scale, self.growth(one, place)?)))
             };
+            let Some((scale, first)) = growing().next() else { continue };
+            let (width, is_alone) = (first.len(), growing().nth(1).is_none());
             for y in out[rows.start * width..rows.end * width].chunks_exact_mut(width) {
+                if is_alone {
+                    y.iter_mut().zip(first).for_each(|(y, growth)| *y *= 1.0 + scale * growth);
+                    continue;
+                }
                 for (i, y) in y.iter_mut().enumerate() {
-                    let grown =
-                        of_place().filter_map(|one| Some(one.scale * self.growth(one, place)?[i]));
-                    *y *= 1.0 + grown.sum::<f32>();
+                    *y *= 1.0 + growing().map(|(scale, growth)| scale * growth[i]).sum::<f32>();
                 }
             }
         }

@@ -17,7 +17,7 @@ const DEVIATION: f64 = 0.02;
 
 impl Checkpoint {
     /// Opens a directory with `config.json` and a tokenizer's files. The model has no weights: reading fails until they
-    /// are [replaced](Checkpoint::replaced).
+    /// are [replaced](Checkpoint::replaced), or [random](Checkpoint::with_random_weights).
     ///
     /// # Errors
     /// Whatever is wrong with the configuration.

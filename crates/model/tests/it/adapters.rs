@@ -220,6 +220,19 @@ fn whole_tensors_replace_the_models() {
     }
 }
 
+/// Biases and experts have no place in adapters.
+#[test]
+fn only_weights_of_single_modules_are_kept_whole() {
+    for (case, name) in [("mixtral", "blk.0.ffn_gate_exps.weight"), ("qwen2", "blk.0.attn_q.bias")]
+    {
+        let config = open(case).config().clone();
+        let len = config.tensor_shape(name).unwrap().iter().product();
+        let inserted = AdapterFile::new("test").insert_tensor(&config, name, vec![0.0; len]);
+        let error = inserted.unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("merge"), "{error}");
+    }
+}
+
 /// Logits of several sequences in one batch, a token at a time after a prompt.
 fn together(model: &Model, cpu: &Cpu, adapters: &[Vec<ScaledAdapter>]) -> Vec<Vec<f32>> {
     let config = model.config();

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bevel_base::DType;
 use bevel_compress::solve::RowRounding;
 use bevel_compress::{Base, Options, Override, Preview, Recipe, Storage};
 use bevel_kernels::Cpu;
-use bevel_model::{Checkpoint, Entry};
+use bevel_model::{Checkpoint, Entry, is_saved_whole};
 use bevel_train::{AsStored, LoraConfig, Rounding, Ternary, Trainable, Trained, write_adapter};
 
 use super::Args;
@@ -69,6 +69,16 @@ impl Goal {
                 checkpoint.tensors().keys().any(|name| bevel_base::matches(pattern, name));
             let tied = checkpoint.config().tied && pattern == "output.weight";
             ensure!(!tied, "the head of this model is its embedding; say `embeddings`");
+            // Before hours of training.
+            let no_place = checkpoint
+                .tensors()
+                .keys()
+                .find(|name| bevel_base::matches(pattern, name) && !is_saved_whole(name));
+            if let (Self::Adapter(..), Some(name)) = (self, no_place) {
+                bail!(
+                    "adapters have no place for `{name}`, a bias or experts; train it with --train, which writes a model"
+                );
+            }
             ensure!(
                 is_there,
                 "no tensor of this model is called `{pattern}`; `bevel inspect --tensors` lists their names"
